@@ -1,0 +1,1 @@
+"""The vocabulary of evidence: digests and records. Imports nothing of ours, no torch and no kfp."""

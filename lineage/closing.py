@@ -1,0 +1,56 @@
+"""Close a run: derive its status from the records its steps left.
+
+A run is ``promoted``, ``judged`` (registered, not promoted), ``nothing-new`` or ``failed``. Steps that died left no
+record, so a run that neither registered a version nor found nothing new has failed, whatever its steps' exit codes
+said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import fsspec
+
+from lineage.records import RunContext, StepRecord, read_records, recording
+
+Outcome = Literal["promoted", "judged", "nothing-new", "failed"]
+CLOSING = "close-run"
+
+
+def outcome(records: Mapping[str, StepRecord]) -> Outcome:
+    """What a run came to, from its records."""
+    done = {name for name, record in records.items() if record.status == "complete"}
+    if any(record.status == "failed" for record in records.values()):
+        return "failed"
+    if "promote" in done:
+        return "promoted" if records["promote"].facts.get("alias") == "champion" else "judged"
+    return "nothing-new" if "nothing-new" in done else "failed"
+
+
+def close(run: Mapping[str, Any] | RunContext, model_name: str, killed: bool = False) -> Outcome:
+    """Write the closing record and end the MLflow run, if the run opened one. Safe to repeat.
+
+    Args:
+        killed: the run was interrupted.
+    """
+    context = run if isinstance(run, RunContext) else RunContext.model_validate(run)
+    records = read_records(context.records, context.id)
+    records.pop(CLOSING, None)
+    result = outcome(records)
+    with recording(context, CLOSING, parameters={"killed": killed}) as record:
+        record.facts["outcome"] = result
+        if "plan" in records and records["plan"].facts.get("mlflow_run"):
+            from lineage.registry import Registry
+
+            ended: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED" if result == "failed" else "FINISHED"
+            Registry(context.tracking_uri, model_name).close_run(context.id, "KILLED" if killed else ended)
+    return result
+
+
+def unclosed(records: str) -> list[str]:
+    """The runs that left records and no closing one: they were lost, or still run."""
+    filesystem, root = fsspec.url_to_fs(records)
+    runs = {path.rsplit("/", 2)[-2] for path in filesystem.glob(f"{root}/*/*.json")}
+    closed = {path.rsplit("/", 2)[-2] for path in filesystem.glob(f"{root}/*/{CLOSING}.json")}
+    return sorted(runs - closed)

@@ -1,0 +1,81 @@
+"""Digests: the names by which evidence is bound together.
+
+A digest is written ``sha256:<hex>``. A file's digest is of its bytes, a directory's of the sorted list of its
+files (relative path and file digest), a value's of its canonical JSON. Equal digests mean equal content,
+wherever it lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib.metadata import distributions
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+PREFIX = "sha256:"
+
+
+class LineageError(Exception):
+    """Evidence is missing, malformed or does not match; the message says which and what to do."""
+
+
+def digest_bytes(content: bytes) -> str:
+    """The digest of ``content``."""
+    return PREFIX + hashlib.sha256(content).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """The digest of a file's bytes."""
+    with path.open("rb") as stream:
+        return PREFIX + hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """The digest of a JSON value: sorted keys, no white space, no NaN."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return digest_bytes(text.encode())
+
+
+def digest_path(path: Path | str) -> str:
+    """The digest of a file, or of a directory as the sorted list of its files.
+
+    Raises:
+        LineageError: nothing is there.
+    """
+    path = Path(path)
+    if path.is_file():
+        return digest_file(path)
+    if not path.is_dir():
+        raise LineageError(f"nothing to take a digest of at {path}")
+    files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+    return digest_json([[name, digest_file(path / name)] for name in files])
+
+
+def manifest_digest(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The digest of manifest rows, in their order, without their ``uri``: the same wherever the images lie."""
+    return digest_json([{key: value for key, value in row.items() if key != "uri"} for row in rows])
+
+
+def code_digest(*packages: str) -> str:
+    """The digest of the Python sources of installed ``packages``, the same in a checkout and in an image.
+
+    Raises:
+        LineageError: a package is not installed.
+    """
+    sources: list[list[str]] = []
+    for package in sorted(packages):
+        spec = find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise LineageError(f"package {package!r} is not installed; its code has no digest")
+        root = Path(next(iter(spec.submodule_search_locations)))
+        for source in root.rglob("*.py"):
+            sources.append([f"{package}/{source.relative_to(root).as_posix()}", digest_file(source)])
+    return digest_json(sorted(sources))
+
+
+def packages_digest() -> str:
+    """The digest of what is installed: the sorted list of (distribution, version)."""
+    return digest_json(sorted({(d.metadata["Name"].lower(), d.version) for d in distributions()}))

@@ -1,0 +1,157 @@
+"""Step records: what each step took, gave, and ran with.
+
+A record is written when the step ends, also when it fails; a record that cannot be written fails the step.
+
+    with recording(run, "validate-data", parameters=settings) as record:
+        record.input("snapshot", snapshot_path)
+        ...
+        record.output("validated", validated_path)
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import fsspec
+from pydantic import BaseModel, ConfigDict, Field
+
+from lineage.digests import PREFIX, LineageError, code_digest, digest_json, digest_path, packages_digest
+
+Status = Literal["complete", "failed"]
+
+IMAGE_VARIABLE = "TRIPTYCH_IMAGE"
+"""The environment variable by which a containers runner tells a step its image."""
+
+# The rooms whose code decides what a run gives.
+PRODUCT = ("lineage", "training", "components")
+
+
+class RunContext(BaseModel):
+    """What every step is told about the run it belongs to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    records: str
+    """URI of the folder that holds all records."""
+    tracking_uri: str
+    """The MLflow tracking server or store."""
+
+
+class StepRecord(BaseModel):
+    """One step of one run: the evidence it leaves."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: str
+    step: str
+    status: Status = "failed"
+    started: str
+    ended: str | None = None
+    error: str | None = None
+    user: str
+    host: dict[str, str]
+    code: str
+    packages: str
+    image: str | None = None
+    """Id of the container image that the step ran in; None where it ran as a process."""
+    parameters: dict[str, Any]
+    inputs: dict[str, str] = Field(default_factory=dict)
+    outputs: dict[str, str] = Field(default_factory=dict)
+    facts: dict[str, Any] = Field(default_factory=dict)
+    """Measured or decided by the step: counts, seeds, thread counts, decisions."""
+
+    def input(self, name: str, content: Path | str) -> str:
+        """Note an input by digest; ``content`` is a path, or a digest already taken. Returns the digest."""
+        self.inputs[name] = _digest(content)
+        return self.inputs[name]
+
+    def output(self, name: str, content: Path | str) -> str:
+        """Note an output by digest, as `input` does."""
+        self.outputs[name] = _digest(content)
+        return self.outputs[name]
+
+    def digest(self) -> str:
+        """The digest of this record's canonical JSON."""
+        return digest_json(self.model_dump(mode="json"))
+
+
+def _digest(content: Path | str) -> str:
+    if isinstance(content, str) and content.startswith(PREFIX):
+        return content
+    return digest_path(content)
+
+
+@contextmanager
+def recording(run: Mapping[str, Any] | RunContext, step: str, parameters: Mapping[str, Any]) -> Iterator[StepRecord]:
+    """Do a step's work and leave its record.
+
+    Raises:
+        LineageError: the record cannot be written.
+    """
+    context = run if isinstance(run, RunContext) else RunContext.model_validate(run)
+    record = StepRecord(
+        run=context.id,
+        step=step,
+        started=_now(),
+        user=getpass.getuser(),
+        host={"platform": platform.platform(), "python": platform.python_version()},
+        code=code_digest(*PRODUCT),
+        packages=packages_digest(),
+        image=os.environ.get(IMAGE_VARIABLE),
+        parameters=dict(parameters),
+    )
+    try:
+        yield record
+    except BaseException as error:
+        record.error = f"{type(error).__name__}: {error}"
+        record.ended = _now()
+        write_record(context.records, record)
+        raise
+    record.status, record.ended = "complete", _now()
+    write_record(context.records, record)
+
+
+def write_record(records: str, record: StepRecord) -> None:
+    """Write ``record`` whole or not at all to ``<records>/<run>/<step>.json``."""
+    filesystem, root = fsspec.url_to_fs(records)
+    target = f"{root}/{record.run}/{record.step}.json"
+    partial = f"{target}.{os.getpid()}.partial"
+    try:
+        filesystem.makedirs(f"{root}/{record.run}", exist_ok=True)
+        with filesystem.open(partial, "w") as stream:
+            stream.write(record.model_dump_json(indent=2))
+        filesystem.mv(partial, target)
+    except OSError as error:
+        raise LineageError(
+            f"the record of step {record.step!r} cannot be written to {target}: {error}; "
+            "a step without a record does not count: make the folder writable and run again"
+        ) from error
+
+
+def read_records(records: str, run: str) -> dict[str, StepRecord]:
+    """All records of one run, by step name, in the order in which the steps began.
+
+    Raises:
+        LineageError: a record is there and cannot be read.
+    """
+    filesystem, root = fsspec.url_to_fs(records)
+    found: list[StepRecord] = []
+    for path in filesystem.glob(f"{root}/{run}/*.json"):
+        try:
+            found.append(StepRecord.model_validate(json.loads(filesystem.cat_file(path))))
+        except ValueError as error:
+            raise LineageError(f"{path} is not a step record: {error}") from error
+    return {record.step: record for record in sorted(found, key=lambda record: record.started)}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

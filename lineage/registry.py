@@ -1,0 +1,197 @@
+"""The model registry: versions, the champion, and the evidence each version carries, kept in MLflow.
+
+Everything that binds one thing to another is a digest; version numbers and tags only help to find it. Weights that
+come out of the registry are checked against the digest the caller expects.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from lineage.digests import LineageError, digest_path
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+TAG = "triptych."
+MODEL_FOLDER = "model"
+EVIDENCE_FOLDER = "evidence"
+
+
+class RegistrySettings(BaseModel):
+    """Where candidates are registered and who promotes them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model_name: str
+    """The registered model, such as ``portrait-avatars``."""
+    mode: Literal["auto", "manual"] = "auto"
+    """``auto``: a promote verdict moves ``champion``. ``manual``: it sets ``challenger`` and a person decides."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of the registered model, with our tags (without their prefix)."""
+
+    name: str
+    number: str
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+    run: str
+    """The MLflow run that logged it."""
+    created: int
+    """Milliseconds since the epoch."""
+
+    @property
+    def uri(self) -> str:
+        """Where its weights are."""
+        return f"models:/{self.name}/{self.number}"
+
+
+class Registry:
+    """One registered model in one MLflow server or store."""
+
+    def __init__(self, tracking_uri: str, model_name: str) -> None:
+        from mlflow import MlflowClient
+
+        self.tracking_uri = tracking_uri
+        self.model_name = model_name
+        self.client: MlflowClient = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+
+    def versions(self) -> list[Version]:
+        """All versions, oldest first."""
+        found = self.client.search_model_versions(f"name = '{self.model_name}'")
+        aliases = self._aliases()
+        versions = [
+            Version(
+                name=self.model_name,
+                number=str(version.version),
+                aliases=tuple(sorted(a for a, number in aliases.items() if number == str(version.version))),
+                tags={k.removeprefix(TAG): v for k, v in version.tags.items() if k.startswith(TAG)},
+                run=version.run_id,
+                created=version.creation_timestamp,
+            )
+            for version in found
+        ]
+        return sorted(versions, key=lambda version: int(version.number))
+
+    def champion(self) -> Version | None:
+        """The version that holds the alias ``champion``, if any."""
+        return next((version for version in self.versions() if CHAMPION in version.aliases), None)
+
+    def open_run(self, run: str) -> str:
+        """The MLflow run of pipeline run ``run``: the one already there, or a new one. Returns its id."""
+        found = self._find_run(run)
+        if found is not None:
+            return found
+        experiment = self.client.get_experiment_by_name(self.model_name)
+        experiment_id = experiment.experiment_id if experiment else self._create_experiment()
+        tags = {f"{TAG}run": run}
+        return str(self.client.create_run(experiment_id, run_name=run, tags=tags).info.run_id)
+
+    def close_run(self, run: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """Close the MLflow run of pipeline run ``run`` if it has one."""
+        found = self._find_run(run)
+        if found is not None:
+            self.client.set_terminated(found, status=status)
+
+    def register(
+        self,
+        mlflow_run: str,
+        candidate: Path,
+        evidence: Mapping[str, Path],
+        tags: Mapping[str, str],
+        description: str,
+    ) -> Version:
+        """Store a candidate with its evidence as a new version; a repeated call gives the version already there."""
+        for version in self.versions():
+            if version.run == mlflow_run:
+                return version
+        self.client.log_artifacts(mlflow_run, str(candidate), MODEL_FOLDER)
+        for folder, path in evidence.items():
+            log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+            log(mlflow_run, str(path), f"{EVIDENCE_FOLDER}/{folder}" if path.is_dir() else EVIDENCE_FOLDER)
+        source = f"{self.client.get_run(mlflow_run).info.artifact_uri}/{MODEL_FOLDER}"
+        if not self._exists():
+            self.client.create_registered_model(self.model_name)
+        made = self.client.create_model_version(
+            self.model_name,
+            source,
+            run_id=mlflow_run,
+            tags={f"{TAG}{name}": value for name, value in tags.items()},
+            description=description,
+        )
+        return next(version for version in self.versions() if version.number == str(made.version))
+
+    def set_alias(self, alias: str, version: Version) -> None:
+        """Point ``alias`` at ``version``."""
+        self.client.set_registered_model_alias(self.model_name, alias, version.number)
+
+    def tag(self, version: Version, tags: Mapping[str, Any]) -> None:
+        """Set our tags on ``version``."""
+        for name, value in tags.items():
+            self.client.set_model_version_tag(self.model_name, version.number, f"{TAG}{name}", str(value))
+
+    def _create_experiment(self) -> str:
+        # A store without a server keeps its files beside the database, not in the folder we happen to run in.
+        database = self.tracking_uri.removeprefix("sqlite:///")
+        place = None if database == self.tracking_uri else (Path(database).parent / "artifacts").as_uri()
+        return str(self.client.create_experiment(self.model_name, artifact_location=place))
+
+    def _exists(self) -> bool:
+        return bool(self.client.search_registered_models(f"name = '{self.model_name}'"))
+
+    def _aliases(self) -> dict[str, str]:
+        if not self._exists():
+            return {}
+        return {a: str(n) for a, n in self.client.get_registered_model(self.model_name).aliases.items()}
+
+    def _find_run(self, run: str) -> str | None:
+        experiment = self.client.get_experiment_by_name(self.model_name)
+        if experiment is None:
+            return None
+        found = self.client.search_runs([experiment.experiment_id], f"tags.`{TAG}run` = '{run}'")
+        return str(found[0].info.run_id) if found else None
+
+
+def fetch_weights(tracking_uri: str, uri: str, digest: str, target: Path) -> Path:
+    """Copy the weights at ``uri`` (``models:/NAME/N`` or a local folder) to ``target`` and check them.
+
+    Raises:
+        LineageError: nothing is there, or it is not what ``digest`` says; ``target`` is then left alone.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        found = _download(tracking_uri, uri, scratch) if uri.startswith("models:/") else Path(uri)
+        actual = digest_path(found)
+        if actual != digest:
+            raise LineageError(
+                f"the weights at {uri} have digest {actual}, expected {digest or 'one that is missing'}: they were "
+                "changed after they were recorded; restore them, or train anew with --force"
+            )
+        shutil.copytree(found, target, dirs_exist_ok=True)
+    return target
+
+
+def _download(tracking_uri: str, uri: str, scratch: str) -> Path:
+    from mlflow import MlflowClient
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        # Not by its models:/ name: MLflow then writes a file of its own among the weights.
+        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        stored = client.get_model_version_download_uri(*uri.removeprefix("models:/").split("/"))
+        return Path(download_artifacts(artifact_uri=stored, tracking_uri=tracking_uri, dst_path=scratch))
+    except (MlflowException, OSError) as error:
+        raise LineageError(
+            f"the weights of {uri} are not in the artifact store: {error}; restore them, or train anew with --force"
+        ) from error
