@@ -1,0 +1,186 @@
+"""Backbone and projector as one module, and the loss of one batch.
+
+Accelerate with DeepSpeed takes one model; the export takes the backbone's weights out of it again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.draws import batch_samples, draw_null_tokens, draw_sample, is_dropped
+from training.features import Features
+from training.settings import TrainingSettings
+from training.supervision import (
+    Phase,
+    Projector,
+    Tap,
+    default_tap,
+    global_losses,
+    local_losses,
+    pool_tokens,
+)
+
+BACKBONE = "backbone."
+"""Prefix of the backbone's parameters in `SupervisedTransformer`."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's share of a global batch, B samples."""
+
+    noisy: Tensor
+    """x_t = (1 - σ) x_0 + σ ε: (B, C, h, w)."""
+    velocity: Tensor
+    """ε - x_0, what the MM-DiT is to predict: (B, C, h, w)."""
+    timesteps: Tensor
+    """σ times the number of training timesteps: (B,)."""
+    embeddings: Tensor
+    """(B, L + null tokens, joint_attention_dim)."""
+    pooled: Tensor
+    """(B, P)."""
+    target: Tensor | None
+    """C: (B, T_v, d)."""
+    caption_target: Tensor | None
+    """z_g: (B, d)."""
+    shares: Tensor
+    """(B,): each sample's weight in the supervision, 0 where masked; over all processes they average to 1 / B."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss of a batch and its parts, scalars in fp32; parts without supervision are None."""
+
+    total: Tensor
+    flow: Tensor
+    local: Tensor | None = None
+    caption: Tensor | None = None
+
+
+class SupervisedTransformer(nn.Module):
+    """An MM-DiT whose image stream is tapped and projected to the teacher's space while it trains."""
+
+    def __init__(self, backbone: Any, features: Features, settings: TrainingSettings) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector: Projector | None = None
+        self.global_weight = settings.supervision.global_weight
+        config = backbone.config
+        self.patch = int(config.patch_size)
+        if settings.supervision.enabled:
+            asked = settings.supervision.tap
+            tap = default_tap(config.num_layers) if asked is None else asked
+            width = config.num_attention_heads * config.attention_head_dim
+            self._tap = Tap(backbone, tap)
+            self._grid = features.info.teacher_grid or (1, 1)
+            torch.manual_seed(settings.seed)
+            self.projector = Projector(width, settings.supervision.projector_hidden, features.teacher_width)
+
+    def forward(self, batch: Batch, phase: Phase) -> Losses:
+        """The losses of ``batch``: the velocity loss, and the supervision while ``phase`` has weight."""
+        supervised = self.projector is not None and phase.weight > 0
+        if supervised:
+            self._tap.clear()
+        dtype = next(self.backbone.parameters()).dtype
+        predicted = self.backbone(
+            hidden_states=batch.noisy.to(dtype),
+            encoder_hidden_states=batch.embeddings.to(dtype),
+            pooled_projections=batch.pooled.to(dtype),
+            timestep=batch.timesteps,
+            return_dict=False,
+        )[0]
+        flow = functional.mse_loss(predicted.float(), batch.velocity)
+        if not supervised:
+            return Losses(total=flow, flow=flow)
+        local, caption = self._supervise(batch, phase.detached)
+        return Losses(flow + phase.weight * (local + self.global_weight * caption), flow, local, caption)
+
+    def _supervise(self, batch: Batch, detached: bool) -> tuple[Tensor, Tensor]:
+        assert self.projector is not None and batch.target is not None and batch.caption_target is not None
+        stream = self._tap.stream()
+        height, width = batch.noisy.shape[-2:]
+        grid = (height // self.patch, width // self.patch)
+        projected = self.projector(pool_tokens(stream.detach() if detached else stream, grid, self._grid))
+        local = local_losses(projected, batch.target)
+        caption = global_losses(projected, batch.caption_target)
+        return (local * batch.shares).sum(), (caption * batch.shares).sum()
+
+
+def parameter_groups(model: SupervisedTransformer, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups: matrices, which decay, and biases and norms, which do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Makes the batches of one process, each from its step alone."""
+
+    features: Features
+    settings: TrainingSettings
+    shift: float
+    """The scheduler's time shift: σ = shift u / (1 + (shift - 1) u)."""
+    timesteps: int
+    """Training timesteps of the scheduler."""
+    text_width: int
+    """joint_attention_dim of the MM-DiT, to which text embeddings are padded with zeros."""
+    rank: int
+    world: int
+
+    def __getitem__(self, step: int) -> Batch:
+        """This process's share of the global batch of ``step``, counted from 0."""
+        settings = self.settings
+        everyone = batch_samples(settings.seed, step, settings.batch_size, len(self.features))
+        drops = [is_dropped(settings.seed, *sample, settings.caption_dropout) for sample in everyone]
+        share = settings.batch_size // self.world
+        mine = slice(self.rank * share, (self.rank + 1) * share)
+        samples, dropped = everyone[mine], drops[mine]
+        cached = self.features.batch([index for _, index in samples], dropped)
+        draws = [draw_sample(settings.seed, *sample, self.features.latent_shape) for sample in samples]
+        noise = torch.from_numpy(np.stack([draw.noise for draw in draws]))
+        posterior = torch.from_numpy(np.stack([draw.posterior_noise for draw in draws]))
+        quantile = torch.tensor([draw.quantile for draw in draws])
+        sigma = self.shift * quantile / (1 + (self.shift - 1) * quantile)
+        latents = cached.mean + cached.std * posterior
+        spread = sigma[:, None, None, None]
+        nulls = draw_null_tokens(settings.seed, step, *settings.null_tokens)
+        return Batch(
+            noisy=torch.lerp(latents, noise, spread),
+            velocity=noise - latents,
+            timesteps=sigma * self.timesteps,
+            embeddings=self._pad(cached.embeddings, nulls),
+            pooled=cached.pooled,
+            target=cached.target,
+            caption_target=cached.caption_target,
+            shares=self._shares(drops, dropped),
+        )
+
+    def _pad(self, embeddings: Tensor, nulls: int) -> Tensor:
+        """Zeros to the right of each token up to the MM-DiT's text width, and ``nulls`` zero tokens after them."""
+        return functional.pad(embeddings, (0, self.text_width - embeddings.shape[-1], 0, nulls))
+
+    def _shares(self, everyone_dropped: list[bool], dropped: list[bool]) -> Tensor:
+        """Weights by which the supervision is a mean over all kept samples of all processes.
+
+        Gradients are averaged over processes, so a sample's weight is world / (kept in all processes).
+        """
+        masked = self.settings.supervision.mask_dropped
+        kept = len(everyone_dropped) - (sum(everyone_dropped) if masked else 0)
+        weight = self.world / max(kept, 1)
+        return torch.tensor([0.0 if masked and drop else weight for drop in dropped])
+
+
+def move(batch: Batch, device: torch.device) -> Batch:
+    """``batch`` on ``device``; itself where it is there already."""
+    if batch.noisy.device == device:
+        return batch
+    tensors: dict[str, Any] = {name: None if t is None else t.to(device) for name, t in vars(batch).items()}
+    return Batch(**tensors)

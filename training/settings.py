@@ -1,0 +1,116 @@
+"""What can be chosen about training: the ``training`` section of the configuration.
+
+Read by two steps, encode features and fine-tune. Imports neither torch nor anything else that is slow.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_serializer(mode="wrap")
+    def _without_nulls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is not set: a KFP parameter cannot hold a null."""
+        return {name: value for name, value in serialize(self).items() if value is not None}
+
+
+class SupervisionSettings(_Section):
+    """Feature supervision of the image branch; all of it costs nothing at inference."""
+
+    enabled: bool = True
+    """False: plain supervised fine-tuning, no teacher needed."""
+    tap: int | None = Field(default=None, ge=0)
+    """Index of the joint block whose image stream is supervised; None: about a third of the depth."""
+    weight: float = Field(default=0.5, ge=0)
+    """λ, the weight of the supervision beside the velocity loss, at its height."""
+    global_weight: float = Field(default=0.5, ge=0)
+    """α, the weight of the caption-level loss beside the patch-level one."""
+    warmup_fraction: float = Field(default=0.05, ge=0, le=1)
+    """Share of the steps in which only the projector learns: the tapped stream is detached."""
+    ramp_fraction: float = Field(default=0.05, ge=0, le=1)
+    """Share of the steps, after the warm-up, in which λ rises linearly from 0 to ``weight``."""
+    decay_end_fraction: float = Field(default=0.65, gt=0, le=1)
+    """Share of the steps after which λ is 0; it falls to it as a cosine from the end of the ramp."""
+    projector_hidden: int = Field(default=2048, ge=1)
+    """Width of the projector's two hidden layers."""
+    mask_dropped: bool = True
+    """Leave samples whose caption was dropped out of the supervision."""
+    target: Literal["text"] = "text"
+    """What the patches are supervised with: ``text``, the vision-aligned text features of their own caption."""
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Self:
+        if self.warmup_fraction + self.ramp_fraction > self.decay_end_fraction:
+            raise ValueError(
+                f"warmup_fraction {self.warmup_fraction} and ramp_fraction {self.ramp_fraction} together end "
+                f"after decay_end_fraction {self.decay_end_fraction}; make them shorter or let the decay end later"
+            )
+        return self
+
+
+class TrainingSettings(_Section):
+    """One fine-tuning run. Equal settings, features and machine give a candidate with equal digest."""
+
+    base_model: Path
+    """Folder of the diffusers SD3 bundle to start from (two CLIP text encoders, no T5)."""
+    teacher: Path | None = None
+    """Folder of the transformers SigLIP dual encoder and its tokenizer; needed while supervision is enabled."""
+    steps: int = Field(default=1000, ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(default=32, ge=1)
+    """Images in one optimizer step, over all processes; a multiple of ``processes``."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """AdamW's step size, after the warm-up."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decoupled weight decay, on matrices only (not on biases and norms)."""
+    warmup_steps: int = Field(default=20, ge=0)
+    """Optimizer steps in which the learning rate rises linearly from 0."""
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: stay, or fall to 0 as half a cosine by the last step."""
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global L2 norm where it is exceeded."""
+    processes: int = Field(default=2, ge=1)
+    """Training processes on this machine, one an accelerator, or sharing the CPU."""
+    threads_per_process: int = Field(default=1, ge=1)
+    """CPU threads of each process; more of them in all than cores slows training down many times."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of forward and backward; master weights, optimizer, losses and average stay fp32. bf16
+    pays on GPUs and on CPUs with AMX or AVX-512 bf16, and is far slower than fp32 on others: measure."""
+    seed: int = Field(default=0, ge=0, lt=2**53)
+    """Decides data order, noise, timesteps, dropout and the projector's first weights."""
+    caption_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of samples trained on the empty caption, which classifier-free guidance needs."""
+    null_tokens: tuple[int, int] = (1, 1)
+    """Fewest and most zero tokens appended to the CLIP tokens, drawn anew each step. Diffusers' SD3 pipeline
+    without T5 appends ``max_sequence_length`` of them (256 unless told): train with what is sampled with."""
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    """Most decay of the moving average of the weights, a step; the average is what is exported."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between two points of the loss curves, each the mean over the steps since the last."""
+    supervision: SupervisionSettings = SupervisionSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.batch_size % self.processes:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of processes {self.processes}; change either"
+            )
+        low, high = self.null_tokens
+        if not 0 <= low <= high:
+            raise ValueError(f"null_tokens {self.null_tokens} is not a range; give [fewest, most], both >= 0")
+        if self.supervision.enabled and self.teacher is None:
+            raise ValueError("supervision is enabled and teacher is missing; name its folder or disable supervision")
+        return self

@@ -1,0 +1,69 @@
+"""What a person sees while training runs, in the terminal and in MLflow."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from lineage.progress import report
+from training.curves import CurvePoint
+from training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class MlflowRun:
+    """An MLflow run that takes the loss curves."""
+
+    tracking_uri: str
+    run_id: str
+
+
+class Terminal:
+    """One progress line a point, and everything else that the processes print."""
+
+    def __init__(self, settings: TrainingSettings) -> None:
+        self._steps, self._batch_size = settings.steps, settings.batch_size
+
+    def point(self, point: CurvePoint) -> None:
+        """Show a point of the loss curves, and the time left at the speed of its steps."""
+        elapsed = point.step * self._batch_size / point.samples_per_second
+        figures = f"loss {point.loss:.4f}, velocity {point.loss_flow:.4f}"
+        if point.loss_local is not None:
+            figures += f", patches {point.loss_local:.3f}"
+        figures += f", {point.samples_per_second:.1f} images/s"
+        report("fine-tuning", point.step, self._steps, elapsed, figures)
+
+    def line(self, line: str) -> None:
+        """Pass on a line that the processes printed."""
+        print(line, flush=True)
+
+
+class MlflowCurves:
+    """Sends points to an MLflow run; a server that is away costs the live curves, not the training."""
+
+    def __init__(self, run: MlflowRun | None) -> None:
+        self._run = run
+        self._client: Any = None
+        self.error: str | None = None
+        """The first failure to reach MLflow; no further points are sent after it."""
+        if run:
+            from mlflow import MlflowClient
+
+            self._client = MlflowClient(run.tracking_uri)
+
+    def point(self, point: CurvePoint) -> None:
+        """Log a point's numbers under ``training/``."""
+        if self._run is None or self.error:
+            return
+        from mlflow.entities import Metric
+        from mlflow.exceptions import MlflowException
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(f"training/{name}", value, now, point.step) for name, value in point.metrics().items()]
+        try:
+            self._client.log_batch(self._run.run_id, metrics=metrics)
+        except (MlflowException, OSError) as error:
+            self.error = f"{type(error).__name__}: {error}"
+            print(f"the loss curves no longer reach MLflow, training goes on: {self.error}", file=sys.stderr)
