@@ -1,0 +1,1 @@
+"""Encode features: everything that training reads, computed once from the validated pictures."""

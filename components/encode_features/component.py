@@ -1,0 +1,25 @@
+"""Encode features, as a pipeline step."""
+
+from kfp.dsl import Dataset, Input, Output
+
+from components.image import step
+
+
+@step
+def encode_features(run: dict, training: dict, validated: Input[Dataset], features: Output[Dataset]) -> str:
+    """Encode latents, text embeddings and teacher features of the accepted pictures; returns their digest."""
+    from pathlib import Path
+
+    from components.encode_features.pictures import encode_pictures
+    from lineage.records import recording
+    from training.settings import TrainingSettings
+
+    with recording(run, "encode-features", parameters=training) as record:
+        settings = TrainingSettings.model_validate(training)
+        record.input("validated", validated.path)
+        info = encode_pictures(settings, Path(validated.path), Path(features.path))
+        record.input("base_model", info.base_model)
+        if info.teacher:
+            record.input("teacher", info.teacher)
+        record.facts |= info.model_dump(mode="json")
+        return record.output("features", features.path)

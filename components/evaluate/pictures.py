@@ -1,0 +1,42 @@
+"""The sample grid: the same prompts and seeds drawn by both models, side by side."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from components.evaluate.evaluation_set import Prompt
+
+
+def draw_sample_grid(
+    samples: Sequence[tuple[Prompt, int]], files: Mapping[str, Sequence[Path]], count: int, target: Path
+) -> None:
+    """Write ``count`` samples, spread evenly over the set, as a PNG: one row a model, one column a prompt."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from PIL import Image
+
+    count = min(count, len(samples))
+    chosen = [i * len(samples) // count for i in range(count)]
+    columns = min(8, count)
+    blocks = -(-count // columns)
+    models = sorted(files, reverse=True)
+    rows = blocks * len(models)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(1.9 * columns, 2.25 * rows), squeeze=False)
+    for panel in axes.flat:
+        panel.axis("off")
+    for place, index in enumerate(chosen):
+        for offset, model in enumerate(models):
+            panel = axes[place // columns * len(models) + offset][place % columns]
+            with Image.open(files[model][index]) as image:
+                panel.imshow(image, interpolation="nearest")
+            title = "\n".join(textwrap.wrap(samples[index][0].text, 30)) if offset == 0 else ""
+            panel.set_title(title, fontsize=5.5)
+            if place % columns == 0:
+                panel.text(-0.08, 0.5, model, rotation=90, va="center", ha="center", transform=panel.transAxes)
+    figure.tight_layout()
+    figure.savefig(target, dpi=110)
+    pyplot.close(figure)

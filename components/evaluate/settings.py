@@ -1,0 +1,30 @@
+"""Settings of evaluate: on which prompts and by which scorers two models are compared."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ScorerSettings(BaseModel):
+    """One scorer: a name of the entry-point group ``triptych.scorers`` and the weights it loads."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scorer: str
+    weights: str
+
+
+class EvaluationSettings(BaseModel):
+    """What decides the scores, beside the two models."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    evaluation_set: str
+    """Folder of the evaluation set."""
+    scorers: tuple[ScorerSettings, ...] = Field(min_length=1)
+    batch_size: int = Field(default=50, ge=1)
+    """Pictures sampled at once."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only this many prompts, spread evenly over the set; for trying, not for promoting."""
+    grid: int = Field(default=16, ge=1, le=64)
+    """Prompts shown side by side in the sample grid."""

@@ -1,0 +1,1 @@
+"""Fine-tune: train a candidate, or fetch one that is known already."""

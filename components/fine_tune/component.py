@@ -1,0 +1,40 @@
+"""Fine-tune, as a pipeline step."""
+
+from typing import NamedTuple
+
+from kfp.dsl import HTML, Artifact, Dataset, Input, Model, Output
+
+from components.image import step
+
+
+@step
+def fine_tune(
+    run: dict,
+    training: dict,
+    mlflow_run: str,
+    reuse_uri: str,
+    reuse_digest: str,
+    features: Input[Dataset],
+    candidate: Output[Model],
+    curves: Output[HTML],
+    training_record: Output[Artifact],
+) -> NamedTuple("Outputs", digest=str):
+    """Train a candidate under DeepSpeed, or fetch the one at ``reuse_uri``; gives the digest of its folder."""
+    from collections import namedtuple
+    from pathlib import Path
+
+    from components.fine_tune.candidate import fetch_candidate, train_candidate
+    from lineage.records import recording
+    from training.settings import TrainingSettings
+    from training.watching import MlflowRun
+
+    outputs = Path(candidate.path), Path(curves.path), Path(training_record.path)
+    with recording(run, "fine-tune", parameters=training) as record:
+        record.input("features", features.path)
+        if reuse_uri:
+            record.facts |= fetch_candidate(reuse_uri, reuse_digest, run["tracking_uri"], *outputs)
+        else:
+            settings = TrainingSettings.model_validate(training)
+            curves_to = MlflowRun(run["tracking_uri"], mlflow_run) if mlflow_run else None
+            record.facts |= train_candidate(settings, Path(features.path), *outputs, curves_to)
+        return namedtuple("Outputs", "digest")(record.output("candidate", candidate.path))

@@ -1,0 +1,42 @@
+"""Register, as a pipeline step."""
+
+from kfp.dsl import Artifact, Dataset, Input, Model
+
+from components.image import step
+
+
+@step
+def register(
+    run: dict,
+    registry: dict,
+    snapshot_digest: str,
+    training_key: str,
+    evaluation_terms: str,
+    mlflow_run: str,
+    candidate: Input[Model],
+    training_record: Input[Artifact],
+    validated: Input[Dataset],
+    scores: Input[Dataset],
+    verdict: Input[Artifact],
+) -> str:
+    """Register the candidate with its evidence, whatever the verdict; returns the version's number."""
+    from pathlib import Path
+
+    from components.register.register import register_candidate, summary
+    from lineage.records import recording
+    from lineage.registry import Registry
+
+    with recording(run, "register", parameters=registry) as record:
+        inputs = {"candidate": candidate, "verdict": verdict, "training": training_record, "scores": scores}
+        paths = {name: Path(artifact.path) for name, artifact in {**inputs, "validated": validated}.items()}
+        for name, path in paths.items():
+            record.input(name, path)
+        keys = {
+            "snapshot": snapshot_digest,
+            "training_key": training_key,
+            "evaluation_terms": evaluation_terms,
+        }
+        store = Registry(run["tracking_uri"], registry["model_name"])
+        version = register_candidate(store, mlflow_run, paths.pop("candidate"), paths.pop("verdict"), paths, keys)
+        record.facts |= summary(version)
+        return version.number

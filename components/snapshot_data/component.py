@@ -1,0 +1,28 @@
+"""The first step: pin what is there to train on."""
+
+from typing import NamedTuple
+
+from kfp.dsl import Dataset, Output
+
+from components.image import step
+
+
+@step
+def snapshot_data(
+    run: dict,
+    data: dict,
+    snapshot: Output[Dataset],
+) -> NamedTuple("Outputs", digest=str, rows=int):
+    """Name every image and caption by content: the snapshot, its digest and its number of rows."""
+    from pathlib import Path
+
+    from components.snapshot_data.settings import DataSettings
+    from components.snapshot_data.snapshot import take_snapshot
+    from lineage.records import recording
+
+    with recording(run, "snapshot-data", parameters=data) as record:
+        taken = take_snapshot(DataSettings.model_validate(data), Path(snapshot.path))
+        record.input("metadata", taken.metadata)
+        record.output("snapshot", taken.digest)
+        record.facts.update(rows=taken.rows, bytes=taken.bytes, unlisted=len(taken.unlisted))
+    return taken.digest, taken.rows

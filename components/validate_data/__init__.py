@@ -1,0 +1,1 @@
+"""Validate data: measure every image once, hold the facts against an expectation suite, keep what is good."""

@@ -1,0 +1,146 @@
+"""The configuration of a retraining: one typed YAML file, one section for each room that reads it.
+
+Unknown keys are refused with the nearest known name. Relative places are resolved against the file they stand in.
+A file may build on another one with ``extends: other.yaml``; what it says itself comes on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from components.evaluate.settings import EvaluationSettings
+from components.gate.settings import AXES, GateSettings
+from components.snapshot_data.settings import DataSettings
+from components.validate_data.settings import ValidationSettings
+from lineage.registry import RegistrySettings
+from training.settings import TrainingSettings
+
+PLACES = (
+    ("data", "source"),
+    ("validation", "suite"),
+    ("training", "base_model"),
+    ("training", "teacher"),
+    ("evaluation", "evaluation_set"),
+)
+
+
+class ConfigurationError(Exception):
+    """The configuration cannot be used; the message names file and key and says what to do."""
+
+
+class Configuration(BaseModel):
+    """Everything a retraining is told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: DataSettings
+    validation: ValidationSettings
+    training: TrainingSettings
+    evaluation: EvaluationSettings
+    gate: GateSettings
+    registry: RegistrySettings
+
+    def arguments(self) -> dict[str, Any]:
+        """One JSON object a section: the parameters of the pipeline, which cannot hold nulls."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def places(self) -> Iterator[tuple[str, str]]:
+        """(key, place) of everything the run reads: local paths or URIs."""
+        sections = self.model_dump(mode="json")
+        for section, key in PLACES:
+            yield f"{section}.{key}", sections[section][key]
+        for index, scorer in enumerate(self.evaluation.scorers):
+            yield f"evaluation.scorers[{index}].weights", scorer.weights
+
+
+def read_configuration(path: Path) -> Configuration:
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigurationError: the file is missing, is not YAML, has an unknown or wrong key, or names a place that is
+            not there.
+    """
+    try:
+        configuration = Configuration.model_validate(_read_yaml(path.resolve(), ()))
+    except ValidationError as error:
+        raise ConfigurationError(f"{path}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
+    for key, place in configuration.places():
+        if is_local(place) and not Path(place).exists():
+            raise ConfigurationError(f"{path}: {key} is {place}, and nothing is there")
+    unset = sorted(set(AXES) - set(configuration.gate.margins))
+    if unset:
+        raise ConfigurationError(f"{path}: gate.margins has no margin for {', '.join(unset)}; every axis needs one")
+    return configuration
+
+
+def is_local(place: str) -> bool:
+    """Whether ``place`` is a path on this machine, not a URI."""
+    return "://" not in place
+
+
+def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise ConfigurationError(f"{path} extends itself")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigurationError(f"the configuration {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path} has no sections; see examples/avatars/retrain.yaml")
+    base = content.pop("extends", None)
+    _resolve_places(content, path.parent)
+    return _merge(_read_yaml((path.parent / base).resolve(), (*seen, path)), content) if base else content
+
+
+def _resolve_places(content: dict[str, Any], folder: Path) -> None:
+    def resolve(section: Any, key: str) -> None:
+        if isinstance(section, dict) and isinstance(section.get(key), str) and is_local(section[key]):
+            section[key] = str((folder / section[key]).resolve())
+
+    for section, key in PLACES:
+        resolve(content.get(section), key)
+    evaluation = content.get("evaluation")
+    for scorer in evaluation.get("scorers") or () if isinstance(evaluation, dict) else ():
+        resolve(scorer, "weights")
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{where}: {problem['msg']}"
+    near = get_close_matches(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1]), n=1)
+    return f"unknown key {where}" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """The field names of the model at ``location``."""
+    model: Any = Configuration
+    for part in location:
+        if isinstance(part, str) and part in getattr(model, "model_fields", {}):
+            model = _inner_model(model.model_fields[part].annotation)
+    return list(getattr(model, "model_fields", {}))
+
+
+def _inner_model(annotation: Any) -> Any:
+    """The model inside ``tuple[Model, ...]``, ``dict[str, Model]`` or ``Model | None``."""
+    if get_origin(annotation) in (tuple, list, dict, Union, UnionType):
+        inner = [_inner_model(argument) for argument in get_args(annotation)]
+        return next((model for model in inner if hasattr(model, "model_fields")), None)
+    return annotation

@@ -1,0 +1,123 @@
+"""Run one step in one container, in place of KFP's own function, and know for certain how it ended."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import docker
+import urllib3
+from docker.errors import APIError, DockerException, NotFound
+
+from infra.docker import ContainerError
+
+RUN_LABEL = "triptych.run"
+OWNER_LABEL = "triptych.owner"
+GRACE_SECONDS = 20
+
+UNKNOWN = 1
+"""The status of a container whose own cannot be read."""
+
+LOST = (DockerException, OSError, urllib3.exceptions.HTTPError)
+"""What a call fails with when the container, or the engine, is gone (errors of `requests` are OSErrors)."""
+
+Volumes = dict[str, dict[str, str]]
+
+
+def run_step(
+    client: docker.DockerClient,
+    image: str,
+    command: Sequence[str],
+    volumes: Volumes,
+    *,
+    image_id: str,
+    labels: Mapping[str, str],
+    own_volumes: Volumes,
+    **arguments: Any,
+) -> int:
+    """Run ``command`` in a container, print what it prints, and return its exit status.
+
+    The container is kept until its status is read, so that none can pass for a success by vanishing: then, and when
+    it cannot be started, the status is 1 and the reason is printed. It is removed in any case; on an interrupt it is
+    told first (SIGINT, so that the step can leave its record), and killed `GRACE_SECONDS` later.
+
+    Args:
+        image: the component's image; KFP passes it, and it is not used.
+        image_id: the image that is used.
+        own_volumes: what is mounted besides KFP's ``volumes``.
+    """
+    settings = {**arguments, "volumes": volumes | own_volumes, "labels": dict(labels)}
+    try:
+        container = client.containers.create(image=image_id, command=list(command), **settings)
+    except LOST as error:
+        print(f"no container can be made of image {image_id}: {error}")
+        return UNKNOWN
+    try:
+        container.start()
+        for line in _lines(container.logs(stream=True, follow=True)):
+            print(line)
+        return _status(container)
+    except LOST as error:
+        print(f"container {container.short_id} ended and left no status: {error}")
+        return UNKNOWN
+    except (KeyboardInterrupt, SystemExit):
+        _interrupt(container)
+        raise
+    finally:
+        try:
+            remove(container)
+        except ContainerError as error:
+            print(error)
+
+
+def _status(container: Any) -> int:
+    status = int(container.wait()["StatusCode"])
+    if status == 0:
+        return 0
+    container.reload()
+    reason = "out of memory" if container.attrs["State"]["OOMKilled"] else f"status {status}"
+    print(f"container {container.short_id} ended: {reason}")
+    return status
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Whole lines of a stream of chunks that end anywhere, also inside a character."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    begun = ""
+    for chunk in chunks:
+        *whole, begun = (begun + decoder.decode(chunk)).split("\n")
+        yield from whole
+    begun += decoder.decode(b"", final=True)
+    if begun:
+        yield begun
+
+
+def _interrupt(container: Any) -> None:
+    try:
+        container.kill("SIGINT")
+        container.wait(timeout=GRACE_SECONDS)
+    except (DockerException, OSError):
+        return  # it has ended, or it does not end in time: it is removed by force next
+
+
+def remove(container: Any) -> None:
+    """Remove a container by force, whatever its state, and return when it is gone.
+
+    Raises:
+        ContainerError: it is still there after `GRACE_SECONDS`.
+    """
+    deadline = time.monotonic() + GRACE_SECONDS
+    while True:
+        try:
+            container.remove(force=True)
+            return
+        except NotFound:
+            return
+        except (APIError, OSError) as error:  # such as 409: somebody else is removing it
+            if time.monotonic() > deadline:
+                raise ContainerError(
+                    f"container {container.short_id} cannot be removed: {error}; docker rm --force it"
+                ) from error
+            time.sleep(0.1)

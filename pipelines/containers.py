@@ -1,0 +1,242 @@
+"""Run the pipeline's steps in containers on this machine.
+
+    with containers(tag, run_id, pipeline_root, mounts=[data, models]):
+        retraining(...)
+
+Every step runs in the one image given, whatever image its component names. It sees the pipeline root, the listed
+paths, each at its own absolute path, and nothing else of this machine; it runs as the caller, so that its files are
+the caller's; and it shares the machine's network, so that a server on loopback is within reach.
+
+KFP's own DockerRunner takes a container that vanished for one that succeeded, pulls what it does not know and
+leaves containers running on Ctrl-C. Its one function that runs a container is therefore replaced by ours while the
+block lasts; `check_contract` refuses a KFP in which that function is not the one we know.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import pwd
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import docker
+import psutil
+from docker.errors import ImageNotFound
+from kfp import local
+from kfp.local import config, docker_task_handler
+
+from infra.docker import ContainerError
+from infra.docker.engine import DEFAULT_SOCKET, connect
+from pipelines.container_step import OWNER_LABEL, RUN_LABEL, Volumes, remove, run_step
+
+CONTRACT = "(client: 'docker.DockerClient', image: str, command: List[str], volumes: Dict[str, Any], **container_run_args) -> int"  # noqa: E501
+"""The signature of the function of KFP's that we replace."""
+
+PASSED_ON = (
+    "ATEN_CPU_CAPABILITY",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "DS_ACCELERATOR",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "ONEDNN_MAX_CPU_ISA",
+    "PYTHONHASHSEED",
+    "TZ",
+)
+"""Variables that decide figures or where they are written down: steps see the caller's."""
+
+
+@contextmanager
+def containers(
+    image: str,
+    run_id: str,
+    pipeline_root: Path,
+    mounts: Sequence[Path] = (),
+    writable: Sequence[Path] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[None]:
+    """Inside this block a pipeline or component that is called runs in containers.
+
+    An interrupt (Ctrl-C or SIGTERM) stops the step's container; none of this run outlives the block, and none of an
+    earlier run whose process is dead outlives its beginning.
+
+    Args:
+        image: the image of every step, by a tag that the engine has. Nothing is pulled.
+        run_id: the run; its containers are labelled ``triptych.run=<run_id>``.
+        pipeline_root: where artifacts go; made if need be.
+        mounts: files and folders that steps may read.
+        writable: folders beside the pipeline root that steps may write to.
+        environment: variables for every step, beside those of `PASSED_ON`.
+
+    Raises:
+        ContainerError: no engine answers, the image or a path is missing, or KFP is not the one we know.
+    """
+    check_contract()
+    pipeline_root = pipeline_root.absolute()
+    pipeline_root.mkdir(parents=True, exist_ok=True)
+    volumes = _volumes(pipeline_root, mounts, writable)
+    with ExitStack() as stack:
+        client = _engine()
+        stack.callback(client.close)
+        image_id = _image_id(client, image)
+        remove_leftovers(client, run_id)
+        stack.callback(_remove_all, client, run_id)
+        stack.enter_context(_terminated_as_interrupted())
+        labels = {RUN_LABEL: run_id, OWNER_LABEL: _owner(psutil.Process())}
+        step = functools.partial(run_step, image_id=image_id, labels=labels, own_volumes=volumes)
+        stack.enter_context(_replaced(step))
+        runner = local.DockerRunner(**_arguments(image_id, environment or {}))
+        stack.enter_context(_initialised(runner, pipeline_root))
+        yield
+
+
+def check_contract() -> None:
+    """Refuse a KFP whose function that runs a container is not the one that ours stands in for.
+
+    Raises:
+        ContainerError: it has another signature.
+    """
+    found = str(inspect.signature(docker_task_handler.run_docker_container))
+    if found != CONTRACT:
+        raise ContainerError(
+            f"kfp.local.docker_task_handler.run_docker_container is {found}, not {CONTRACT}; "
+            "install the KFP that constraints.txt pins, or bring pipelines/container_step.py up to this one"
+        )
+
+
+def remove_leftovers(client: docker.DockerClient, run_id: str) -> None:
+    """Remove the containers of runs whose process on this machine is dead.
+
+    Raises:
+        ContainerError: another living process runs ``run_id``.
+    """
+    here = socket.gethostname()
+    for container in _listed(client, RUN_LABEL):
+        owner = container.labels.get(OWNER_LABEL, "")
+        if _lives(owner):
+            if container.labels[RUN_LABEL] == run_id and owner != _owner(psutil.Process()):
+                raise ContainerError(f"run {run_id} has a container of living process {owner}; wait for it or end it")
+        elif owner.startswith(f"{here}/"):
+            print(f"removing container {container.short_id}, left by run {container.labels[RUN_LABEL]}")
+            remove(container)
+
+
+def _owner(process: psutil.Process) -> str:
+    return f"{socket.gethostname()}/{process.pid}/{process.create_time()}"
+
+
+def _lives(owner: str) -> bool:
+    try:
+        return _owner(psutil.Process(int(owner.split("/")[1]))) == owner
+    except (psutil.NoSuchProcess, IndexError, ValueError):
+        return False
+
+
+def _engine() -> docker.DockerClient:
+    address = os.environ.get("DOCKER_HOST") or f"unix://{DEFAULT_SOCKET}"
+    if not address.startswith("unix://"):
+        raise ContainerError(f"the engine at DOCKER_HOST={address} may be elsewhere and not see paths of this machine")
+    client = connect()
+    options = client.info().get("SecurityOptions") or []
+    if any("rootless" in option or "userns" in option for option in options):
+        client.close()
+        raise ContainerError(f"the engine at {address} maps users, so files would not be the caller's; use another one")
+    return client
+
+
+def _image_id(client: docker.DockerClient, image: str) -> str:
+    try:
+        return str(client.images.get(image).id)
+    except ImageNotFound as error:
+        raise ContainerError(
+            f"the engine has no image {image} and none is pulled; build it: python -m infra.images.build"
+        ) from error
+
+
+def _volumes(pipeline_root: Path, mounts: Sequence[Path], writable: Sequence[Path]) -> Volumes:
+    """Where each path appears in a container and whether it may be written to. The pipeline root is KFP's to mount."""
+    modes = {path.absolute(): "ro" for path in mounts} | {path.absolute(): "rw" for path in writable}
+    for path, mode in modes.items():
+        if not path.exists():
+            raise ContainerError(f"steps are to see {path}, and nothing is there; correct the configuration")
+        if path == pipeline_root and mode == "ro":
+            raise ContainerError(f"{path} is the pipeline root and an input; put the artifacts elsewhere")
+    modes.pop(pipeline_root, None)
+    return {str(path): {"bind": str(path), "mode": mode} for path, mode in modes.items()}
+
+
+def _arguments(image_id: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """What DockerRunner passes on for each container: the caller's identity and rights, and no more."""
+    user, group = os.getuid(), os.getgid()
+    try:
+        name = pwd.getpwuid(user).pw_name
+    except KeyError:
+        name = str(user)
+    passed_on = {variable: os.environ[variable] for variable in PASSED_ON if variable in os.environ}
+    identity = {"HOME": "/tmp", "USER": name, "LOGNAME": name, "TRIPTYCH_IMAGE": image_id}
+    cores = sorted(os.sched_getaffinity(0))  # as many threads, and so the same sums, as a process would have
+    return {
+        "user": f"{user}:{group}",
+        "group_add": [str(other) for other in os.getgroups() if other != group],
+        "environment": passed_on | dict(environment) | identity,
+        "cpuset_cpus": ",".join(map(str, cores)) if len(cores) < (os.cpu_count() or 1) else None,
+        "network_mode": "host",
+        "tmpfs": {"/tmp": "exec,mode=1777"},
+        "shm_size": "1g",
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+    }
+
+
+@contextmanager
+def _replaced(step: Any) -> Iterator[None]:
+    original = docker_task_handler.run_docker_container
+    docker_task_handler.run_docker_container = step
+    try:
+        yield
+    finally:
+        docker_task_handler.run_docker_container = original
+
+
+@contextmanager
+def _initialised(runner: local.DockerRunner, pipeline_root: Path) -> Iterator[None]:
+    before = config.LocalExecutionConfig.instance
+    # An empty workspace_root: no workspace, instead of a temporary folder that every container would see.
+    local.init(runner=runner, pipeline_root=str(pipeline_root), workspace_root="", raise_on_error=True)
+    try:
+        yield
+    finally:
+        config.LocalExecutionConfig.instance = before
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM end this block as Ctrl-C does, unless the caller handles it already."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(_: int, __: FrameType | None) -> None:
+        raise KeyboardInterrupt("terminated")
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _remove_all(client: docker.DockerClient, run_id: str) -> None:
+    for container in _listed(client, f"{RUN_LABEL}={run_id}"):
+        remove(container)
+
+
+def _listed(client: docker.DockerClient, label: str) -> list[Any]:
+    return list(client.containers.list(all=True, filters={"label": label}, ignore_removed=True))

@@ -1,0 +1,122 @@
+"""The retraining pipeline, top to bottom as it runs.
+
+    exit handler( snapshot -> plan -> if needed: validate -> encode -> fine-tune -> evaluate -> gate -> register
+                                                 -> promote
+                                      else:      nothing new )
+
+Conditions test booleans only, and no output leaves the `If`.
+"""
+
+from typing import Any
+
+from kfp import dsl
+
+from components.close_run.component import close_run
+from components.encode_features.component import encode_features
+from components.evaluate.component import evaluate
+from components.fine_tune.component import fine_tune
+from components.gate.component import gate as gate_step
+from components.nothing_new.component import nothing_new
+from components.plan.component import plan
+from components.promote.component import promote
+from components.register.component import register
+from components.snapshot_data.component import snapshot_data
+from components.validate_data.component import validate_data
+
+NAME = "retraining"
+
+
+def build_pipeline(image: str, retries: int = 0) -> Any:
+    """The pipeline with every step in ``image`` and retried ``retries`` times with back-off.
+
+    Call it to run it with `kfp.local`, or give it to the KFP compiler.
+    """
+
+    def finish(*tasks: dsl.PipelineTask) -> None:
+        # Never cached: a cache key holds names, not contents. Reuse is the plan's business.
+        for task in tasks:
+            task.set_container_image(image).set_caching_options(False)
+            if retries:
+                task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0)
+
+    @dsl.pipeline(name=NAME, description="Retrain, judge on three axes, register, promote.")
+    def retraining(
+        run: dict,
+        data: dict,
+        validation: dict,
+        training: dict,
+        evaluation: dict,
+        gate: dict,
+        registry: dict,
+        force: bool = False,
+    ) -> None:
+        closing = close_run(run=run, registry=registry)
+        with dsl.ExitHandler(closing):
+            snapshot = snapshot_data(run=run, data=data)
+            planned = plan(
+                run=run,
+                snapshot_digest=snapshot.outputs["digest"],
+                training=training,
+                evaluation=evaluation,
+                gate=gate,
+                registry=registry,
+                force=force,
+            )
+            decided = planned.outputs
+            with dsl.If(decided["needed"] == True, name="needed"):  # noqa: E712
+                validated = validate_data(run=run, validation=validation, snapshot=snapshot.outputs["snapshot"])
+                features = encode_features(run=run, training=training, validated=validated.outputs["validated"])
+                tuned = fine_tune(
+                    run=run,
+                    training=training,
+                    mlflow_run=decided["mlflow_run"],
+                    reuse_uri=decided["reuse_uri"],
+                    reuse_digest=decided["reuse_digest"],
+                    features=features.outputs["features"],
+                )
+                scored = evaluate(
+                    run=run,
+                    evaluation=evaluation,
+                    incumbent_uri=decided["incumbent_uri"],
+                    incumbent_digest=decided["incumbent_digest"],
+                    candidate=tuned.outputs["candidate"],
+                )
+                judged = gate_step(run=run, gate=gate, scores=scored.outputs["scores"])
+                registered = register(
+                    run=run,
+                    registry=registry,
+                    snapshot_digest=snapshot.outputs["digest"],
+                    training_key=decided["training_key"],
+                    evaluation_terms=decided["evaluation_terms"],
+                    mlflow_run=decided["mlflow_run"],
+                    candidate=tuned.outputs["candidate"],
+                    training_record=tuned.outputs["training_record"],
+                    validated=validated.outputs["validated"],
+                    scores=scored.outputs["scores"],
+                    verdict=judged.outputs["verdict"],
+                )
+                promoted = promote(
+                    run=run,
+                    registry=registry,
+                    version=registered.output,
+                    base_digest=decided["base_digest"],
+                    verdict=judged.outputs["verdict"],
+                    verdict_digest=judged.outputs["digest"],
+                )
+            with dsl.Else(name="nothing-new"):
+                noted = nothing_new(run=run, reason=decided["reason"])
+        finish(
+            closing,
+            snapshot,
+            planned,
+            validated,
+            features,
+            tuned,
+            scored,
+            judged,
+            registered,
+            promoted,
+            noted,
+        )
+
+    return retraining

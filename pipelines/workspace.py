@@ -1,0 +1,126 @@
+"""The work folder of local runs: what lies where, and that one run at a time uses it.
+
+    mlflow.db     runs, metrics and the model registry
+    artifacts/    what MLflow stores: weights and evidence
+    pipeline/     KFP's pipeline root: what passes between steps, and under records/ every step's record
+    logs/         the whole output of each run
+
+Every process of a run carries the folder in its environment, so that whatever a killed run left behind is found and
+stopped, by the next run at the latest.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+MARK = "TRIPTYCH_WORK_DIR"
+
+
+class WorkspaceError(Exception):
+    """The work folder cannot be used now; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A work folder; ``root`` is absolute."""
+
+    root: Path
+
+    @property
+    def database(self) -> str:
+        """The MLflow store as a URI."""
+        return f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        """Where MLflow keeps files."""
+        return self.root / "artifacts"
+
+    @property
+    def pipeline_root(self) -> Path:
+        """What passes between steps."""
+        return self.root / "pipeline"
+
+    @property
+    def records(self) -> Path:
+        """The steps' records; inside the pipeline root, which is all that containers see."""
+        return self.pipeline_root / "records"
+
+    def log(self, run: str) -> Path:
+        """The file that gets the whole output of a run."""
+        return self.root / "logs" / f"{run}.log"
+
+
+@contextmanager
+def workspace(root: Path, runner: str) -> Iterator[Workspace]:
+    """Hold a work folder for one run: created, locked, and with nothing running in it.
+
+    Raises:
+        WorkspaceError: another run uses it, it belongs to another runner, or it cannot be written.
+    """
+    place = Workspace(root.resolve())
+    try:
+        for folder in (place.artifacts, place.records, place.root / "logs"):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = (place.root / "lock").open("a")
+    except OSError as error:
+        raise WorkspaceError(f"the work folder {root} cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise WorkspaceError(f"another run uses {root}; wait for it, or give another --work-dir") from error
+        _claim(place, runner)
+        stop_leftovers(place)
+        os.environ[MARK] = str(place.root)
+        try:
+            with _terminations_interrupt():
+                yield place
+        finally:
+            stop_leftovers(place)
+            del os.environ[MARK]
+
+
+def stop_leftovers(place: Workspace) -> list[int]:
+    """Kill every other process that a run in this folder started; returns their ids."""
+    stopped = []
+    for process in psutil.process_iter():
+        if process.pid == os.getpid():
+            continue
+        try:
+            if process.environ().get(MARK) == str(place.root):
+                process.kill()
+                stopped.append(process.pid)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return stopped
+
+
+def _claim(place: Workspace, runner: str) -> None:
+    # Versions made by processes name files, those made in containers a server: neither can read the other's.
+    owner = place.root / "runner"
+    if not owner.exists():
+        owner.write_text(runner)
+    elif owner.read_text() != runner:
+        raise WorkspaceError(f"{place.root} belongs to runs in {owner.read_text()}; give another --work-dir")
+
+
+@contextmanager
+def _terminations_interrupt() -> Iterator[None]:
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
