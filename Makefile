@@ -1,0 +1,61 @@
+# Every way to run something here; the README, CI and a desk use the same targets.
+
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+DATA   := examples/avatars/data
+EXTRAS := data,training,evaluation,registry,avatars,containers,dev
+# Two torch processes that share two cores need their threads told apart.
+export OMP_NUM_THREADS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install engine data retrain shuffled ui lint test test-containers tiny-models clean
+
+help: ## List all targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## Create the virtual environment and install everything, pinned
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+data: $(DATA)/new/metadata.jsonl $(DATA)/shuffled/metadata.jsonl ## Draw the portraits to train on
+
+$(DATA)/new/metadata.jsonl: | $(VENV)/.installed
+	$(BIN)/python -m examples.avatars.data --out $(DATA)/new
+
+$(DATA)/shuffled/metadata.jsonl: | $(VENV)/.installed
+	$(BIN)/python -m examples.avatars.data --out $(DATA)/shuffled --shuffle-captions
+
+retrain: install data ## Run the main job on the embedded default: avatars
+	$(BIN)/triptych retrain --config examples/avatars/retrain.yaml
+
+shuffled: install data ## The same on shuffled captions: the gate must reject it
+	$(BIN)/triptych retrain --config examples/avatars/shuffled-captions.yaml
+
+ui: install ## MLflow's pages on what the runs left
+	$(BIN)/triptych ui
+
+lint: install ## Formatting, style, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: install data ## All tests that need no container engine
+	$(BIN)/pytest -m 'not containers'
+
+test-containers: install data engine ## The pipeline in containers; starts an engine where none is running
+	$(BIN)/pytest -m containers tests/containers
+
+engine: # Debian's engine and debootstrap, where a root user has neither and no engine is given
+	test -n "$$DOCKER_HOST" || { command -v dockerd && command -v debootstrap; } > /dev/null || \
+	{ apt-get update -q && apt-get install -q -y --no-install-recommends docker.io debootstrap; }
+
+tiny-models: install ## Train the embedded default's models anew (about two hours)
+	$(BIN)/python -m examples.avatars.train
+
+clean: ## Remove what runs and builds left, not the virtual environment
+	rm -rf .triptych build $(DATA)

@@ -1,0 +1,115 @@
+"""Digests name content wherever it lies; a step leaves a record whatever happens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lineage.closing import close, outcome
+from lineage.digests import LineageError, code_digest, digest_json, digest_path
+from lineage.keys import by_content
+from lineage.records import RunContext, read_records, recording
+from lineage.statements import VERDICT, make_statement, read_statement, write_statement
+
+DIGEST = "sha256:" + "0" * 64
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunContext:
+    return RunContext(id="r1", records=str(tmp_path / "records"), tracking_uri="unused")
+
+
+def test_a_folder_is_named_by_what_it_holds(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "inner").mkdir(parents=True)
+        (tmp_path / name / "inner" / "file").write_text("same")
+    assert digest_path(tmp_path / "one") == digest_path(tmp_path / "two")
+    (tmp_path / "two" / "inner" / "file").write_text("other")
+    assert digest_path(tmp_path / "one") != digest_path(tmp_path / "two")
+    with pytest.raises(LineageError, match="nothing to take a digest of"):
+        digest_path(tmp_path / "absent")
+
+
+def test_json_digest_ignores_key_order_and_refuses_nan() -> None:
+    assert digest_json({"a": 1, "b": 2}) == digest_json({"b": 2, "a": 1})
+    with pytest.raises(ValueError, match="Out of range float"):
+        digest_json(float("nan"))
+
+
+def test_code_digest_covers_every_source_of_an_installed_package() -> None:
+    assert code_digest("lineage") != code_digest("lineage", "components")
+    with pytest.raises(LineageError, match="not installed"):
+        code_digest("no_such_package")
+
+
+def test_keys_hold_contents_not_places(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("weights")
+    (tmp_path / "b").write_text("weights")
+    settings = {"model": str(tmp_path / "a"), "steps": 3, "parts": [str(tmp_path / "a")]}
+    moved = {"model": str(tmp_path / "b"), "steps": 3, "parts": [str(tmp_path / "b")]}
+    assert by_content(settings) == by_content(moved)
+    (tmp_path / "b").write_text("other")
+    assert by_content(settings) != by_content(moved)
+
+
+def test_a_record_is_left_by_success_and_by_failure(run: RunContext) -> None:
+    with recording(run, "good", {"x": 1}) as record:
+        record.output("thing", DIGEST)
+    with pytest.raises(RuntimeError), recording(run.model_dump(), "bad", {}):
+        raise RuntimeError("the reason")
+    records = read_records(run.records, run.id)
+    assert [(r.step, r.status) for r in records.values()] == [("good", "complete"), ("bad", "failed")]
+    assert records["good"].outputs == {"thing": DIGEST}
+    assert records["bad"].error == "RuntimeError: the reason"
+
+
+def test_a_record_that_cannot_be_written_fails_the_step(tmp_path: Path) -> None:
+    (tmp_path / "records").write_text("a file where the folder should be")
+    run = RunContext(id="r1", records=str(tmp_path / "records"), tracking_uri="unused")
+    with pytest.raises(LineageError, match="cannot be written"), recording(run, "step", {}):
+        pass
+
+
+def test_a_damaged_record_is_named(run: RunContext) -> None:
+    with recording(run, "good", {}):
+        pass
+    (Path(run.records) / "r1" / "good.json").write_text("{")
+    with pytest.raises(LineageError, match=r"good\.json is not a step record"):
+        read_records(run.records, run.id)
+
+
+@pytest.mark.parametrize(
+    ("steps", "failing", "expected"),
+    [
+        (["snapshot-data", "plan", "nothing-new"], None, "nothing-new"),
+        (["snapshot-data", "plan", "promote"], None, "judged"),
+        (["snapshot-data", "plan", "validate-data"], "validate-data", "failed"),
+        (["snapshot-data", "plan"], None, "failed"),
+        ([], None, "failed"),
+    ],
+)
+def test_the_outcome_comes_from_the_records(
+    run: RunContext, steps: list[str], failing: str | None, expected: str
+) -> None:
+    for step in steps:
+        try:
+            with recording(run, step, {}):
+                if step == failing:
+                    raise RuntimeError("broken")
+        except RuntimeError:
+            pass
+    assert outcome(read_records(run.records, run.id)) == expected
+    assert close(run, "model") == expected
+    assert close(run, "model") == expected, "closing again changes nothing"
+
+
+def test_a_statement_survives_the_file_and_refuses_another_type(tmp_path: Path) -> None:
+    path = tmp_path / "verdict.json"
+    write_statement(make_statement(VERDICT, {"candidate": DIGEST}, {"decision": "hold"}), path)
+    assert read_statement(path, VERDICT).subject_digest("candidate") == DIGEST
+    with pytest.raises(LineageError, match="expected urn:other"):
+        read_statement(path, "urn:other")
+    path.write_text("{}")
+    with pytest.raises(LineageError, match="not an in-toto statement"):
+        read_statement(path, VERDICT)

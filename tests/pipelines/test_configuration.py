@@ -1,0 +1,115 @@
+"""The configuration file: one clear sentence for each mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from pipelines.configuration import ConfigurationError, read_configuration
+
+AVATARS = Path("examples/avatars/retrain.yaml")
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> dict[str, Any]:
+    """A configuration whose places exist."""
+    places = {}
+    for name in ("source", "base", "teacher", "set", "weights"):
+        (tmp_path / name).mkdir()
+        places[name] = name
+    (tmp_path / "suite.json").write_text("{}")
+    return {
+        "data": {"source": "source"},
+        "validation": {"suite": "suite.json"},
+        "training": {"base_model": "base", "teacher": "teacher"},
+        "evaluation": {"evaluation_set": "set", "scorers": [{"scorer": "any", "weights": "weights"}]},
+        "gate": {"margins": {"alignment": 0.1, "realism": 0.1, "aesthetics": 0.1}},
+        "registry": {"model_name": "portraits"},
+    }
+
+
+def write(folder: Path, content: Any, name: str = "retrain.yaml") -> Path:
+    path = folder / name
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_relative_places_are_resolved_against_the_file(tmp_path: Path, content: dict[str, Any]) -> None:
+    read = read_configuration(write(tmp_path, content))
+    assert dict(read.places()) == {
+        "data.source": str(tmp_path / "source"),
+        "validation.suite": str(tmp_path / "suite.json"),
+        "training.base_model": str(tmp_path / "base"),
+        "training.teacher": str(tmp_path / "teacher"),
+        "evaluation.evaluation_set": str(tmp_path / "set"),
+        "evaluation.scorers[0].weights": str(tmp_path / "weights"),
+    }
+
+
+def test_a_file_may_build_on_another(tmp_path: Path, content: dict[str, Any]) -> None:
+    write(tmp_path, content)
+    (tmp_path / "inner").mkdir()
+    top = {"extends": "../retrain.yaml", "training": {"steps": 7}, "data": {"source": "."}}
+    read = read_configuration(write(tmp_path / "inner", top))
+    assert read.training.steps == 7
+    assert read.data.source == str(tmp_path / "inner")
+    assert str(read.training.base_model) == str(tmp_path / "base")
+
+
+def _set(section: str, key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content[section].__setitem__(key, value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_set("training", "learnin_rate", 1), "unknown key training.learnin_rate; did you mean 'learning_rate'?"),
+        (lambda c: c.__setitem__("trainning", {}), "unknown key trainning; did you mean 'training'?"),
+        (_set("gate", "slices", {"a": {"mesure": "x"}}), "unknown key gate.slices.a.mesure; did you mean 'measure'?"),
+        (_set("training", "steps", "many"), "training.steps: Input should be a valid integer"),
+        (_set("training", "base_model", "nowhere"), "training.base_model is"),
+        (_set("evaluation", "scorers", []), "evaluation.scorers"),
+        (_set("gate", "margins", {"alignment": 0.1}), "no margin for aesthetics, realism"),
+        (lambda c: c.pop("registry"), "registry: Field required"),
+        (lambda c: c.__setitem__("extends", "retrain.yaml"), "extends itself"),
+    ],
+)
+def test_mistakes_are_named(
+    tmp_path: Path, content: dict[str, Any], spoil: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    spoil(content)
+    with pytest.raises(ConfigurationError) as raised:
+        read_configuration(write(tmp_path, content))
+    assert message in str(raised.value)
+    assert "retrain.yaml" in str(raised.value)
+
+
+@pytest.mark.parametrize(("text", "message"), [("- a list", "no sections"), ("a: [", "is not YAML")])
+def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "retrain.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=message):
+        read_configuration(path)
+
+
+def test_the_command_line_refuses_a_bad_request_with_status_2(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["training"]["stepps"] = 3
+    path = write(tmp_path, content)
+    result = CliRunner().invoke(app, ["retrain", "--config", str(path), "--work-dir", str(tmp_path / "work")])
+    assert result.exit_code == 2
+    assert "did you mean 'steps'" in result.output
+    assert not (tmp_path / "work").exists()
+    absent = CliRunner().invoke(app, ["retrain", "--config", str(tmp_path / "absent.yaml")])
+    assert absent.exit_code == 2
+    assert "absent.yaml cannot be read" in absent.output
+
+
+def test_the_shuffled_run_differs_in_its_data_alone() -> None:
+    shuffled = yaml.safe_load(AVATARS.with_name("shuffled-captions.yaml").read_text())
+    assert shuffled == {"extends": AVATARS.name, "data": {"source": "data/shuffled"}}

@@ -1,0 +1,163 @@
+"""The whole pipeline through KFP's real local runner, with a real DeepSpeed launch and a real MLflow store."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lineage.closing import outcome
+from lineage.digests import digest_path
+from lineage.records import StepRecord, read_records
+from lineage.registry import Registry
+from lineage.statements import VERDICT, read_statement
+from tests.runs import AVATARS, cut_down, some_portraits, triptych
+
+Run = subprocess.CompletedProcess[str]
+STEPS = [
+    *("snapshot-data", "plan", "validate-data", "encode-features", "fine-tune"),
+    *("evaluate", "gate", "register", "promote", "close-run"),
+]
+
+
+def records(work: Path, number: int) -> dict[str, StepRecord]:
+    """The records of the ``number``-th run in a work folder."""
+    folder = work / "pipeline" / "records"
+    run = sorted(path.name for path in folder.iterdir())[number]
+    return read_records(str(folder), run)
+
+
+@pytest.fixture
+def store(work: Path) -> Registry:
+    return Registry(f"sqlite:///{work / 'mlflow.db'}", "portrait-avatars")
+
+
+def test_good_data_is_promoted(promoted: Run, work: Path, store: Registry) -> None:
+    assert promoted.returncode == 0, promoted.stdout + promoted.stderr
+    assert "verdict: promote" in promoted.stdout
+    assert list(records(work, 0)) == STEPS
+    first = store.versions()[0]
+    assert first.tags["decision"] == "promote"
+    assert first.tags["replaced"] == "base model"
+
+
+def test_what_passes_between_steps_is_what_was_recorded(promoted: Run, work: Path) -> None:
+    run = records(work, 0)
+    assert run["plan"].inputs["snapshot"] == run["snapshot-data"].outputs["snapshot"]
+    assert run["encode-features"].inputs["validated"] != run["snapshot-data"].outputs["snapshot"]
+    assert run["fine-tune"].inputs["features"] == run["encode-features"].outputs["features"]
+    assert run["evaluate"].inputs["candidate"] == run["fine-tune"].outputs["candidate"]
+    assert run["gate"].inputs["scores"] == run["evaluate"].outputs["scores"]
+    assert run["promote"].inputs["verdict"] == run["gate"].outputs["verdict"]
+
+
+def test_mlflow_has_the_run_with_its_evidence(promoted: Run, work: Path, store: Registry) -> None:
+    version = store.versions()[0]
+    run = store.client.get_run(version.run)
+    assert run.info.status == "FINISHED"
+    assert {"gate/alignment/difference", "gate/realism/candidate"} <= set(run.data.metrics)
+    curve = store.client.get_metric_history(version.run, "training/loss_flow")
+    assert len(curve) >= 5
+    files = {path.relative_to(work / "artifacts").name for path in (work / "artifacts").rglob("*") if path.is_file()}
+    assert {"model_index.json", "verdict.json", "pareto.png", "grid.png", "scores.parquet", "report.html"} <= files
+
+
+def test_the_verdict_binds_the_weights_that_were_registered(promoted: Run, work: Path, store: Registry) -> None:
+    stored = next((work / "artifacts").glob("**/evidence/verdict/verdict.json"))
+    statement = read_statement(stored, VERDICT)
+    weights = store.client.get_model_version_download_uri("portrait-avatars", "1").removeprefix("file://")
+    assert statement.subject_digest("candidate") == digest_path(weights)
+    assert statement.predicate["evaluation"]["incumbent"]["digest"] == digest_path(AVATARS / "models" / "base")
+
+
+def test_the_candidate_loads_with_plain_diffusers(promoted: Run, store: Registry, tmp_path: Path) -> None:
+    weights = store.client.get_model_version_download_uri("portrait-avatars", "1").removeprefix("file://")
+    program = (
+        "import importlib.util, sys; assert importlib.util.find_spec('training') is None\n"
+        "from diffusers import StableDiffusion3Pipeline\n"
+        "pipeline = StableDiffusion3Pipeline.from_pretrained(\n"
+        "    sys.argv[1], local_files_only=True, text_encoder_3=None, tokenizer_3=None)\n"
+        "image = pipeline('a portrait', num_inference_steps=2, height=64, width=64).images[0]\n"
+        "assert image.size == (64, 64)\n"
+    )
+    # -S leaves out site-packages and with it our editable install; the libraries are named one by one.
+    libraries = next(path for path in sys.path if path.endswith("site-packages"))
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for entry in Path(libraries).iterdir():
+        if "triptych" not in entry.name:
+            (plain / entry.name).symlink_to(entry)
+    command = [sys.executable, "-S", "-c", f"import sys; sys.path.append({str(plain)!r})\n{program}", weights]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_shuffled_captions_are_rejected_and_the_champion_stays(rejected: Run, work: Path, store: Registry) -> None:
+    assert rejected.returncode == 0, rejected.stdout + rejected.stderr
+    assert "verdict: reject" in rejected.stdout
+    assert records(work, 1)["plan"].facts["incumbent_name"] == "champion (version 1)"
+    assert store.versions()[1].tags["decision"] == "reject"
+    champion = store.champion()
+    assert champion is not None and champion.number == "1"
+
+
+def test_the_same_again_is_nothing_new(repeated: Run, work: Path, store: Registry) -> None:
+    assert repeated.returncode == 0, repeated.stdout + repeated.stderr
+    assert "nothing is new: this candidate already is the champion (version 1)" in repeated.stdout
+    assert list(records(work, 2)) == ["snapshot-data", "plan", "nothing-new", "close-run"]
+    assert len(store.versions()) == 2
+
+
+def test_models_lists_versions_aliases_and_verdicts(repeated: Run, work: Path, good_configuration: Path) -> None:
+    listed = triptych("models", "--config", good_configuration, "--work-dir", work)
+    assert listed.returncode == 0, listed.stderr
+    rows = [line for line in listed.stdout.splitlines() if "promote" in line or "reject" in line]
+    assert len(rows) == 2
+    assert "champion" in rows[0] and "base model" in rows[0]
+    assert "version 1" in rows[1]
+
+
+def test_a_failing_step_fails_the_run_and_the_next_run_works(tmp_path: Path) -> None:
+    data = some_portraits("new", tmp_path / "portraits", 200)
+    listed = sorted(data.rglob("*.png"))
+    for picture in listed[: len(listed) // 2]:
+        picture.write_bytes(b"not a picture")
+    (tmp_path / "work").mkdir()
+    path = cut_down(tmp_path, data)
+    failed = triptych("retrain", "--config", path, "--work-dir", tmp_path / "work")
+    assert failed.returncode == 1, failed.stdout
+    assert "step validate-data failed" in failed.stdout
+    run = records(tmp_path / "work", 0)
+    assert outcome({name: run[name] for name in run if name != "close-run"}) == "failed"
+    assert "register" not in run
+    store = Registry(f"sqlite:///{tmp_path / 'work' / 'mlflow.db'}", "portrait-avatars")
+    assert store.versions() == []
+    assert store.client.get_run(run["plan"].facts["mlflow_run"]).info.status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "portraits"),
+        (lambda folder: folder.mkdir(), "metadata"),
+        (lambda folder: _write(folder, "not json"), "line 1"),
+        (lambda folder: _write(folder, json.dumps({"text": "a"})), "file_name"),
+        (lambda folder: _write(folder, json.dumps({"file_name": "../x.png", "text": "a"})), "x.png"),
+        (lambda folder: _write(folder, json.dumps({"file_name": "gone.png", "text": "a"})), "gone.png"),
+    ],
+)
+def test_bad_data_is_refused_before_anything_starts(tmp_path: Path, make: object, message: str) -> None:
+    make(tmp_path / "portraits")  # type: ignore[operator]
+    path = cut_down(tmp_path, tmp_path / "portraits")
+    refused = triptych("retrain", "--config", path, "--work-dir", tmp_path / "work")
+    assert refused.returncode == 2, refused.stdout
+    assert message in refused.stderr
+    assert not (tmp_path / "work").exists()
+
+
+def _write(folder: Path, line: str) -> None:
+    folder.mkdir()
+    (folder / "metadata.jsonl").write_text(line + "\n")

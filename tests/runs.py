@@ -1,0 +1,54 @@
+"""Cut-down configurations of the avatars pipeline, and the command line as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+AVATARS = Path("examples/avatars").resolve()
+TRIPTYCH = Path(sys.executable).with_name("triptych")
+
+
+def some_portraits(split: str, folder: Path, count: int = 640) -> Path:
+    """A folder with the first ``count`` portraits of a drawn split (``new`` or ``shuffled``)."""
+    source = AVATARS / "data" / split
+    folder.mkdir(parents=True)
+    lines = (source / "metadata.jsonl").read_text().splitlines()[:count]
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    for line in lines:
+        name = json.loads(line)["file_name"]
+        shutil.copyfile(source / name, folder / name)
+    return folder
+
+
+def cut_down(folder: Path, source: Path, **changes: dict[str, Any]) -> Path:
+    """A configuration that trains and judges in a minute or two; ``source`` is a folder of portraits."""
+    content: dict[str, Any] = {
+        "extends": str(AVATARS / "retrain.yaml"),
+        "data": {"source": str(source)},
+        "training": {"steps": 90, "log_every": 15, "learning_rate": 1.0e-3, "ema_decay": 0.9},
+        "evaluation": {"limit": 96, "grid": 8},
+        # Short training costs a little everywhere; these wide margins are for testing the machinery.
+        "gate": {"margins": {"alignment": 0.1, "realism": 0.1, "aesthetics": 1.0}, "resamples": 2000},
+    }
+    for name in ("no glasses asked", "no beard asked"):
+        content["gate"].setdefault("slices", {})[name] = {"margin": 0.3}
+    for name in ("light skin", "tan skin", "dark skin"):
+        content["gate"]["slices"][name] = {"margin": 0.2}
+    for section, values in changes.items():
+        content[section] = {**content.get(section, {}), **values}
+    path = folder / "retrain.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def triptych(*arguments: str | Path, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does."""
+    command = [str(TRIPTYCH), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)

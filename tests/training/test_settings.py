@@ -1,0 +1,60 @@
+"""Settings say what is wrong before anything is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from training.phrases import split_caption
+from training.settings import SupervisionSettings, TrainingSettings
+
+BASE = {"base_model": Path("/base"), "teacher": Path("/teacher")}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 3}, "not a multiple of processes"),
+        ({"null_tokens": (5, 2)}, "is not a range"),
+        ({"teacher": None}, "teacher is missing"),
+        ({"stepz": 3}, "Extra inputs are not permitted"),
+        ({"supervision": {"warmup_fraction": 0.5, "ramp_fraction": 0.4}}, "end after decay_end_fraction"),
+        ({"precision": "int8"}, "precision"),
+    ],
+)
+def test_what_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TrainingSettings.model_validate(BASE | fields)
+
+
+def test_a_dump_has_no_nulls_and_reads_back() -> None:
+    settings = TrainingSettings(base_model=Path("/base"), supervision=SupervisionSettings(enabled=False))
+    dumped = settings.model_dump(mode="json")
+    assert "teacher" not in dumped and "tap" not in dumped["supervision"]
+    assert TrainingSettings.model_validate(dumped) == settings
+
+
+def test_settings_import_nothing_heavy() -> None:
+    heavy = "{'torch', 'diffusers', 'transformers', 'mlflow', 'kfp'}"
+    code = f"import sys, training.settings, training.launch; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("caption", "phrases"),
+    [
+        ("", []),
+        ("a portrait, red hair, glasses", ["a portrait", "red hair", "glasses"]),
+        ("A man with a beard and glasses, wearing blue", ["A man", "with a beard", "glasses", "wearing blue"]),
+        ("a face with no beard, without glasses", ["a face", "with no beard", "without glasses"]),
+        ("smiling, smiling; smiling.", ["smiling"]),
+        ("sandy withers", ["sandy withers"]),
+    ],
+)
+def test_captions_fall_into_phrases(caption: str, phrases: list[str]) -> None:
+    assert split_caption(caption) == phrases
