@@ -17,12 +17,11 @@ from examples.avatars.portraits import SIZE, VALUES
 
 
 class Body(nn.Module):
-    """Pictures (B, 3, 64, 64) in [-1, 1] to features (B, features): strided convolutions down to 4 x 4."""
+    """Pictures (B, channels, 64, 64) to features (B, features): strided convolutions down to 4 x 4."""
 
-    def __init__(self, widths: tuple[int, ...], kernel: int, features: int) -> None:
+    def __init__(self, widths: tuple[int, ...], kernel: int, features: int, channels: int = 3) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        channels = 3
         for width in widths:
             layers += [nn.Conv2d(channels, width, kernel, stride=2, padding=(kernel - 1) // 2)]
             layers += [nn.GroupNorm(4, width), nn.SiLU()]
@@ -49,19 +48,24 @@ class AttributeNet(nn.Module):
 
 
 class TasteNet(nn.Module):
-    """One number a picture, (B,): higher is preferred (Bradley-Terry). Looks at shapes, and at texture as a whole."""
+    """One number a picture, (B,): higher is preferred (Bradley-Terry).
+
+    Looks at a picture beside its mirror image, and at texture as a whole: on average, and where it is strongest.
+    """
 
     def __init__(self, widths: tuple[int, ...], kernel: int, features: int = 128) -> None:
         super().__init__()
         self.settings = {"widths": list(widths), "kernel": kernel, "features": features}
-        self.body = Body(widths, kernel, features)
+        self.body = Body(widths, kernel, features, channels=6)
         self.head = nn.Linear(features, 1)
-        self.texture = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), nn.SiLU())
-        self.texture_head = nn.Sequential(nn.Linear(24, 32), nn.SiLU(), nn.Linear(32, 1))
+        self.texture = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, 32, 1), nn.SiLU())
+        self.texture_head = nn.Sequential(nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        texture = self.texture_head(self.texture(x).mean(dim=(2, 3)))
-        return torch.as_tensor((self.head(self.body(x)) + texture).squeeze(1))
+        texture = self.texture(x)
+        pooled = torch.cat([texture.mean(dim=(2, 3)), texture.amax(dim=(2, 3))], dim=1)
+        shapes = self.body(torch.cat([x, x - x.flip(3)], dim=1))
+        return torch.as_tensor((self.head(shapes) + self.texture_head(pooled)).squeeze(1))
 
 
 def write(network: AttributeNet | TasteNet, place: Path, facts: dict[str, object]) -> None:

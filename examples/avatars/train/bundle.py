@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -32,6 +33,13 @@ def pipeline(work: Path) -> Pipeline:
     )
 
 
+def _forget_origin(config: Path) -> None:
+    """Takes the folder that a part was trained in out of its configuration: it means nothing anywhere else."""
+    content = json.loads(config.read_text("utf-8"))
+    content.pop("_name_or_path", None)
+    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
 def assemble(work: Path, out: Path) -> None:
     """Writes `out`: base (transformer and VAE in float16), teacher, scorers, SHA256SUMS; swaps it in whole."""
     fresh = out.with_name(f".{out.name}.fresh")
@@ -41,6 +49,8 @@ def assemble(work: Path, out: Path) -> None:
     whole.transformer.to(torch.float16)
     whole.vae.to(torch.float16)
     whole.save_pretrained(fresh / "base")
+    for part in ("transformer", "vae"):
+        _forget_origin(fresh / "base" / part / "config.json")
     for tokenizer in ("tokenizer", "tokenizer_2"):
         shutil.copytree(work / "text" / tokenizer, fresh / "base" / tokenizer, dirs_exist_ok=True)
     for neighbour in ("teacher", "scorers"):

@@ -83,7 +83,7 @@ def realism(work: Path, steps: int = 800) -> None:
     attribute_net("realism", AttributeNet((16, 40, 80, 160), 5), work, 11, steps)
 
 
-def aesthetics(work: Path, steps: int = 1500, batch: int = 64, peak: float = 2e-3, portraits: int = 1500) -> None:
+def aesthetics(work: Path, steps: int = 2500, batch: int = 64, peak: float = 2e-3, portraits: int = 3000) -> None:
     """The Bradley-Terry network of the declared taste, on labelled pairs and on toggles, which are ties.
 
     A row is a portrait in one of its toggles, spoiled or not; the rule scores its bare twin, spoiled alike. Every
