@@ -1,0 +1,74 @@
+"""Lineage on one machine: a ledger in a file, and all keys in one folder.
+
+One process holds every key here, so the ledger shows what was done, not that different people did it. In a cluster
+the governed server alone holds the promotion key, and the root key is kept offline.
+"""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+
+from lineage.digests import LineageError
+from lineage.ledger import Ledger
+from lineage.promotion import Promotions, Vigil
+from lineage.records import RunContext
+from lineage.registry import Registry
+from lineage.signing import SCHEME, make_keys, open_signer
+from lineage.witness import FileWitness, HighWaterMark
+
+STEP_ROLES = ("run", "gate")
+"""The keys that steps need."""
+
+
+class Embedded:
+    """The ledger and keys in ``folder``, made where missing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self.keys = self.folder / "keys"
+        self.url = f"sqlite:///{self.folder / 'ledger.db'}"
+        self.witness = FileWitness(self.folder / "witness")
+
+    def open(self, reader: str = "pipeline") -> Ledger:
+        """The ledger, checked against what ``reader`` saw of it before.
+
+        Raises:
+            LineageError: it does not hold, or the keys of a ledger that is there are gone.
+        """
+        if (self.folder / "ledger.db").exists() and not (self.keys / "root.pub").exists():
+            raise LineageError(f"{self.keys} has no root.pub, so the ledger beside it cannot be checked; restore it")
+        if (self.keys / "root.pub").exists() and not (self.folder / "ledger.db").exists():
+            raise LineageError(
+                f"the ledger {self.folder / 'ledger.db'} is gone; restore it (its keys are in {self.keys})"
+            )
+        public = make_keys(self.keys)
+        ledger = Ledger.open(self.url, public, open_signer(self.uri("root")))
+        HighWaterMark(self.folder / "marks" / f"{reader}.json").check(ledger.all, ledger.state)
+        return ledger
+
+    def uri(self, role: str) -> str:
+        """Where a role's private key is."""
+        return f"{SCHEME}{self.keys / f'{role}.pem'}"
+
+    def context(self, run: str, records: str, tracking_uri: str) -> RunContext:
+        """The run context of steps that use this ledger directly."""
+        root = open_signer(self.uri("root")).public_key.keyid
+        return RunContext(
+            id=run,
+            records=records,
+            tracking_uri=tracking_uri,
+            ledger=self.url,
+            root=root,
+            keys={role: self.uri(role) for role in ("run", "gate", "promotion")},
+        )
+
+    def promotions(self, registry: Registry, reader: str = "pipeline") -> Promotions:
+        """Moves of a model's champion, decided here."""
+        vigil = Vigil(self.witness, open_signer(self.uri("witness")))
+        return Promotions(self.open(reader), open_signer(self.uri("promotion")), registry, vigil)
+
+
+def local_user() -> str:
+    """How the ledger calls somebody at this machine: nobody checked who it is."""
+    return f"{getpass.getuser()} (local, unauthenticated)"

@@ -1,0 +1,149 @@
+"""Signing keys and signed envelopes.
+
+A key has one role: `root` says which keys count, `run` vouches for what steps did, `gate` for verdicts, `promotion`
+for moves of the champion, `witness` for how long the ledger is. Private keys are found by URI (securesystemslib's
+signers): ``file2:/path/key.pem`` for ECDSA P-256 in PKCS #8, and cloud key services by their own schemes.
+
+Envelopes follow DSSE (https://github.com/secure-systems-lab/dsse): a signature covers the payload and its type, so
+that nothing signed as one thing can be passed off as another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import rfc8785
+from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import VerificationError
+from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
+
+from lineage.digests import LineageError
+
+Role = Literal["root", "run", "gate", "promotion", "witness"]
+ROLES: tuple[Role, ...] = get_args(Role)
+SCHEME = "file2:"
+IN_TOTO = "application/vnd.in-toto+json"
+"""Payload type of a signed statement."""
+
+
+def make_keys(folder: Path, roles: Iterable[Role] = ROLES) -> dict[str, Key]:
+    """Make what is missing of ``<folder>/<role>.pem`` and its public half ``<role>.pub``; gives the public keys."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    public: dict[str, Key] = {}
+    for role in roles:
+        private, shown = folder / f"{role}.pem", folder / f"{role}.pub"
+        if not private.exists():
+            signer = CryptoSigner.generate_ecdsa()
+            write_public(signer.public_key, shown)
+            _write_private(private, signer.private_bytes)
+        public[role] = read_public(shown)
+    return public
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+    partial.rename(path)
+
+
+def write_public(key: Key, path: Path) -> None:
+    """Write a public key as JSON: id, type, scheme, PEM."""
+    path.write_text(json.dumps(key_facts(key), indent=2) + "\n", "utf-8")
+
+
+def read_public(path: Path) -> Key:
+    """Read a public key.
+
+    Raises:
+        LineageError: there is none, or it is not one.
+    """
+    try:
+        return read_key(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        raise LineageError(f"{path} is not a public key: {error}") from error
+
+
+def key_facts(key: Key) -> dict[str, Any]:
+    """A public key as JSON."""
+    return {"keyid": key.keyid, **key.to_dict()}
+
+
+def read_key(facts: Mapping[str, Any]) -> Key:
+    """A public key from its JSON; its id must be the one that follows from its content.
+
+    Raises:
+        LineageError: it is malformed, or carries another key's id.
+    """
+    content = dict(facts)
+    try:
+        key = Key.from_dict(content.pop("keyid"), content)
+        derived = SSlibKey.from_crypto(key._crypto_key()).keyid if isinstance(key, SSlibKey) else key.keyid
+    except (KeyError, ValueError, TypeError) as error:
+        raise LineageError(f"this is not a public key: {error}") from error
+    if derived != key.keyid:
+        raise LineageError(f"public key {key.keyid} carries another key's id; it should be {derived}")
+    return key
+
+
+def open_signer(uri: str, public: Key | None = None) -> Signer:
+    """The signer at ``uri``; a key in a file brings its public half along, others need ``public``.
+
+    Raises:
+        LineageError: there is no key, it cannot be read, or it is not the one that ``public`` names.
+    """
+    try:
+        if public is None:
+            if not uri.startswith(SCHEME):
+                raise ValueError("a key that is not a file needs its public key named")
+            public = read_public(Path(uri.removeprefix(SCHEME)).with_suffix(".pub"))
+        return Signer.from_priv_key_uri(uri, public)
+    except (OSError, ValueError, VerificationError) as error:
+        raise LineageError(f"there is no usable key at {uri}: {error}") from error
+
+
+def canonical(value: Any) -> bytes:
+    """RFC 8785 canonical JSON.
+
+    Raises:
+        LineageError: the value has no JSON form (NaN, an integer beyond 53 bits, an unknown type).
+    """
+    try:
+        return rfc8785.dumps(value)
+    except rfc8785.CanonicalizationError as error:
+        raise LineageError(f"this has no canonical JSON: {error}") from error
+
+
+def sign(payload: bytes, payload_type: str, signer: Signer) -> bytes:
+    """A DSSE envelope of ``payload``, as JSON."""
+    envelope = Envelope(payload, payload_type, {})
+    envelope.sign(signer)
+    return json.dumps(envelope.to_dict(), indent=2).encode() + b"\n"
+
+
+def open_envelope(content: bytes, payload_type: str, keys: Iterable[Key]) -> tuple[bytes, str]:
+    """The payload of a DSSE envelope and the id of the key that vouches for it.
+
+    Raises:
+        LineageError: it is no envelope, of another type, or signed by none of ``keys``.
+    """
+    keys = list(keys)
+    try:
+        envelope = Envelope.from_dict(json.loads(content))
+        if envelope.payload_type != payload_type:
+            raise LineageError(f"the envelope holds a {envelope.payload_type}, expected {payload_type}")
+        if not keys:
+            raise LineageError("no key is known that could vouch for it")
+        accepted = envelope.verify(keys, 1)
+    except VerificationError as error:
+        raise LineageError(
+            f"the signature does not hold: none of the keys {[k.keyid[:12] for k in keys]} made it"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LineageError(f"this is not a signed envelope: {error}") from error
+    return envelope.payload, next(iter(accepted))
