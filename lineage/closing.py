@@ -1,6 +1,7 @@
 """Close a run: derive its status from the records its steps left.
 
-A run is ``promoted``, ``judged`` (registered, not promoted), ``nothing-new`` or ``failed``. Steps that died left no
+A run is ``promoted``, ``judged`` (registered, not promoted), ``stale`` (another champion came while it ran: its
+candidate has to be judged anew), ``nothing-new`` or ``failed``. Steps that died left no
 record, so a run that neither registered a version nor found nothing new has failed, whatever its steps' exit codes
 said.
 """
@@ -12,9 +13,10 @@ from typing import Any, Literal
 
 import fsspec
 
+from lineage.entries import Closed
 from lineage.records import RunContext, StepRecord, read_records, recording
 
-Outcome = Literal["promoted", "judged", "nothing-new", "failed"]
+Outcome = Literal["promoted", "judged", "stale", "nothing-new", "failed"]
 CLOSING = "close-run"
 
 
@@ -23,6 +25,8 @@ def outcome(records: Mapping[str, StepRecord]) -> Outcome:
     done = {name for name, record in records.items() if record.status == "complete"}
     if any(record.status == "failed" for record in records.values()):
         return "failed"
+    if "promote" in done and records["promote"].facts.get("stale"):
+        return "stale"
     if "promote" in done:
         return "promoted" if records["promote"].facts.get("alias") == "champion" else "judged"
     return "nothing-new" if "nothing-new" in done else "failed"
@@ -45,6 +49,9 @@ def close(run: Mapping[str, Any] | RunContext, model_name: str, killed: bool = F
 
             ended: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED" if result == "failed" else "FINISHED"
             Registry(context.tracking_uri, model_name).close_run(context.id, "KILLED" if killed else ended)
+    ledger = context.open_ledger()
+    if ledger.state.outcomes.get(context.id) != result:
+        ledger.append(Closed(run=context.id, outcome=result), context.signer("run"))
     return result
 
 

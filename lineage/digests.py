@@ -8,12 +8,13 @@ wherever it lies.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import rfc8785
 
 PREFIX = "sha256:"
 
@@ -34,9 +35,20 @@ def digest_file(path: Path) -> str:
 
 
 def digest_json(value: Any) -> str:
-    """The digest of a JSON value: sorted keys, no white space, no NaN."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return digest_bytes(text.encode())
+    """The digest of a JSON value in its RFC 8785 form."""
+    return digest_bytes(canonical(value))
+
+
+def canonical(value: Any) -> bytes:
+    """RFC 8785 canonical JSON: sorted keys, no white space, one form for each number.
+
+    Raises:
+        LineageError: the value has no JSON form (NaN, an integer beyond 53 bits, an unknown type).
+    """
+    try:
+        return rfc8785.dumps(value)
+    except rfc8785.CanonicalizationError as error:
+        raise LineageError(f"this has no canonical JSON: {error}") from error
 
 
 def digest_path(path: Path | str) -> str:

@@ -14,12 +14,8 @@ from lineage.ledger import Ledger
 from lineage.promotion import Promotions, Vigil
 from lineage.records import RunContext
 from lineage.registry import Registry
-from lineage.signing import SCHEME, make_keys, open_signer
+from lineage.signing import SCHEME, make_keys, open_signer, read_public
 from lineage.witness import FileWitness, HighWaterMark
-
-STEP_ROLES = ("run", "gate")
-"""The keys that steps need."""
-
 
 class Embedded:
     """The ledger and keys in ``folder``, made where missing."""
@@ -51,16 +47,23 @@ class Embedded:
         """Where a role's private key is."""
         return f"{SCHEME}{self.keys / f'{role}.pem'}"
 
-    def context(self, run: str, records: str, tracking_uri: str) -> RunContext:
+    @property
+    def root(self) -> str:
+        """Id of the root key."""
+        return read_public(self.keys / "root.pub").keyid
+
+    def context(self, run: str, records: str, tracking_uri: str, **more: str) -> RunContext:
         """The run context of steps that use this ledger directly."""
-        root = open_signer(self.uri("root")).public_key.keyid
         return RunContext(
             id=run,
             records=records,
             tracking_uri=tracking_uri,
             ledger=self.url,
-            root=root,
-            keys={role: self.uri(role) for role in ("run", "gate", "promotion")},
+            root=self.root,
+            keys={role: self.uri(role) for role in ("run", "gate", "promotion", "witness")},
+            witness=str(self.witness.folder),
+            user=local_user(),
+            **more,
         )
 
     def promotions(self, registry: Registry, reader: str = "pipeline") -> Promotions:

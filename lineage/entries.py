@@ -15,8 +15,8 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import UnverifiedSignatureError
 from securesystemslib.signer import Key, Signature
 
-from lineage.digests import LineageError, digest_bytes
-from lineage.signing import ROLES, Role, canonical, read_key
+from lineage.digests import LineageError, canonical, digest_bytes
+from lineage.signing import ROLES, Role, read_key
 
 PAYLOAD_TYPE = "application/vnd.triptych.ledger-entry+json"
 Action = Literal["promote", "rollback", "withdraw", "override"]

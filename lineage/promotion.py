@@ -11,7 +11,6 @@ import secrets
 import signal
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from securesystemslib.signer import Signer
 from lineage.digests import LineageError
 from lineage.entries import Abandoned, Action, Completed, Intended, LedgerError, Registered, Standing, State
 from lineage.ledger import Ledger
+from lineage.records import RunContext
 from lineage.registry import CHALLENGER, CHAMPION, Registry, Version, fetch_weights
-from lineage.witness import Witness, checkpoint
+from lineage.witness import Witness, checkpoint, open_witness
 
 FAULT_VARIABLE = "TRIPTYCH_FAULT"
 """Names a boundary at which the process kills itself, for tests of what a crash leaves."""
@@ -231,5 +231,23 @@ class Promotions:
             checkpoint(self.ledger.refresh(), self.vigil.witness, self.vigil.signer)
 
 
-Opener = Callable[[str], Promotions]
-"""Opens the promotions of a model by its name."""
+def open_promotions(context: RunContext, registry: Registry) -> Promotions:
+    """Moves decided in this process, for a run that holds the promotion key itself."""
+    vigil = Vigil(open_witness(context.witness), context.signer("witness")) if context.witness else None
+    return Promotions(context.open_ledger(), context.signer("promotion"), registry, vigil)
+
+
+def request_promotion(registry: Registry, version: str) -> None:
+    """Ask a governed server to promote ``version``: setting the alias there is the request.
+
+    Raises:
+        StaleError: the verdict was given against another incumbent than today's champion.
+        LedgerError: the server refuses for another reason.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        registry.client.set_registered_model_alias(registry.model_name, CHAMPION, version)
+    except MlflowException as error:
+        kind = StaleError if error.message.startswith("stale") else LedgerError
+        raise kind(f"{registry.tracking_uri} refuses: {error.message}") from error

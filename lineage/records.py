@@ -18,12 +18,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from lineage.digests import PREFIX, LineageError, code_digest, digest_json, digest_path, packages_digest
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
+
+    from lineage.ledger import Ledger
+    from lineage.signing import Role
 
 Status = Literal["complete", "failed"]
 
@@ -44,6 +50,42 @@ class RunContext(BaseModel):
     """URI of the folder that holds all records."""
     tracking_uri: str
     """The MLflow tracking server or store."""
+    ledger: str
+    """URL of the ledger: a database, or the governed MLflow server."""
+    root: str
+    """Id of the root key that opened it."""
+    keys: dict[str, str]
+    """Role -> URI of its private key: ``run`` and ``gate``; ``promotion`` only where no server holds it."""
+    witness: str = ""
+    """Where checkpoints of the ledger go, if the run writes them."""
+    openlineage: str = ""
+    """Where OpenLineage events go: a file or an HTTP address; empty: nowhere."""
+    user: str = ""
+    """Who or what started the run."""
+    commit: str = ""
+    """The commit of the code that started it, with ``-dirty`` where the checkout had changes."""
+
+    def open_ledger(self) -> Ledger:
+        """The ledger, read and checked.
+
+        Raises:
+            LineageError: it cannot be read or does not hold.
+        """
+        from lineage.ledger import Ledger
+
+        return Ledger(self.ledger, self.root)
+
+    def signer(self, role: Role) -> Signer:
+        """The private key of ``role``.
+
+        Raises:
+            LineageError: this run does not hold it.
+        """
+        from lineage.signing import open_signer
+
+        if role not in self.keys:
+            raise LineageError(f"this run was given no {role} key; set keys.{role}")
+        return open_signer(self.keys[role])
 
 
 class StepRecord(BaseModel):
@@ -58,7 +100,9 @@ class StepRecord(BaseModel):
     ended: str | None = None
     error: str | None = None
     user: str
+    """Whom the step ran as, and who started the run."""
     host: dict[str, str]
+    commit: str
     code: str
     packages: str
     image: str | None = None
@@ -92,32 +136,50 @@ def _digest(content: Path | str) -> str:
 
 @contextmanager
 def recording(run: Mapping[str, Any] | RunContext, step: str, parameters: Mapping[str, Any]) -> Iterator[StepRecord]:
-    """Do a step's work and leave its record.
+    """Do a step's work and leave its record, named in the ledger.
 
     Raises:
-        LineageError: the record cannot be written.
+        LineageError: the record, or its entry in the ledger, cannot be written.
     """
     context = run if isinstance(run, RunContext) else RunContext.model_validate(run)
     record = StepRecord(
         run=context.id,
         step=step,
         started=_now(),
-        user=getpass.getuser(),
+        user=f"{_account()}, for {context.user}" if context.user else _account(),
         host={"platform": platform.platform(), "python": platform.python_version()},
+        commit=context.commit,
         code=code_digest(*PRODUCT),
         packages=packages_digest(),
         image=os.environ.get(IMAGE_VARIABLE),
         parameters=dict(parameters),
     )
+    _announce(context, record, "START")
     try:
         yield record
     except BaseException as error:
         record.error = f"{type(error).__name__}: {error}"
         record.ended = _now()
-        write_record(context.records, record)
+        _leave(context, record, "FAIL")
         raise
     record.status, record.ended = "complete", _now()
+    _leave(context, record, "COMPLETE")
+
+
+def _leave(context: RunContext, record: StepRecord, event: Literal["COMPLETE", "FAIL"]) -> None:
+    from lineage.entries import Recorded
+
     write_record(context.records, record)
+    entry = Recorded(run=record.run, step=record.step, status=record.status, record=record.digest())
+    context.open_ledger().append(entry, context.signer("run"))
+    _announce(context, record, event)
+
+
+def _announce(context: RunContext, record: StepRecord, event: Literal["START", "COMPLETE", "FAIL"]) -> None:
+    if context.openlineage:
+        from lineage.openlineage import emit
+
+        emit(context.openlineage, record, event)
 
 
 def write_record(records: str, record: StepRecord) -> None:
@@ -151,6 +213,13 @@ def read_records(records: str, run: str) -> dict[str, StepRecord]:
         except ValueError as error:
             raise LineageError(f"{path} is not a step record: {error}") from error
     return {record.step: record for record in sorted(found, key=lambda record: record.started)}
+
+
+def _account() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"  # a container's user need not have a name
 
 
 def _now() -> str:

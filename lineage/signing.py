@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import rfc8785
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
@@ -105,18 +104,6 @@ def open_signer(uri: str, public: Key | None = None) -> Signer:
         return Signer.from_priv_key_uri(uri, public)
     except (OSError, ValueError, VerificationError) as error:
         raise LineageError(f"there is no usable key at {uri}: {error}") from error
-
-
-def canonical(value: Any) -> bytes:
-    """RFC 8785 canonical JSON.
-
-    Raises:
-        LineageError: the value has no JSON form (NaN, an integer beyond 53 bits, an unknown type).
-    """
-    try:
-        return rfc8785.dumps(value)
-    except rfc8785.CanonicalizationError as error:
-        raise LineageError(f"this has no canonical JSON: {error}") from error
 
 
 def sign(payload: bytes, payload_type: str, signer: Signer) -> bytes:

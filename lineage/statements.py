@@ -1,19 +1,22 @@
-"""In-toto Statements (https://in-toto.io/Statement/v1): claims about artifacts, bound to them by digest."""
+"""In-toto Statements (https://in-toto.io/Statement/v1): signed claims about artifacts, bound to them by digest."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from securesystemslib.signer import Key, Signer
 
-from lineage.digests import PREFIX, LineageError
+from lineage.digests import PREFIX, LineageError, canonical, digest_path
+from lineage.signing import IN_TOTO, open_envelope, sign
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 VERDICT = "urn:triptych:verdict:v1"
 """Predicate type of the gate's verdict."""
+VERDICT_FILE = "verdict.dsse.json"
+"""The verdict's name in its folder."""
 
 
 class Subject(BaseModel):
@@ -58,22 +61,33 @@ def make_statement(predicate_type: str, subjects: Mapping[str, str], predicate: 
     )
 
 
-def write_statement(statement: Statement, path: Path) -> None:
-    """Write ``statement`` as JSON; a NaN anywhere in it is refused."""
-    content = statement.model_dump(mode="json", by_alias=True)
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-
-
-def read_statement(path: Path, predicate_type: str) -> Statement:
-    """Read a statement and check its type.
+def write_statement(statement: Statement, path: Path, signer: Signer) -> str:
+    """Write ``statement`` in an envelope signed by ``signer``; gives the file's digest.
 
     Raises:
-        LineageError: it is missing, malformed, or of another type.
+        LineageError: it holds a NaN.
+    """
+    payload = canonical(statement.model_dump(mode="json", by_alias=True))
+    path.write_bytes(sign(payload, IN_TOTO, signer))
+    return digest_path(path)
+
+
+def read_statement(path: Path, predicate_type: str, keys: Iterable[Key]) -> Statement:
+    """Read a signed statement, and check its signature and type.
+
+    Args:
+        keys: the keys that may vouch for it.
+
+    Raises:
+        LineageError: it is missing, malformed, of another type, or none of ``keys`` signed it.
     """
     try:
-        statement = Statement.model_validate_json(path.read_bytes())
+        payload, _ = open_envelope(path.read_bytes(), IN_TOTO, keys)
+        statement = Statement.model_validate_json(payload)
     except (OSError, ValidationError) as error:
         raise LineageError(f"{path} is not an in-toto statement: {error}") from error
+    except LineageError as error:
+        raise LineageError(f"{path}: {error}") from error
     if statement.type != STATEMENT_TYPE or statement.predicateType != predicate_type:
         raise LineageError(f"{path} is a {statement.predicateType}, expected {predicate_type}")
     return statement

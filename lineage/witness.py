@@ -17,8 +17,9 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError
 from securesystemslib.signer import Key, Signer
 
+from lineage.digests import canonical
 from lineage.entries import Entry, LedgerError, State, entry_digest
-from lineage.signing import canonical, open_envelope, sign
+from lineage.signing import open_envelope, sign
 
 CHECKPOINT_TYPE = "application/vnd.triptych.checkpoint+json"
 RETENTION = timedelta(days=3650)

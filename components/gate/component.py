@@ -17,12 +17,15 @@ def gate(run: dict, gate: dict, scores: Input[Dataset], verdict: Output[Artifact
 
     from components.gate.gate import judge
     from components.gate.settings import GateSettings
-    from lineage.records import recording
+    from lineage.records import RunContext, recording
 
+    context = RunContext.model_validate(run)
     with recording(run, "gate", parameters=gate) as record:
         record.input("scores", scores.path)
         settings = GateSettings.model_validate(gate)
-        ruling = judge(settings, Path(scores.path), Path(verdict.path), Path(pareto.path), run["id"])
+        paths = Path(scores.path), Path(verdict.path), Path(pareto.path)
+        ruling, judged = judge(settings, *paths, context.id, context.signer("gate"))
+        context.open_ledger().append(judged, context.signer("gate"))
         record.facts |= ruling.model_dump(mode="json")
         digest = record.output("verdict", verdict.path)
         return namedtuple("Outputs", "decision digest")(ruling.decision, digest)

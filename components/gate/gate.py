@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import base64
 import json
+from html import escape
 from pathlib import Path
 
 import pandas as pd
+from securesystemslib.signer import Signer
 
 from components.gate.pareto import draw_pareto
 from components.gate.settings import GateSettings
 from components.gate.verdict import Ruling, decide
 from lineage.digests import LineageError, digest_path
-from lineage.statements import VERDICT, make_statement, write_statement
+from lineage.entries import Judged
+from lineage.statements import VERDICT, VERDICT_FILE, make_statement, write_statement
 
 
-def judge(settings: GateSettings, scores: Path, verdict: Path, pareto: Path, run: str) -> Ruling:
+def judge(
+    settings: GateSettings, scores: Path, verdict: Path, pareto: Path, run: str, signer: Signer
+) -> tuple[Ruling, Judged]:
     """Rule on the scores folder that evaluate wrote.
 
-    Writes ``verdict`` (a folder with ``verdict.json``, an in-toto Statement, and ``pareto.png``) and ``pareto``
-    (HTML).
+    Writes ``verdict`` (a folder with `VERDICT_FILE`, a signed in-toto Statement, and ``pareto.png``) and ``pareto``
+    (HTML). Gives the ruling, and what the ledger is to say of it.
 
     Raises:
         LineageError: the scores are not those that ``evaluation.json`` names.
@@ -41,11 +46,18 @@ def judge(settings: GateSettings, scores: Path, verdict: Path, pareto: Path, run
         },
     )
     verdict.mkdir(parents=True, exist_ok=True)
-    write_statement(statement, verdict / "verdict.json")
+    digest = write_statement(statement, verdict / VERDICT_FILE, signer)
     draw_pareto(ruling, verdict / "pareto.png")
     image = base64.b64encode((verdict / "pareto.png").read_bytes()).decode()
-    reasons = "".join(f"<li>{reason}</li>" for reason in ruling.reasons)
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in ruling.reasons)
     pareto.write_text(
         f'<h2>{ruling.decision}</h2><ul>{reasons}</ul><img alt="three axes" src="data:image/png;base64,{image}">\n'
     )
-    return ruling
+    judged = Judged(
+        run=run,
+        candidate=evaluation["candidate"]["digest"],
+        incumbent=evaluation["incumbent"]["digest"],
+        decision=ruling.decision,
+        verdict=digest,
+    )
+    return ruling, judged

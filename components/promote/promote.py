@@ -1,62 +1,36 @@
-"""Promote: move ``champion`` only where a verdict says so about exactly these weights and this incumbent."""
+"""Promote: ask for the champion to be moved where the gate's verdict allows it."""
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
-from lineage.digests import LineageError, digest_path
-from lineage.registry import CHALLENGER, CHAMPION, Registry, RegistrySettings, Version, fetch_weights
-from lineage.statements import VERDICT, read_statement
+from lineage.entries import StaleError
+from lineage.promotion import open_promotions, request_promotion
+from lineage.records import RunContext
+from lineage.registry import CHALLENGER, CHAMPION, Registry, RegistrySettings
 
 
-def promote_version(
-    store: Registry,
-    settings: RegistrySettings,
-    number: str,
-    verdict: Path,
-    verdict_digest: str,
-    base_digest: str,
-) -> str:
+def promote_version(context: RunContext, settings: RegistrySettings, number: str) -> dict[str, str]:
     """Set ``champion`` (mode ``auto``) or ``challenger`` (mode ``manual``) on a version with a promote verdict.
 
-    Args:
-        verdict_digest: of the verdict's folder, as the gate gave it.
-        base_digest: of the base model, the incumbent where there is no champion.
-
     Returns:
-        The alias that was set, or an empty string where the verdict is not promote.
+        ``alias`` that was set, empty where the verdict is not promote, or is ``stale``, then with the reason.
 
     Raises:
-        LineageError: the verdict was changed, is about other weights, or is stale: another champion came meanwhile.
+        LineageError: the ledger knows no such version, or the registry's weights are not those that were judged.
     """
-    if digest_path(verdict) != verdict_digest:
-        raise LineageError(f"the verdict at {verdict} is not the one that the gate gave ({verdict_digest})")
-    statement = read_statement(verdict / "verdict.json", VERDICT)
-    if statement.predicate["decision"] != "promote":
-        return ""
-    version = next((v for v in store.versions() if v.number == number), None)
-    if version is None:
-        raise LineageError(f"version {number} of {store.model_name} is not in the registry; register it first")
-    with tempfile.TemporaryDirectory() as folder:
-        # By the weights themselves, not by the version's tags: anyone may edit those.
-        expected = statement.subject_digest("candidate")
-        fetch_weights(store.tracking_uri, version.uri, expected, Path(folder) / "weights")
-    judged_against = statement.predicate["evaluation"]["incumbent"]["digest"]
-    return _move(store, settings, version, judged_against, base_digest)
-
-
-def _move(store: Registry, settings: RegistrySettings, version: Version, judged_against: str, base_digest: str) -> str:
-    champion = store.champion()
-    if champion is not None and champion.number == version.number:
-        return CHAMPION
-    incumbent = champion.tags["candidate"] if champion else base_digest
-    if incumbent != judged_against:
-        raise LineageError(
-            f"the verdict is stale: it was given against {judged_against}, the champion is now {incumbent}; "
-            "run again to judge the candidate against it"
-        )
-    alias = CHAMPION if settings.mode == "auto" else CHALLENGER
-    store.tag(version, {"replaced": champion.number if champion else "base model"})
-    store.set_alias(alias, version)
-    return alias
+    store = Registry(context.tracking_uri, settings.model_name)
+    state = context.open_ledger().state
+    registered = state.versions.get((settings.model_name, number))
+    decision = state.verdicts[registered.verdict].decision if registered else ""
+    if decision and decision != "promote":
+        return {"alias": ""}
+    if settings.mode == "manual" and registered:
+        store.client.set_registered_model_alias(settings.model_name, CHALLENGER, number)
+        return {"alias": CHALLENGER}
+    try:
+        if "promotion" in context.keys:
+            open_promotions(context, store).promote(number, context.user or context.id)
+        else:
+            request_promotion(store, number)
+    except StaleError as error:
+        return {"alias": "", "stale": str(error)}
+    return {"alias": CHAMPION}
