@@ -1,0 +1,73 @@
+"""What the documents are about: a candidate, and everything its run left on record."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lineage.digests import manifest_digest
+from lineage.records import StepRecord
+from lineage.statements import Statement
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A judged candidate."""
+
+    model_name: str
+    run: str
+    """The pipeline run that made and judged it."""
+    weights: Path
+    digest: str
+    """Of ``weights``."""
+    manifest: Path
+    """``manifest.parquet``: the rows it was trained on."""
+    records: Mapping[str, StepRecord]
+    """Step -> its record."""
+    verdict: Statement
+    license: str | None = None
+    """Under which the model may be used; None: nobody has said."""
+
+    @property
+    def data_digest(self) -> str:
+        """The digest of the rows it was trained on."""
+        import pyarrow.parquet as pq
+
+        return manifest_digest(pq.read_table(self.manifest).to_pylist())
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """What decided the scores, by digest, as the verdict binds it."""
+        found: dict[str, Any] = self.verdict.predicate["evaluation"]
+        return found
+
+    @property
+    def figures(self) -> list[dict[str, Any]]:
+        """The verdict's figures: incumbent, candidate, and the interval of their difference."""
+        found: list[dict[str, Any]] = self.verdict.predicate["figures"]
+        return found
+
+    @property
+    def ended(self) -> str:
+        """When the last step on record ended, ISO 8601."""
+        return max(record.ended or record.started for record in self.records.values())
+
+    def input(self, name: str) -> str | None:
+        """The digest of what some step took under ``name``, such as ``base_model`` or ``teacher``."""
+        return next((record.inputs[name] for record in self.records.values() if name in record.inputs), None)
+
+    def architecture(self) -> str:
+        """The class that loads the weights, as the bundle itself says."""
+        index = self.weights / "model_index.json"
+        return str(json.loads(index.read_text("utf-8"))["_class_name"]) if index.is_file() else "unknown"
+
+    def stated(self, column: str) -> dict[str, int]:
+        """What the rows say in ``license``, ``consent`` or ``source`` -> number of images, most frequent first."""
+        import pyarrow.parquet as pq
+
+        values = pq.read_table(self.manifest, columns=[column])[column].to_pylist()
+        return dict(Counter(value or "not stated" for value in values).most_common())

@@ -1,0 +1,51 @@
+"""The model card, read back by huggingface_hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard import metadata_load
+
+from lineage.documents.model_card import model_card
+from tests.documents import example
+
+
+def written(tmp_path: Path, license: str | None = None) -> Path:
+    path = tmp_path / "README.md"
+    path.write_text(model_card(example.candidate(tmp_path, license)), "utf-8")
+    return path
+
+
+def test_the_hub_reads_its_metadata(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    card = ModelCard.load(path)
+    assert card.data.pipeline_tag == "text-to-image"
+    assert card.data.library_name == "diffusers"
+    assert card.data.eval_results is not None
+    figures = {result.metric_name: result for result in card.data.eval_results}
+    assert figures["alignment"].metric_value == 0.9
+    assert figures["no glasses asked"].metric_type == "alignment/glasses"
+    assert figures["alignment"].dataset_revision == example.SET
+    content = metadata_load(path)
+    assert content is not None and content["model-index"][0]["name"] == "portraits"
+
+
+def test_it_survives_a_round_trip(tmp_path: Path) -> None:
+    text = written(tmp_path).read_text("utf-8")
+    assert str(ModelCard(text)) == text
+
+
+def test_it_tells_people_what_was_decided_and_what_is_unknown(tmp_path: Path) -> None:
+    text = written(tmp_path).read_text("utf-8")
+    assert "**Decision of the gate: promote**" in text
+    assert "| alignment | 0.800 | 0.900 | +0.100 | +0.080 to +0.120 | 0.02 |" in text
+    assert "Nobody has declared one" in text
+    assert "- consent: not stated (1)" in text
+    assert example.BASE in text and example.TEACHER in text
+
+
+def test_a_declared_licence_is_shown(tmp_path: Path) -> None:
+    path = written(tmp_path, "Apache-2.0")
+    assert "\nApache-2.0\n" in path.read_text("utf-8")
+    assert ModelCard.load(path).data.license_name == "Apache-2.0"
