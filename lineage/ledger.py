@@ -138,15 +138,22 @@ class HttpStore:
         self.url = url.rstrip("/")
 
     def entries(self, after: int) -> list[Entry]:
-        answer = self._ask("GET", f"/entries?after={after}")
-        return [read_entry(line) for line in answer.splitlines()]
+        # Not splitlines: a reason may hold a line separator of Unicode's.
+        answer = self.ask("GET", f"/entries?after={after}")
+        return [read_entry(line) for line in answer.split("\n") if line]
 
     def append(self, after: int, make: Maker) -> Entry:
         entry = make(self.entries(after))
-        self._ask("POST", "/entries", entry.model_dump_json())
+        self.ask("POST", "/entries", entry.model_dump_json())
         return entry
 
-    def _ask(self, method: str, path: str, content: str | None = None) -> str:
+    def ask(self, method: str, path: str, content: str | None = None, patience: float = PATIENCE) -> str:
+        """The server's answer to a request under `API`.
+
+        Raises:
+            ConflictError: another entry came first.
+            LedgerError: it refuses, with its reason, or does not answer within ``patience`` seconds.
+        """
         import requests
         from mlflow.utils.credentials import get_default_host_creds
         from mlflow.utils.rest_utils import http_request
@@ -157,12 +164,12 @@ class HttpStore:
                 API + path,
                 method,
                 data=content,
-                timeout=PATIENCE,
+                timeout=patience,
                 max_retries=2,
                 raise_on_status=False,
             )
         except Exception as error:
-            raise LedgerError(f"the ledger at {self.url} does not answer: {error}; nothing was written") from error
+            raise LedgerError(f"the ledger at {self.url} does not answer: {error}") from error
         if answer.status_code == 409:
             raise ConflictError(message_of(answer.text))
         if answer.status_code != 200:
@@ -301,7 +308,8 @@ def read_export(path: Path) -> list[Entry]:
         LedgerError: the file cannot be read, or a line is no entry.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")
+        lines = lines[:-1] if not lines[-1] else lines
     except (OSError, UnicodeDecodeError) as error:
         raise LedgerError(f"the export {path} cannot be read: {error}") from error
     entries = []
