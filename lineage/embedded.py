@@ -17,6 +17,7 @@ from lineage.registry import Registry
 from lineage.signing import SCHEME, make_keys, open_signer, read_public
 from lineage.witness import FileWitness, HighWaterMark
 
+
 class Embedded:
     """The ledger and keys in ``folder``, made where missing."""
 

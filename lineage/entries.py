@@ -84,7 +84,7 @@ class Judged(Body):
 
 
 class Registered(Body):
-    """A candidate became a version of a model; ``evidence`` are the digests of what lies beside it."""
+    """A candidate became a version of a model, by `lineage.keys`; ``evidence`` are digests of what lies beside it."""
 
     role = "run"
     run: str
@@ -92,7 +92,8 @@ class Registered(Body):
     version: str
     candidate: str
     verdict: str
-    source: str
+    training_key: str
+    evaluation_key: str
     mlflow_run: str
     evidence: dict[str, str]
 

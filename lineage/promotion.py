@@ -18,7 +18,17 @@ from typing import Any
 from securesystemslib.signer import Signer
 
 from lineage.digests import LineageError
-from lineage.entries import Abandoned, Action, Completed, Intended, LedgerError, Registered, Standing, State
+from lineage.entries import (
+    Abandoned,
+    Action,
+    Completed,
+    Intended,
+    LedgerError,
+    Registered,
+    StaleError,
+    Standing,
+    State,
+)
 from lineage.ledger import Ledger
 from lineage.records import RunContext
 from lineage.registry import CHALLENGER, CHAMPION, Registry, Version, fetch_weights
@@ -141,7 +151,7 @@ class Promotions:
             self._project()
         except Exception as error:
             raise LedgerError(
-                f"the ledger says that version {number} of {self.model} is to {action}, but the registry did not follow: "
+                f"the {action} of version {number} of {self.model} is in the ledger, but the registry did not follow: "
                 f"{error}; run: triptych reconcile"
             ) from error
         self._complete(move)

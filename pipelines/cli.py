@@ -53,6 +53,7 @@ def retrain(
     from rich.console import Console
 
     from infra.docker import ContainerError
+    from lineage.digests import LineageError
     from pipelines.report import print_outcome
     from pipelines.retrain import retrain as run_pipeline
     from pipelines.workspace import WorkspaceError
@@ -64,6 +65,9 @@ def retrain(
         finished = run_pipeline(configuration, runner.value, root, force, console)
     except (WorkspaceError, ContainerError) as error:
         _refuse(str(error))
+    except LineageError as error:
+        console.print(f"[red]failed[/red]: {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         console.print("interrupted; nothing is left running, run again to go on")
         raise typer.Exit(130) from None

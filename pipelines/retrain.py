@@ -15,11 +15,14 @@ from rich.console import Console
 
 from lineage.closing import CLOSING, Outcome, close, unclosed
 from lineage.records import RunContext, StepRecord, read_records
+from pipelines.checkout import checkout_commit
 from pipelines.configuration import Configuration, is_local
 from pipelines.narration import Narration
 from pipelines.workspace import Workspace, stop_leftovers, workspace
 
 Runner = Literal["processes", "containers"]
+ATTEMPTS = 3
+"""How often a candidate is judged anew because another champion came meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,30 @@ def retrain(configuration: Configuration, runner: Runner, root: Path, force: boo
         KeyboardInterrupt: interrupted; nothing is left running, the run is closed as killed.
     """
     with workspace(root, runner) as place:
-        run = f"retraining-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        log = place.log(run)
-        console.print(f"[bold]{run}[/bold]  ({place.root})", highlight=False)
-        with (
-            Narration(console, log) as narration,
-            contextlib.redirect_stdout(narration),
-            contextlib.redirect_stderr(narration),
-            _runner(runner, configuration, place, run) as (image, context),
-        ):
-            failure = _run(configuration, context, image, force, place)
-        records = read_records(str(place.records), run)
-        return _finished(run, records, log, failure)
+        place.lineage.open()
+        for _ in range(ATTEMPTS):
+            finished = _attempt(configuration, runner, place, force, console)
+            if finished.outcome != "stale":
+                break
+            # Its candidate is known now: the next attempt only judges it against the new champion.
+            console.print(finished.records["promote"].facts["stale"], highlight=False, soft_wrap=True)
+            force = False
+        return finished
+
+
+def _attempt(configuration: Configuration, runner: Runner, place: Workspace, force: bool, console: Console) -> Finished:
+    run = f"retraining-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    log = place.log(run)
+    console.print(f"[bold]{run}[/bold]  ({place.root})", highlight=False)
+    with (
+        Narration(console, log) as narration,
+        contextlib.redirect_stdout(narration),
+        contextlib.redirect_stderr(narration),
+        _runner(runner, configuration, place, run) as (image, context),
+    ):
+        failure = _run(configuration, context, image, force, place)
+    records = read_records(str(place.records), run)
+    return _finished(run, records, log, failure)
 
 
 @contextlib.contextmanager
@@ -81,7 +96,14 @@ def _runner(
     from components.image import IMAGE
 
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(place.pipeline_root), raise_on_error=True)
-    yield IMAGE, RunContext(id=run, records=str(place.records), tracking_uri=place.database)
+    yield IMAGE, _context(place, run)
+
+
+def _context(place: Workspace, run: str) -> RunContext:
+    """The run as processes see it: straight to the database, the ledger and all keys."""
+    return place.lineage.context(
+        run, str(place.records), place.database, openlineage=str(place.events), commit=checkout_commit()
+    )
 
 
 def _run(configuration: Configuration, context: RunContext, image: str, force: bool, place: Workspace) -> str:
@@ -90,7 +112,7 @@ def _run(configuration: Configuration, context: RunContext, image: str, force: b
 
     name = configuration.registry.model_name
     # Straight to the database: a server that steps in containers use may be gone by the time a run is closed.
-    closing = context.model_copy(update={"tracking_uri": place.database})
+    closing = _context(place, context.id)
     for lost in unclosed(context.records):
         close(closing.model_copy(update={"id": lost}), name, killed=True)
     try:

@@ -55,6 +55,7 @@ def build_pipeline(image: str, retries: int = 0) -> Any:
             snapshot = snapshot_data(run=run, data=data)
             planned = plan(
                 run=run,
+                kfp_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
                 snapshot_digest=snapshot.outputs["digest"],
                 training=training,
                 evaluation=evaluation,
@@ -99,7 +100,6 @@ def build_pipeline(image: str, retries: int = 0) -> Any:
                     run=run,
                     registry=registry,
                     version=registered.output,
-                    base_digest=decided["base_digest"],
                     verdict=judged.outputs["verdict"],
                     verdict_digest=judged.outputs["digest"],
                 )

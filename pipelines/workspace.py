@@ -3,6 +3,7 @@
     mlflow.db     runs, metrics and the model registry
     artifacts/    what MLflow stores: weights and evidence
     pipeline/     KFP's pipeline root: what passes between steps, and under records/ every step's record
+    lineage/      the ledger, all signing keys, the witness's checkpoints, high-water marks, OpenLineage events
     logs/         the whole output of each run
 
 Every process of a run carries the folder in its environment, so that whatever a killed run left behind is found and
@@ -21,6 +22,8 @@ from pathlib import Path
 from types import FrameType
 
 import psutil
+
+from lineage.embedded import Embedded
 
 MARK = "TRIPTYCH_WORK_DIR"
 
@@ -54,6 +57,16 @@ class Workspace:
     def records(self) -> Path:
         """The steps' records; inside the pipeline root, which is all that containers see."""
         return self.pipeline_root / "records"
+
+    @property
+    def lineage(self) -> Embedded:
+        """The ledger and its keys."""
+        return Embedded(self.root / "lineage")
+
+    @property
+    def events(self) -> Path:
+        """OpenLineage events; inside the pipeline root, where containers may write."""
+        return self.pipeline_root / "openlineage.jsonl"
 
     def log(self, run: str) -> Path:
         """The file that gets the whole output of a run."""

@@ -11,8 +11,18 @@ from typing import Any
 
 import yaml
 
+from lineage.embedded import Embedded
+from lineage.records import RunContext
+
 AVATARS = Path("examples/avatars").resolve()
 TRIPTYCH = Path(sys.executable).with_name("triptych")
+
+
+def run_context(folder: Path, run: str = "run-1", tracking_uri: str = "unused") -> RunContext:
+    """The context of a run with a ledger and keys of its own in ``folder``."""
+    lineage = Embedded(folder / "lineage")
+    lineage.open()
+    return lineage.context(run, str(folder / "records"), tracking_uri)
 
 
 def some_portraits(split: str, folder: Path, count: int = 640) -> Path:

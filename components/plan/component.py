@@ -7,7 +7,14 @@ from components.image import step
 
 @step
 def plan(
-    run: dict, snapshot_digest: str, training: dict, evaluation: dict, gate: dict, registry: dict, force: bool
+    run: dict,
+    kfp_run: str,
+    snapshot_digest: str,
+    training: dict,
+    evaluation: dict,
+    gate: dict,
+    registry: dict,
+    force: bool,
 ) -> NamedTuple(
     "Outputs",
     needed=bool,
@@ -18,7 +25,6 @@ def plan(
     reuse_digest=str,
     incumbent_uri=str,
     incumbent_digest=str,
-    base_digest=str,
     mlflow_run=str,
 ):
     """Decide what has to run; where anything has to, open the MLflow run that shows it."""
@@ -26,14 +32,16 @@ def plan(
     from dataclasses import asdict
 
     from components.plan.plan import make_plan
-    from lineage.records import recording
+    from lineage.records import RunContext, recording
     from lineage.registry import Registry
 
     with recording(run, "plan", parameters={"force": force, "registry": registry}) as record:
         record.input("snapshot", snapshot_digest)
-        store = Registry(run["tracking_uri"], registry["model_name"])
-        made = asdict(make_plan(store, snapshot_digest, training, evaluation, gate, force))
-        made["mlflow_run"] = store.open_run(run["id"]) if made["needed"] else ""
-        record.facts |= made
-        made.pop("incumbent_name")
+        model = registry["model_name"]
+        state = RunContext.model_validate(run).open_ledger().state
+        made = asdict(make_plan(state, model, snapshot_digest, training, evaluation, gate, force))
+        made["mlflow_run"] = Registry(run["tracking_uri"], model).open_run(run["id"]) if made["needed"] else ""
+        record.facts |= {**made, "kfp_run": kfp_run}
+        for shown in ("incumbent_name", "base_digest"):
+            made.pop(shown)
         return namedtuple("Outputs", made)(**made)

@@ -1,4 +1,4 @@
-"""Plan: decide what has to run, from the two keys of `lineage.keys`.
+"""Plan: decide what has to run, from the two keys of `lineage.keys` and what the ledger knows.
 
 A known training key reuses that candidate; a known evaluation key, or a candidate that already is champion, means
 that nothing is new. A changed incumbent alone judges the known candidate anew, without training.
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lineage.digests import digest_path
+from lineage.entries import Registered, Standing, State
 from lineage.keys import evaluation_key, evaluation_terms, training_key
-from lineage.registry import CHAMPION, Registry, Version
 
 
 @dataclass(frozen=True)
@@ -34,62 +34,65 @@ class Plan:
 
 
 def make_plan(
-    store: Registry,
+    state: State,
+    model: str,
     snapshot_digest: str,
     training: Mapping[str, Any],
     evaluation: Mapping[str, Any],
     gate: Mapping[str, Any],
     force: bool,
 ) -> Plan:
-    """Look into the registry and decide.
+    """Look into the ledger and decide.
 
     Args:
+        state: of the ledger; the registry's tags and aliases are not asked.
+        model: name of the registered model.
         training, evaluation, gate: the sections of the configuration.
         force: train and judge although nothing is new.
     """
-    versions = store.versions()
-    champion = next((v for v in versions if CHAMPION in v.aliases), None)
+    versions = [version for (name, _), version in state.versions.items() if name == model]
+    champion = state.champion(model)
     base_digest = digest_path(training["base_model"])
-    incumbent_digest = champion.tags["candidate"] if champion else base_digest
+    incumbent_digest = champion.candidate if champion else base_digest
     key = training_key(snapshot_digest, training)
     terms = evaluation_terms(evaluation, gate)
-    known = next((v for v in reversed(versions) if v.tags.get("training_key") == key), None)
-    needed, reason = _decide(versions, known, champion, incumbent_digest, terms)
+    known = next((v for v in reversed(versions) if v.training_key == key), None)
+    needed, reason = _decide(state, versions, known, champion, incumbent_digest, terms)
     reuse = None if force else known
     return Plan(
         needed=needed or force,
         reason=f"forced; otherwise: {reason}" if force else reason,
         training_key=key,
         evaluation_terms=terms,
-        reuse_uri=reuse.uri if reuse else "",
-        reuse_digest=reuse.tags["candidate"] if reuse else "",
-        incumbent_uri=champion.uri if champion else str(training["base_model"]),
+        reuse_uri=f"models:/{model}/{reuse.version}" if reuse else "",
+        reuse_digest=reuse.candidate if reuse else "",
+        incumbent_uri=f"models:/{model}/{champion.version}" if champion else str(training["base_model"]),
         incumbent_digest=incumbent_digest,
-        incumbent_name=f"champion (version {champion.number})" if champion else "base model",
+        incumbent_name=f"champion (version {champion.version})" if champion else "base model",
         base_digest=base_digest,
     )
 
 
 def _decide(
-    versions: list[Version],
-    known: Version | None,
-    champion: Version | None,
+    state: State,
+    versions: list[Registered],
+    known: Registered | None,
+    champion: Standing | None,
     incumbent_digest: str,
     terms: str,
 ) -> tuple[bool, str]:
     if known is None:
         return True, "no candidate was trained from this snapshot, code, configuration and base model yet"
-    candidate = known.tags["candidate"]
-    if champion and candidate == incumbent_digest:
-        return False, f"nothing is new: this candidate already is the champion (version {champion.number})"
-    key = evaluation_key(candidate, incumbent_digest, terms)
-    judged = next((v for v in reversed(versions) if v.tags.get("evaluation_key") == key), None)
+    if known.candidate in state.withdrawn:
+        return False, f"nothing is new: this candidate was withdrawn (version {known.version})"
+    if champion and known.candidate == champion.candidate:
+        return False, f"nothing is new: this candidate already is the champion (version {champion.version})"
+    key = evaluation_key(known.candidate, incumbent_digest, terms)
+    judged = next((v for v in reversed(versions) if v.evaluation_key == key), None)
     if judged:
-        return (
-            False,
-            f"nothing is new: version {judged.number} was judged on the same terms: {judged.tags['decision']}",
-        )
+        decision = state.verdicts[judged.verdict].decision
+        return False, f"nothing is new: version {judged.version} was judged on the same terms: {decision}"
     return (
         True,
-        f"the candidate of version {known.number} is known; the incumbent or the terms changed: judge it anew",
+        f"the candidate of version {known.version} is known; the incumbent or the terms changed: judge it anew",
     )

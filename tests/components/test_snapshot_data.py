@@ -23,6 +23,7 @@ from components.snapshot_data.snapshot import Snapshot, take_snapshot
 from components.snapshot_data.source import SnapshotError, check_source
 from lineage.digests import digest_file
 from lineage.records import read_records
+from tests.runs import run_context
 
 ROWS: list[dict[str, Any]] = [
     {"file_name": "a.png", "text": "red hair", "license": "CC0-1.0", "consent": "drawn", "source": "test"},
@@ -273,7 +274,7 @@ def test_settings_are_strict(section: dict[str, str]) -> None:
 
 
 def test_the_step_leaves_its_record(portraits: Path, tmp_path: Path) -> None:
-    run = {"id": "one", "records": str(tmp_path / "records"), "tracking_uri": "unused"}
+    run = run_context(tmp_path, "one").model_dump()
     output = Dataset(uri=str(tmp_path / "snapshot"))
     digest, rows = snapshot_data.python_func(run=run, data={"source": str(portraits)}, snapshot=output)
     record = read_records(run["records"], "one")["snapshot-data"]

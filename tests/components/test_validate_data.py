@@ -25,6 +25,7 @@ from components.validate_data.settings import ValidationSettings
 from components.validate_data.suite import DataValidationError, build_suite, check_suite, read_suite
 from components.validate_data.validate import Validated, validate
 from lineage.records import read_records
+from tests.runs import run_context
 
 AVATARS = Path(__file__).parents[2] / "examples" / "avatars" / "expectations.json"
 GOOD = 110
@@ -443,7 +444,7 @@ def test_both_steps_in_a_real_pipeline(portraits: Portraits, tmp_path: Path) -> 
     records = str(tmp_path / "records")
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "root"))
     task = data(
-        run={"id": "one", "records": records, "tracking_uri": "unused"},
+        run=run_context(Path(records).parent, "one").model_dump(),
         data={"source": str(portraits.source)},
         validation={"suite": str(AVATARS)},
     )

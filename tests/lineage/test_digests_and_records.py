@@ -11,13 +11,14 @@ from lineage.digests import LineageError, code_digest, digest_json, digest_path
 from lineage.keys import by_content
 from lineage.records import RunContext, read_records, recording
 from lineage.statements import VERDICT, make_statement, read_statement, write_statement
+from tests.runs import run_context
 
 DIGEST = "sha256:" + "0" * 64
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunContext:
-    return RunContext(id="r1", records=str(tmp_path / "records"), tracking_uri="unused")
+    return run_context(tmp_path, "r1")
 
 
 def test_a_folder_is_named_by_what_it_holds(tmp_path: Path) -> None:
@@ -33,7 +34,8 @@ def test_a_folder_is_named_by_what_it_holds(tmp_path: Path) -> None:
 
 def test_json_digest_ignores_key_order_and_refuses_nan() -> None:
     assert digest_json({"a": 1, "b": 2}) == digest_json({"b": 2, "a": 1})
-    with pytest.raises(ValueError, match="Out of range float"):
+    assert digest_json({"steps": 240}) == digest_json({"steps": 240.0}), "KFP makes numbers of integers"
+    with pytest.raises(LineageError, match="canonical"):
         digest_json(float("nan"))
 
 
@@ -66,7 +68,7 @@ def test_a_record_is_left_by_success_and_by_failure(run: RunContext) -> None:
 
 def test_a_record_that_cannot_be_written_fails_the_step(tmp_path: Path) -> None:
     (tmp_path / "records").write_text("a file where the folder should be")
-    run = RunContext(id="r1", records=str(tmp_path / "records"), tracking_uri="unused")
+    run = run_context(tmp_path, "r1")
     with pytest.raises(LineageError, match="cannot be written"), recording(run, "step", {}):
         pass
 
@@ -104,12 +106,30 @@ def test_the_outcome_comes_from_the_records(
     assert close(run, "model") == expected, "closing again changes nothing"
 
 
-def test_a_statement_survives_the_file_and_refuses_another_type(tmp_path: Path) -> None:
-    path = tmp_path / "verdict.json"
-    write_statement(make_statement(VERDICT, {"candidate": DIGEST}, {"decision": "hold"}), path)
-    assert read_statement(path, VERDICT).subject_digest("candidate") == DIGEST
+def test_a_ledger_that_cannot_be_written_fails_the_step(run: RunContext) -> None:
+    gone = run.model_copy(update={"ledger": f"sqlite:///{Path(run.records).parent / 'nowhere' / 'ledger.db'}"})
+    with pytest.raises(LineageError, match="cannot be used"), recording(gone, "step", {}):
+        pass
+
+
+def test_a_record_is_named_in_the_ledger(run: RunContext) -> None:
+    with recording(run, "good", {"x": 1}):
+        pass
+    record = read_records(run.records, run.id)["good"]
+    assert run.open_ledger().state.records == {("r1", "good"): record.digest()}
+    assert close(run, "model") == "failed"
+    assert run.open_ledger().state.outcomes == {"r1": "failed"}
+
+
+def test_a_statement_survives_the_file_and_refuses_another_type_or_signer(tmp_path: Path, run: RunContext) -> None:
+    path = tmp_path / "verdict.dsse.json"
+    gate, other = (run.signer(role) for role in ("gate", "run"))
+    write_statement(make_statement(VERDICT, {"candidate": DIGEST}, {"decision": "hold"}), path, gate)
+    assert read_statement(path, VERDICT, [gate.public_key]).subject_digest("candidate") == DIGEST
     with pytest.raises(LineageError, match="expected urn:other"):
-        read_statement(path, "urn:other")
+        read_statement(path, "urn:other", [gate.public_key])
+    with pytest.raises(LineageError, match="signature does not hold"):
+        read_statement(path, VERDICT, [other.public_key])
     path.write_text("{}")
-    with pytest.raises(LineageError, match="not an in-toto statement"):
-        read_statement(path, VERDICT)
+    with pytest.raises(LineageError, match="not a signed envelope"):
+        read_statement(path, VERDICT, [gate.public_key])

@@ -16,6 +16,7 @@ from lineage.records import read_records
 from tests.training.conftest import Trained, World
 from training.curves import read_points
 from training.watching import MlflowCurves, MlflowRun
+from tests.runs import run_context
 
 
 def test_encode_features_runs_as_a_step_and_leaves_its_record(world: World, tmp_path: Path) -> None:
@@ -28,7 +29,7 @@ def test_encode_features_runs_as_a_step_and_leaves_its_record(world: World, tmp_
         found = dsl.importer(artifact_uri=place, artifact_class=dsl.Dataset, reimport=False)
         return encode_features(run=run, training=training, validated=found.output).outputs["Output"]
 
-    run = {"id": "run-1", "records": str(tmp_path / "records"), "tracking_uri": ""}
+    run = run_context(tmp_path).model_dump()
     done = encoding(run=run, training=world.settings().model_dump(mode="json"), place=str(validated))
     record = read_records(run["records"], "run-1")["encode-features"]
     assert record.status == "complete" and record.outputs["features"] == done.output
