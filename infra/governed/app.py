@@ -1,0 +1,117 @@
+"""The entry point of ``mlflow server --app-name triptych``; `infra.governed.settings` lists its configuration.
+
+The guard works in MLflow's default server, uvicorn, with any number of workers. Under gunicorn and waitress, and with
+options that would open a way round it, the server does not start.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+from fastapi import FastAPI
+from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
+from mlflow.utils.uri import extract_db_type_from_uri
+
+from infra.governed.guard import Guard
+from infra.governed.settings import Settings, read_settings
+from lineage.digests import LineageError
+
+SERVER = "_MLFLOW_SGI_NAME"
+"""The variable in which MLflow tells its workers which server runs them."""
+JOBS = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
+REFUSED = {
+    "gunicorn_opts": "the guard works under uvicorn, MLflow's default, only",
+    "waitress_opts": "the guard works under uvicorn, MLflow's default, only",
+    "artifacts_only": "there is no registry to guard",
+    "enable_workspaces": "models of the same name in two workspaces are one in the ledger",
+    "disable_security_middleware": "any website could then act for its visitors",
+}
+"""Options of ``mlflow server`` that a governed one does not take, and why."""
+
+
+def create_app() -> FastAPI:
+    """The application of one worker."""
+    from mlflow.server import ARTIFACTS_DESTINATION_ENV_VAR, BACKEND_STORE_URI_ENV_VAR
+    from mlflow.server import app as flask_app
+
+    from infra.governed.api import routes
+    from infra.governed.stores import install
+
+    if os.environ.get(SERVER) != "uvicorn":
+        raise LineageError(f"start it with: mlflow server --app-name triptych ({REFUSED['gunicorn_opts']})")
+    settings = read_settings(os.environ)
+    guard = Guard(settings, _database(os.environ[BACKEND_STORE_URI_ENV_VAR]))
+    install(guard, os.environ[ARTIFACTS_DESTINATION_ENV_VAR])
+    flask_app.register_blueprint(routes(guard))
+    app = _application(settings)
+    # The assistant runs commands on this machine, where the promotion key is.
+    app.router.routes[:] = [route for route in app.router.routes if "/mlflow/assistant" not in getattr(route, "path", "")]
+    return app
+
+
+def _application(settings: Settings) -> FastAPI:
+    if settings.authentication == "basic-auth":
+        from mlflow.server import auth
+
+        guarded: FastAPI = auth.create_app()
+        return guarded
+    from mlflow.server import app as flask_app
+    from mlflow.server.fastapi_app import create_fastapi_app
+
+    plain: FastAPI = create_fastapi_app(flask_app)
+    return plain
+
+
+def _prepare() -> None:
+    """Check, in the command itself, all that would otherwise fail in every worker."""
+    settings = read_settings(os.environ)
+    _check_options()
+    Guard(settings, "").check_witness()
+    if settings.allowed_hosts:
+        origins = [f"{scheme}://{host}" for host in settings.allowed_hosts for scheme in ("http", "https")]
+        os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(settings.allowed_hosts)
+        os.environ.setdefault("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", ",".join(origins))
+    # Jobs run what users send, on this machine.
+    if os.environ.setdefault(JOBS, "false").lower() not in ("false", "0"):
+        raise LineageError(f"{JOBS} is on, but jobs run users' code beside the promotion key; unset it")
+    if settings.authentication == "basic-auth":
+        from mlflow import server
+
+        # MLflow does it only for its own app of that name.
+        server._bootstrap_basic_auth()
+        os.environ["_MLFLOW_AUTH_ADMIN_BOOTSTRAPPED"] = "true"
+
+
+def _check_options() -> None:
+    command = click.get_current_context(silent=True)
+    options = command.params if command else {}
+    for name, why in REFUSED.items():
+        if options.get(name):
+            raise LineageError(f"--{name.replace('_', '-')} does not go with the governed server: {why}")
+    if not options.get("serve_artifacts", True):
+        raise LineageError("--no-serve-artifacts does not go with it: only what the server writes can be guarded")
+    backend = options.get("backend_store_uri")
+    if options.get("registry_store_uri") not in (None, backend):
+        raise LineageError("--registry-store-uri must be the backend store: runs and versions belong together")
+    if backend:
+        _database(backend)
+
+
+def _database(uri: str) -> str:
+    try:
+        if extract_db_type_from_uri(uri) in DATABASE_ENGINES:
+            return uri
+    except MlflowException:
+        pass
+    raise LineageError(f"--backend-store-uri is {uri}, but the guard needs a database there")
+
+
+# A worker that cannot start is started again for ever; an error in the command itself ends it, with one message.
+if SERVER not in os.environ:
+    try:
+        _prepare()
+    except (LineageError, MlflowException) as error:
+        sys.exit(f"the governed server does not start: {error}")

@@ -1,0 +1,160 @@
+"""The files of governed versions never change through the server.
+
+The check stands where a file is written or deleted, in the artifact repositories that the server's process makes, and
+not where requests come in: there a path can be written in many ways, here it is the one that is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import posixpath
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry as repositories
+from mlflow.utils.file_utils import local_file_uri_to_path
+
+from lineage.registry import EVIDENCE_FOLDER, MODEL_FOLDER
+
+PROXIED = "/mlflow-artifacts/artifacts/"
+
+
+def place(uri: str, destination: str) -> str:
+    """Where ``uri`` really is, in one spelling.
+
+    Args:
+        destination: where this server keeps what it serves as ``mlflow-artifacts:``.
+    """
+    parts = urlsplit(uri)
+    served = parts.path if parts.scheme == "mlflow-artifacts" else None
+    if parts.scheme in ("http", "https") and PROXIED in parts.path:
+        served = parts.path.split(PROXIED, 1)[1]
+    if served is not None:
+        return place(f"{destination.rstrip('/')}/{served.lstrip('/')}", destination)
+    if parts.scheme in ("", "file"):
+        return os.path.realpath(str(local_file_uri_to_path(uri)))
+    return f"{parts.scheme}://{parts.netloc}{posixpath.normpath('/' + parts.path.lstrip('/'))}"
+
+
+class GuardedFolders:
+    """The folders of governed versions, and the check that nothing in them is touched."""
+
+    def __init__(self, destination: str, protected: Callable[[], dict[str, str]]) -> None:
+        """Guard what ``protected`` gives at each check: URI of a version's files -> the version's name."""
+        self.destination, self.protected = destination, protected
+
+    def check_write(self, target: str) -> None:
+        """Refuse a target inside a governed version's folders.
+
+        Raises:
+            MlflowException: it is one (HTTP 403).
+        """
+        self._check(target, lambda found, kept: _inside(found, kept))
+
+    def check_delete(self, target: str) -> None:
+        """Refuse a target inside a governed version's folders, or one that holds such a folder.
+
+        Raises:
+            MlflowException: it is one (HTTP 403).
+        """
+        self._check(target, lambda found, kept: _inside(found, kept) or _inside(kept, found))
+
+    def _check(self, target: str, touches: Callable[[str, str], bool]) -> None:
+        if ".." in _unquoted(target).split("/"):
+            raise MlflowException(f"{target} goes up with '..'; name the place itself", error_code=PERMISSION_DENIED)
+        found = place(target, self.destination)
+        for uri, name in self.protected().items():
+            if any(touches(found, kept) for kept in self._kept(uri)):
+                raise MlflowException(
+                    f"the ledger keeps {name}: its files never change ({target})", error_code=PERMISSION_DENIED
+                )
+
+    def _kept(self, uri: str) -> list[str]:
+        folder = place(uri, self.destination)
+        above, _, last = folder.rpartition("/")
+        return [folder, f"{above}/{EVIDENCE_FOLDER}"] if last == MODEL_FOLDER else [folder]
+
+    def install(self) -> None:
+        """Guard every artifact repository made in this process; ``mlflow-artifacts:`` means the destination itself."""
+        for scheme, make in list(repositories.get_registered_artifact_repositories().items()):
+            repositories.register(scheme, self._guarded(make))
+
+        def served(uri: str, **more: Any) -> Any:
+            return repositories.get_artifact_repository(place(uri, self.destination), **more)
+
+        repositories.register("mlflow-artifacts", served)
+
+    def _guarded(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(uri: str, **more: Any) -> Any:
+            repository = make(uri, **more)
+            kind = type(repository)
+            # A subclass, so that MLflow still sees what the repository can do.
+            repository.__class__ = type(kind.__name__, (_GuardedWrites, kind), {"folders": self})
+            return repository
+
+        return guarded
+
+
+def _unquoted(path: str) -> str:
+    while (once := unquote(path)) != path:
+        path = once
+    return path
+
+
+def _inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder.rstrip('/')}/")
+
+
+class _GuardedWrites:
+    """All ways in which MLflow's artifact repositories write and delete."""
+
+    folders: GuardedFolders
+    artifact_uri: str
+
+    def _check(self, *path: str | None) -> None:
+        self.folders.check_write(self._target(*path))
+
+    def _target(self, *path: str | None) -> str:
+        return posixpath.join(self.artifact_uri, *[part.lstrip("/") for part in path if part])
+
+    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> Any:
+        self._check(artifact_path, posixpath.basename(local_file))
+        return super().log_artifact(local_file, artifact_path)  # type: ignore[misc]
+
+    def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> Any:
+        for file in Path(local_dir).rglob("*"):
+            self._check(artifact_path, file.relative_to(local_dir).as_posix())
+        return super().log_artifacts(local_dir, artifact_path)  # type: ignore[misc]
+
+    def log_artifact_from_stream(self, stream: Any, filename: str, artifact_path: str | None = None) -> Any:
+        self._check(artifact_path, filename)
+        return super().log_artifact_from_stream(stream, filename, artifact_path)  # type: ignore[misc]
+
+    async def log_artifact_from_async_stream(self, stream: Any, filename: str, artifact_path: str | None = None) -> Any:
+        await asyncio.to_thread(self._check, artifact_path, filename)
+        return await super().log_artifact_from_async_stream(  # type: ignore[misc]
+            stream, filename, artifact_path=artifact_path
+        )
+
+    def delete_artifacts(self, artifact_path: str | None = None) -> Any:
+        self.folders.check_delete(self._target(artifact_path))
+        return super().delete_artifacts(artifact_path)  # type: ignore[misc]
+
+    def create_multipart_upload(self, local_file: str, num_parts: int = 1, artifact_path: str | None = None) -> Any:
+        self._check(artifact_path, posixpath.basename(local_file))
+        return super().create_multipart_upload(local_file, num_parts, artifact_path)  # type: ignore[misc]
+
+    def complete_multipart_upload(
+        self, local_file: str, upload_id: str, parts: Any = None, artifact_path: str | None = None
+    ) -> Any:
+        self._check(artifact_path, posixpath.basename(local_file))
+        return super().complete_multipart_upload(local_file, upload_id, parts, artifact_path)  # type: ignore[misc]
+
+    def create_presigned_upload_url(self, artifact_path: str, expiration: int = 900) -> Any:
+        self._check(artifact_path)
+        return super().create_presigned_upload_url(artifact_path, expiration)  # type: ignore[misc]
