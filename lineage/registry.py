@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from lineage.digests import LineageError, digest_path
 
@@ -24,6 +24,8 @@ CHAMPION = "champion"
 CHALLENGER = "challenger"
 TAG = "triptych."
 MODEL_FOLDER = "model"
+WEIGHTS_FOLDER = "artifacts/weights"
+"""Inside the model folder, where MLflow's own loader looks for them."""
 EVIDENCE_FOLDER = "evidence"
 
 
@@ -36,6 +38,16 @@ class RegistrySettings(BaseModel):
     """The registered model, such as ``portrait-avatars``."""
     mode: Literal["auto", "manual"] = "auto"
     """``auto``: a promote verdict moves ``champion``. ``manual``: it sets ``challenger`` and a person decides."""
+    artifacts: str | None = None
+    """Where the experiment keeps its files, such as ``s3://bucket/prefix``: weights then go straight to that store.
+    None: wherever the MLflow server puts them, through the server."""
+    license: str | None = None
+    """Under which the model may be used, best as an SPDX expression."""
+
+    @model_serializer(mode="wrap")
+    def _without_nulls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is not set: a KFP parameter cannot hold a null."""
+        return {name: value for name, value in serialize(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -58,13 +70,18 @@ class Version:
 
 
 class Registry:
-    """One registered model in one MLflow server or store."""
+    """One registered model in one MLflow server or store.
 
-    def __init__(self, tracking_uri: str, model_name: str) -> None:
+    Args:
+        artifacts: where a new experiment keeps its files, as `RegistrySettings` says.
+    """
+
+    def __init__(self, tracking_uri: str, model_name: str, artifacts: str | None = None) -> None:
         from mlflow import MlflowClient
 
         self.tracking_uri = tracking_uri
         self.model_name = model_name
+        self.artifacts = artifacts
         self.client: MlflowClient = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
     def versions(self) -> list[Version]:
@@ -88,12 +105,34 @@ class Registry:
         """The version that holds the alias ``champion``, if any."""
         return next((version for version in self.versions() if CHAMPION in version.aliases), None)
 
+    def version_of(self, mlflow_run: str) -> Version | None:
+        """The version that an MLflow run logged, if it did."""
+        return next((version for version in self.versions() if version.run == mlflow_run), None)
+
+    def fetch_evidence(self, mlflow_run: str, target: Path) -> Path:
+        """Copy what is stored beside the weights into the folder ``target``; gives the copy.
+
+        Raises:
+            LineageError: the artifact store does not have it.
+        """
+        place = f"{self.client.get_run(mlflow_run).info.artifact_uri}/{EVIDENCE_FOLDER}"
+        return _fetch(self.tracking_uri, place, target)
+
     def open_run(self, run: str) -> str:
-        """The MLflow run of pipeline run ``run``: the one already there, or a new one. Returns its id."""
+        """The MLflow run of pipeline run ``run``: the one already there, or a new one. Returns its id.
+
+        Raises:
+            LineageError: the experiment keeps its files elsewhere than the settings say.
+        """
         found = self._find_run(run)
         if found is not None:
             return found
         experiment = self.client.get_experiment_by_name(self.model_name)
+        if experiment and self.artifacts and experiment.artifact_location.rstrip("/") != self.artifacts.rstrip("/"):
+            raise LineageError(
+                f"experiment {self.model_name!r} keeps its files in {experiment.artifact_location}, and MLflow cannot "
+                f"move it to {self.artifacts}; set registry.artifacts to the former, or choose another model_name"
+            )
         experiment_id = experiment.experiment_id if experiment else self._create_experiment()
         tags = {f"{TAG}run": run}
         return str(self.client.create_run(experiment_id, run_name=run, tags=tags).info.run_id)
@@ -107,19 +146,27 @@ class Registry:
     def register(
         self,
         mlflow_run: str,
-        candidate: Path,
+        weights: Path,
+        folder: Path,
         evidence: Mapping[str, Path],
         tags: Mapping[str, str],
         description: str,
     ) -> Version:
-        """Store a candidate with its evidence as a new version; a repeated call gives the version already there."""
-        for version in self.versions():
-            if version.run == mlflow_run:
-                return version
-        self.client.log_artifacts(mlflow_run, str(candidate), MODEL_FOLDER)
-        for folder, path in evidence.items():
-            log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
-            log(mlflow_run, str(path), f"{EVIDENCE_FOLDER}/{folder}" if path.is_dir() else EVIDENCE_FOLDER)
+        """Store weights with their evidence as a new version; a repeated call gives the version already there.
+
+        Args:
+            folder: an MLflow model folder without its weights, which are stored in its `WEIGHTS_FOLDER`.
+            evidence: name -> a file of that name, or a folder.
+        """
+        if known := self.version_of(mlflow_run):
+            return known
+        self.client.log_artifacts(mlflow_run, str(folder), MODEL_FOLDER)
+        self.client.log_artifacts(mlflow_run, str(weights), f"{MODEL_FOLDER}/{WEIGHTS_FOLDER}")
+        for name, path in evidence.items():
+            if path.is_dir():
+                self.client.log_artifacts(mlflow_run, str(path), f"{EVIDENCE_FOLDER}/{name}")
+            else:
+                self.client.log_artifact(mlflow_run, str(path), EVIDENCE_FOLDER)
         source = f"{self.client.get_run(mlflow_run).info.artifact_uri}/{MODEL_FOLDER}"
         if not self._exists():
             self.client.create_registered_model(self.model_name)
@@ -144,8 +191,8 @@ class Registry:
     def _create_experiment(self) -> str:
         # A store without a server keeps its files beside the database, not in the folder we happen to run in.
         database = self.tracking_uri.removeprefix("sqlite:///")
-        place = None if database == self.tracking_uri else (Path(database).parent / "artifacts").as_uri()
-        return str(self.client.create_experiment(self.model_name, artifact_location=place))
+        beside = None if database == self.tracking_uri else (Path(database).parent / "artifacts").as_uri()
+        return str(self.client.create_experiment(self.model_name, artifact_location=self.artifacts or beside))
 
     def _exists(self) -> bool:
         return bool(self.client.search_registered_models(f"name = '{self.model_name}'"))
@@ -164,7 +211,7 @@ class Registry:
 
 
 def fetch_weights(tracking_uri: str, uri: str, digest: str, target: Path) -> Path:
-    """Copy the weights at ``uri`` (``models:/NAME/N`` or a local folder) to ``target`` and check them.
+    """Copy the weights at ``uri`` (``models:/NAME/N``, or a local folder of weights) to ``target`` and check them.
 
     Raises:
         LineageError: nothing is there, or it is not what ``digest`` says; ``target`` is then left alone.
@@ -183,15 +230,25 @@ def fetch_weights(tracking_uri: str, uri: str, digest: str, target: Path) -> Pat
 
 def _download(tracking_uri: str, uri: str, scratch: str) -> Path:
     from mlflow import MlflowClient
-    from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     try:
-        # Not by its models:/ name: MLflow then writes a file of its own among the weights.
+        # Not by its models:/ name: MLflow then fetches the whole model folder and writes a file of its own into it.
         client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         stored = client.get_model_version_download_uri(*uri.removeprefix("models:/").split("/"))
-        return Path(download_artifacts(artifact_uri=stored, tracking_uri=tracking_uri, dst_path=scratch))
+    except MlflowException as error:
+        raise LineageError(f"{uri} is not in the registry at {tracking_uri}: {error}") from error
+    return _fetch(tracking_uri, f"{stored}/{WEIGHTS_FOLDER}", Path(scratch))
+
+
+def _fetch(tracking_uri: str, place: str, target: Path) -> Path:
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        return Path(download_artifacts(artifact_uri=place, tracking_uri=tracking_uri, dst_path=str(target)))
     except (MlflowException, OSError) as error:
         raise LineageError(
-            f"the weights of {uri} are not in the artifact store: {error}; restore them, or train anew with --force"
+            f"{place} is not in the artifact store: {error}; restore it, or train anew with --force"
         ) from error

@@ -23,20 +23,17 @@ def register(
     from pathlib import Path
 
     from components.register.register import register_candidate, summary
-    from lineage.records import recording
-    from lineage.registry import Registry
+    from lineage.records import RunContext, recording
+    from lineage.registry import RegistrySettings
 
-    with recording(run, "register", parameters=registry) as record:
-        inputs = {"candidate": candidate, "verdict": verdict, "training": training_record, "scores": scores}
-        paths = {name: Path(artifact.path) for name, artifact in {**inputs, "validated": validated}.items()}
+    context, settings = RunContext.model_validate(run), RegistrySettings.model_validate(registry)
+    inputs = {"candidate": candidate, "verdict": verdict, "training": training_record, "scores": scores}
+    paths = {name: Path(artifact.path) for name, artifact in {**inputs, "validated": validated}.items()}
+    keys = {"snapshot": snapshot_digest, "training_key": training_key, "evaluation_terms": evaluation_terms}
+    with recording(context, "register", parameters=registry) as record:
         for name, path in paths.items():
             record.input(name, path)
-        keys = {
-            "snapshot": snapshot_digest,
-            "training_key": training_key,
-            "evaluation_terms": evaluation_terms,
-        }
-        store = Registry(run["tracking_uri"], registry["model_name"])
-        version = register_candidate(store, mlflow_run, paths.pop("candidate"), paths.pop("verdict"), paths, keys)
-        record.facts |= summary(version)
+        version, registered = register_candidate(context, settings, mlflow_run, paths, keys)
+        context.open_ledger().append(registered, context.signer("run"))
+        record.facts |= {**summary(version), "evidence": registered.evidence}
         return version.number

@@ -1,24 +1,40 @@
-"""The registry on a real MLflow store (SQLite and local files)."""
+"""The registry on a real MLflow store (SQLite and local files), with a real ledger."""
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import boto3
+import mlflow
+import pandas as pd
 import pytest
+from cryptography.hazmat.primitives import serialization as pem
+from moto.server import ThreadedMotoServer
+from PIL import Image
 
 from components.plan.plan import Plan, make_plan
-from components.promote.promote import promote_version
-from components.register.register import register_candidate
+from components.register.register import DESCRIPTION_LIMIT, describe, register_candidate
 from lineage.closing import close, unclosed
 from lineage.digests import LineageError, digest_path
+from lineage.documents.candidate import Candidate
+from lineage.documents.model_signature import verify_model
+from lineage.documents.provenance import SLSA
+from lineage.entries import Judged, Registered
 from lineage.records import RunContext, recording
-from lineage.registry import Registry, RegistrySettings
-from lineage.statements import VERDICT, make_statement, write_statement
+from lineage.registry import CHAMPION, Registry, RegistrySettings, Version, fetch_weights
+from lineage.signing import read_public
+from lineage.statements import VERDICT_FILE, read_statement, write_statement
+from tests.documents import example
+from tests.runs import run_context
+from tests.training.tiny import save_bundle
 
-SETTINGS = RegistrySettings(model_name="portraits")
-TERMS = {"evaluation": {"evaluation_set": "none"}, "gate": {"alpha": 0.025}}
+SETTINGS = RegistrySettings(model_name="portraits", license="Apache-2.0")
+KEYS = {"snapshot": example.SNAPSHOT, "training_key": "sha256:t", "evaluation_terms": "sha256:e"}
 
 
 @pytest.fixture(scope="module")
@@ -29,166 +45,267 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "mlflow.db"
 
 
-@pytest.fixture
-def store(tmp_path: Path, empty_store: Path) -> Registry:
-    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
-    return Registry(f"sqlite:///{tmp_path / 'mlflow.db'}", "portraits")
+@dataclass
+class Run:
+    """A run up to the gate, ready to register."""
+
+    context: RunContext
+    store: Registry
+    mlflow_run: str
+    artifacts: dict[str, Path]
+
+    @property
+    def candidate(self) -> Path:
+        return self.artifacts["candidate"]
+
+    def register(
+        self, settings: RegistrySettings = SETTINGS, keys: dict[str, str] = KEYS
+    ) -> tuple[Version, Registered]:
+        return register_candidate(self.context, settings, self.mlflow_run, self.artifacts, keys)
+
+
+def prepare(
+    folder: Path,
+    empty_store: Path,
+    candidate: Path,
+    decision: str = "promote",
+    incumbent: str = example.BASE,
+    artifacts: str | None = None,
+) -> Run:
+    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    context, store = run_context(folder, example.RUN, uri), Registry(uri, "portraits", artifacts)
+    digest = digest_path(candidate)
+    with recording(context, "fine-tune", {"seed": 7}) as record:
+        record.input("base_model", example.BASE)
+        record.output("candidate", candidate)
+    verdict, scores = folder / "verdict", folder / "scores"
+    for path in (verdict, scores):
+        path.mkdir()
+    statement = example.verdict(digest, incumbent, decision)
+    envelope = write_statement(statement, verdict / VERDICT_FILE, context.signer("gate"))
+    (verdict / "pareto.png").write_bytes(b"picture")
+    (scores / "grid.png").write_bytes(b"picture")
+    judged = Judged(run=example.RUN, candidate=digest, incumbent=incumbent, decision=decision, verdict=envelope)
+    context.open_ledger().append(judged, context.signer("gate"))
+    (folder / "training_record").write_text("{}")
+    paths = {"candidate": candidate, "verdict": verdict, "scores": scores, "training": folder / "training_record"}
+    return Run(context, store, store.open_run(example.RUN), {**paths, "validated": example.validated(folder)})
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Path:
-    return weights(tmp_path, "base")
+def run(tmp_path: Path, empty_store: Path) -> Run:
+    return prepare(tmp_path, empty_store, example.weights(tmp_path))
 
 
-def weights(folder: Path, name: str) -> Path:
-    path = folder / name
-    path.mkdir()
-    (path / "weights.bin").write_text(name)
-    return path
+@pytest.fixture(scope="module")
+def drawing(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Run:
+    """A registered tiny model that draws, and is the champion."""
+    folder = tmp_path_factory.mktemp("drawing")
+    made = prepare(folder, empty_store, save_bundle(folder / "candidate"))
+    version, _ = made.register()
+    made.store.set_alias(CHAMPION, version)
+    return made
 
 
-def verdict(folder: Path, candidate: Path, incumbent: str, decision: str) -> Path:
-    path = folder / f"verdict-of-{candidate.name}"
-    path.mkdir(exist_ok=True)
-    predicate = {
-        "decision": decision,
-        "reasons": ["because"],
-        "figures": [],
-        "evaluation": {"incumbent": {"digest": incumbent}},
-    }
-    write_statement(make_statement(VERDICT, {"candidate": digest_path(candidate)}, predicate), path / "verdict.json")
-    return path
+def champion(run: Run) -> mlflow.pyfunc.PyFuncModel:
+    mlflow.set_tracking_uri(run.store.tracking_uri)
+    return mlflow.pyfunc.load_model("models:/portraits@champion")
 
 
-def plan(store: Registry, base: Path, snapshot: str = "sha256:s1", **changes: Any) -> Plan:
-    terms = {**TERMS, **changes}
-    return make_plan(store, snapshot, {"base_model": str(base)}, terms["evaluation"], terms["gate"], force=False)
+def test_the_champion_loads_by_mlflow_alone_and_draws(drawing: Run) -> None:
+    prompts = pd.DataFrame({"prompt": ["a portrait, glasses", "ein Porträt, “Bart”"], "seed": [7, 8]})
+    model = champion(drawing)
+    drawn = model.predict(prompts)
+    assert list(drawn["seed"]) == [7, 8]
+    image = Image.open(io.BytesIO(drawn["image"][1]))
+    assert image.size == (32, 32)
+    assert image.text["model"] == "portraits"  # type: ignore[attr-defined]
+    assert image.text["model-digest"] == digest_path(drawing.candidate)  # type: ignore[attr-defined]
+    assert image.text["prompt"] == "ein Porträt, “Bart”"  # type: ignore[attr-defined]
+    assert image.text["seed"] == "8"  # type: ignore[attr-defined]
+    assert json.loads(image.text["sampling"]) == example.SAMPLING  # type: ignore[attr-defined]
+    assert model.predict(prompts)["image"][1] == drawn["image"][1], "the same prompt and seed draw the same picture"
 
 
-def run_once(
-    store: Registry, folder: Path, planned: Plan, candidate: Path, decision: str, run: str
-) -> tuple[str, Path]:
-    """Register and promote as the pipeline does; returns the version and the verdict's folder."""
-    keys = {
-        "snapshot": "sha256:s1",
-        "training_key": planned.training_key,
-        "evaluation_terms": planned.evaluation_terms,
-    }
-    judged = verdict(folder, candidate, planned.incumbent_digest, decision)
-    version = register_candidate(store, store.open_run(run), candidate, judged, {}, keys)
-    promote_version(store, SETTINGS, version.number, judged, digest_path(judged), planned.base_digest)
-    return version.number, judged
+def test_sampling_can_be_changed_and_the_seed_left_out(drawing: Run) -> None:
+    params = {"num_inference_steps": 1, "guidance_scale": 2.5}
+    drawn = champion(drawing).predict(pd.DataFrame({"prompt": ["a portrait"]}), params=params)
+    image = Image.open(io.BytesIO(drawn["image"][0]))
+    assert params.items() <= json.loads(image.text["sampling"]).items()  # type: ignore[attr-defined]
+    assert int(image.text["seed"]) == drawn["seed"][0]  # type: ignore[attr-defined]
 
 
-def test_a_first_candidate_is_trained_judged_against_the_base_and_promoted(
-    store: Registry, tmp_path: Path, base: Path
-) -> None:
-    planned = plan(store, base)
-    assert planned.needed and not planned.reuse_uri
-    assert planned.incumbent_digest == digest_path(base)
-    number, _ = run_once(store, tmp_path, planned, weights(tmp_path, "c1"), "promote", "run-1")
-    champion = store.champion()
-    assert champion is not None and champion.number == number
-    assert champion.tags["replaced"] == "base model"
+def test_the_stored_model_imports_nothing_of_ours(drawing: Run, tmp_path: Path) -> None:
+    code = (
+        "import sys, mlflow, pandas; mlflow.set_tracking_uri(sys.argv[1])\n"
+        "model = mlflow.pyfunc.load_model('models:/portraits@champion')\n"
+        "model.predict(pandas.DataFrame({'prompt': ['a portrait']}))\n"
+        "ours = {name for name in sys.modules if name.split('.')[0] in ('lineage', 'components', 'training')}\n"
+        "sys.exit(str(ours) if ours else 0)"
+    )
+    command = [sys.executable, "-c", code, drawing.store.tracking_uri]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_a_champion_that_would_come_out_again_is_nothing_new(store: Registry, tmp_path: Path, base: Path) -> None:
-    run_once(store, tmp_path, plan(store, base), weights(tmp_path, "c1"), "promote", "run-1")
-    again = plan(store, base)
-    assert not again.needed
-    assert "already is the champion" in again.reason
+def test_weights_changed_in_the_store_do_not_load(tmp_path: Path, empty_store: Path) -> None:
+    made = prepare(tmp_path, empty_store, save_bundle(tmp_path / "candidate"))
+    made.store.set_alias(CHAMPION, made.register()[0])
+    stored = next((tmp_path / "artifacts").rglob("vae/config.json"))
+    stored.write_text(stored.read_text() + " ")
+    with pytest.raises(Exception, match="do not use them"):
+        champion(made)
 
 
-def test_a_rejected_candidate_is_kept_and_not_judged_twice_on_the_same_terms(
-    store: Registry, tmp_path: Path, base: Path
-) -> None:
-    run_once(store, tmp_path, plan(store, base), weights(tmp_path, "c1"), "reject", "run-1")
-    assert store.champion() is None
-    assert [version.tags["decision"] for version in store.versions()] == ["reject"]
-    assert not plan(store, base).needed
-    other_terms = plan(store, base, gate={"alpha": 0.05})
-    assert other_terms.needed and other_terms.reuse_digest == digest_path(tmp_path / "c1")
-
-
-def test_a_changed_incumbent_alone_judges_the_known_candidate_anew(store: Registry, tmp_path: Path, base: Path) -> None:
-    run_once(store, tmp_path, plan(store, base), weights(tmp_path, "c1"), "hold", "run-1")
-    run_once(store, tmp_path, plan(store, base, snapshot="sha256:s2"), weights(tmp_path, "c2"), "promote", "run-2")
-    planned = plan(store, base)
-    assert planned.needed
-    assert planned.reuse_uri == "models:/portraits/1"
-    assert planned.incumbent_digest == digest_path(tmp_path / "c2")
-
-
-def test_a_stale_verdict_does_not_promote(store: Registry, tmp_path: Path, base: Path) -> None:
-    early = plan(store, base, snapshot="sha256:s2")
-    run_once(store, tmp_path, plan(store, base), weights(tmp_path, "c1"), "promote", "run-1")
-    with pytest.raises(LineageError, match="stale"):
-        run_once(store, tmp_path, early, weights(tmp_path, "c2"), "promote", "run-2")
-    champion = store.champion()
-    assert champion is not None and champion.number == "1"
-
-
-def test_a_changed_verdict_does_not_promote(store: Registry, tmp_path: Path, base: Path) -> None:
-    planned = plan(store, base)
-    number, judged = run_once(store, tmp_path, planned, weights(tmp_path, "c1"), "reject", "run-1")
-    given = digest_path(judged)
-    file = judged / "verdict.json"
-    file.write_text(file.read_text().replace('"reject"', '"promote"'))
-    with pytest.raises(LineageError, match="not the one that the gate gave"):
-        promote_version(store, SETTINGS, number, judged, given, planned.base_digest)
-    assert store.champion() is None
-
-
-def test_weights_changed_in_the_store_are_not_promoted(store: Registry, tmp_path: Path, base: Path) -> None:
-    planned = plan(store, base)
-    number, _ = run_once(store, tmp_path, planned, weights(tmp_path, "c1"), "hold", "run-1")
-    judged = verdict(tmp_path, tmp_path / "c1", planned.incumbent_digest, "promote")
-    stored = next((tmp_path / "artifacts").rglob("weights.bin"))
-    stored.write_text("swapped")
+def test_the_weights_come_out_as_they_went_in(run: Run, tmp_path: Path) -> None:
+    version, _ = run.register()
+    digest = digest_path(run.candidate)
+    fetched = fetch_weights(run.store.tracking_uri, version.uri, digest, tmp_path / "fetched")
+    assert digest_path(fetched) == digest
+    next((tmp_path / "artifacts").rglob("weights.safetensors")).write_text("swapped")
     with pytest.raises(LineageError, match="they were changed after they were recorded"):
-        promote_version(store, SETTINGS, number, judged, digest_path(judged), planned.base_digest)
-    assert store.champion() is None
+        fetch_weights(run.store.tracking_uri, version.uri, digest, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
-def test_a_verdict_about_other_weights_registers_nothing(store: Registry, tmp_path: Path, base: Path) -> None:
-    judged = verdict(tmp_path, weights(tmp_path, "c1"), "sha256:0", "promote")
-    keys = {"snapshot": "", "training_key": "", "evaluation_terms": ""}
+def test_a_version_that_is_not_there_is_named(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(LineageError, match=r"models:/portraits/9 is not in the registry"):
+        fetch_weights(run.store.tracking_uri, "models:/portraits/9", "sha256:0", tmp_path / "fetched")
+
+
+def test_all_its_evidence_is_stored_and_named_by_digest(run: Run, tmp_path: Path) -> None:
+    version, registered = run.register()
+    stored = run.store.fetch_evidence(run.mlflow_run, tmp_path / "fetched")
+    assert {path.name: digest_path(path) for path in stored.iterdir()} == registered.evidence
+    assert registered.evidence.keys() == {
+        *("verdict", "scores", "validated", "training_record", "records"),
+        *("provenance.dsse.json", "bom.cdx.json", "croissant.json", "README.md", "model.sig"),
+    }
+    assert registered.version == version.number and registered.verdict == version.tags["verdict"]
+    run.context.open_ledger().append(registered, run.context.signer("run"))
+
+
+def test_provenance_and_weights_are_signed_with_the_run_key(run: Run, tmp_path: Path) -> None:
+    run.register()
+    stored = run.store.fetch_evidence(run.mlflow_run, tmp_path / "fetched")
+    key = read_public(Path(run.context.keys["run"].removeprefix("file2:")).with_suffix(".pub"))
+    provenance = read_statement(stored / "provenance.dsse.json", SLSA, [key])
+    assert provenance.subject_digest("candidate") == digest_path(run.candidate)
+    public = tmp_path / "run.pub.pem"
+    spki = pem.PublicFormat.SubjectPublicKeyInfo
+    public.write_bytes(key._crypto_key().public_bytes(pem.Encoding.PEM, spki))  # type: ignore[attr-defined]
+    verify_model(run.candidate, public, stored / "model.sig")
+
+
+def test_a_rejected_candidate_is_kept_too(tmp_path: Path, empty_store: Path) -> None:
+    made = prepare(tmp_path, empty_store, example.weights(tmp_path), decision="reject")
+    version, _ = made.register()
+    assert version.tags["decision"] == "reject"
+    assert made.store.champion() is None
+
+
+def test_registering_twice_in_one_run_makes_one_version(run: Run) -> None:
+    first, again = run.register(), run.register()
+    assert first == again
+    assert len(run.store.versions()) == 1
+
+
+def test_a_verdict_about_other_weights_registers_nothing(run: Run, tmp_path: Path) -> None:
+    run.artifacts["candidate"] = example.weights(tmp_path, "another")
     with pytest.raises(LineageError, match="the verdict is about"):
-        register_candidate(store, store.open_run("run-1"), weights(tmp_path, "c2"), judged, {}, keys)
-    assert store.versions() == []
+        run.register()
+    assert run.store.versions() == []
 
 
-def test_manual_mode_leaves_the_decision_to_a_person(store: Registry, tmp_path: Path, base: Path) -> None:
-    planned = plan(store, base)
-    number, _ = run_once(store, tmp_path, planned, weights(tmp_path, "c1"), "hold", "run-1")
-    judged = verdict(tmp_path, tmp_path / "c1", planned.incumbent_digest, "promote")
-    manual = SETTINGS.model_copy(update={"mode": "manual"})
-    alias = promote_version(store, manual, number, judged, digest_path(judged), planned.base_digest)
-    assert alias == "challenger"
-    assert store.champion() is None
+def test_a_changed_verdict_registers_nothing(run: Run) -> None:
+    forged = example.verdict(digest_path(run.candidate), decision="promote")
+    write_statement(forged, run.artifacts["verdict"] / VERDICT_FILE, run.context.signer("run"))
+    with pytest.raises(LineageError, match="signature does not hold"):
+        run.register()
+    assert run.store.versions() == []
 
 
-def test_registering_twice_in_one_run_makes_one_version(store: Registry, tmp_path: Path, base: Path) -> None:
-    planned = plan(store, base)
-    candidate = weights(tmp_path, "c1")
-    assert run_once(store, tmp_path, planned, candidate, "hold", "run-1")[0] == "1"
-    assert run_once(store, tmp_path, planned, candidate, "hold", "run-1")[0] == "1"
-    assert len(store.versions()) == 1
+def test_the_description_shows_verdict_figures_and_pictures(run: Run) -> None:
+    version, _ = run.register()
+    shown = run.store.client.get_model_version("portraits", version.number).description
+    assert "**promote**" in shown and "because" in shown
+    assert "| alignment | 0.800 | 0.900 | +0.100 | +0.080 to +0.120 | 0.02 |" in shown
+    for picture in ("verdict/pareto.png", "scores/grid.png"):
+        assert f"(get-artifact?path=evidence/{picture}&run_uuid={run.mlflow_run})" in shown
 
 
-def test_a_run_that_was_lost_is_found_and_closed(store: Registry, tmp_path: Path) -> None:
-    context = RunContext(id="run-1", records=str(tmp_path / "records"), tracking_uri=store.tracking_uri)
-    with recording(context, "plan", {}) as record:
-        record.facts["mlflow_run"] = lost = store.open_run("run-1")
-    assert unclosed(context.records) == ["run-1"]
-    assert close(context, "portraits", killed=True) == "failed"
-    assert unclosed(context.records) == []
-    assert store.client.get_run(lost).info.status == "KILLED"
+def test_a_long_description_keeps_its_pictures(tmp_path: Path) -> None:
+    subject: Candidate = example.candidate(tmp_path)
+    subject.figures.extend(subject.figures * 40)
+    shown = describe(subject, "run")
+    assert len(shown) == DESCRIPTION_LIMIT
+    assert "grid.png" in shown
 
 
-def test_the_description_shows_the_verdict(store: Registry, tmp_path: Path, base: Path) -> None:
-    run_once(store, tmp_path, plan(store, base), weights(tmp_path, "c1"), "hold", "run-1")
-    stored = store.client.get_model_version("portraits", "1")
-    assert "**hold**" in stored.description and "because" in stored.description
-    evidence = next((tmp_path / "artifacts").rglob("verdict.json"))
-    assert json.loads(evidence.read_text())["predicate"]["decision"] == "hold"
+def test_figures_are_metrics_of_the_run(run: Run) -> None:
+    run.register()
+    assert run.store.client.get_run(run.mlflow_run).data.metrics["gate/no_glasses_asked/lower"] == 0.08
+
+
+def test_files_go_where_the_settings_say(run: Run, tmp_path: Path) -> None:
+    place = (tmp_path / "bucket").as_uri()
+    store = Registry(run.store.tracking_uri, "others", place)
+    opened = store.open_run("run-1")
+    assert store.client.get_run(opened).info.artifact_uri.startswith(place)
+    assert store.open_run("run-2") != opened, "the same place again is no contradiction"
+    with pytest.raises(LineageError, match="cannot move it to s3://elsewhere"):
+        Registry(run.store.tracking_uri, "others", "s3://elsewhere").open_run("run-3")
+
+
+def test_weights_go_straight_to_an_object_store(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in {**variables, "MLFLOW_S3_ENDPOINT_URL": f"http://{host}:{port}"}.items():
+        monkeypatch.setenv(name, value)
+    bucket = boto3.resource("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="models")
+    settings = SETTINGS.model_copy(update={"artifacts": "s3://models/portraits"})
+    made = prepare(tmp_path, empty_store, example.weights(tmp_path), artifacts=settings.artifacts)
+    version, registered = made.register(settings)
+    assert any(stored.key.endswith("/model/artifacts/weights/model_index.json") for stored in bucket.objects.all())
+    fetch_weights(made.store.tracking_uri, version.uri, digest_path(made.candidate), tmp_path / "fetched")
+    assert made.register(settings)[1] == registered
+    server.stop()
+
+
+def test_a_judged_candidate_is_nothing_new_and_other_terms_judge_it_anew(tmp_path: Path, empty_store: Path) -> None:
+    base = example.weights(tmp_path, "base")
+    made = prepare(tmp_path, empty_store, example.weights(tmp_path), "hold", digest_path(base))
+
+    def plan(snapshot: str = example.SNAPSHOT, **gate: float) -> Plan:
+        state = made.context.open_ledger().state
+        return make_plan(state, "portraits", snapshot, {"base_model": str(base)}, {}, gate, force=False)
+
+    first = plan()
+    assert first.needed and not first.reuse_uri and first.incumbent_digest == digest_path(base)
+    keys = {**KEYS, "training_key": first.training_key, "evaluation_terms": first.evaluation_terms}
+    version, registered = made.register(keys=keys)
+    made.context.open_ledger().append(registered, made.context.signer("run"))
+    assert not plan().needed and "judged on the same terms: hold" in plan().reason
+    anew = plan(alpha=0.05)
+    assert anew.needed
+    assert (anew.reuse_uri, anew.reuse_digest) == (version.uri, digest_path(made.candidate))
+    assert plan(snapshot="sha256:another").reuse_uri == ""
+
+
+def test_a_run_that_was_lost_is_found_and_closed(run: Run) -> None:
+    with recording(run.context, "plan", {}) as record:
+        record.facts["mlflow_run"] = run.mlflow_run
+    assert unclosed(run.context.records) == [example.RUN]
+    assert close(run.context, "portraits", killed=True) == "failed"
+    assert unclosed(run.context.records) == []
+    assert run.store.client.get_run(run.mlflow_run).info.status == "KILLED"
+
+
+def test_settings_hold_no_null() -> None:
+    assert RegistrySettings(model_name="portraits").model_dump() == {"model_name": "portraits", "mode": "auto"}
+    assert RegistrySettings(model_name="p", artifacts="s3://b/p").model_dump()["artifacts"] == "s3://b/p"
