@@ -74,9 +74,14 @@ class PortraitModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 def _digest(folder: Path) -> str:
     """Of the sorted list of (relative path, file digest), as Triptych takes it."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files = [[name, f"sha256:{hashlib.sha256((folder / name).read_bytes()).hexdigest()}"] for name in names]
+    files = [[name, f"sha256:{_hex(folder / name)}"] for name in names]
     text = json.dumps(files, separators=(",", ":"), ensure_ascii=False)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _hex(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 mlflow.models.set_model(PortraitModel())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
 from lineage.digests import PREFIX, digest_file
-from lineage.documents.candidate import Candidate
+from lineage.documents.candidate import NOT_STATED, Candidate
 
 if TYPE_CHECKING:
     from cyclonedx.model import HashType
@@ -56,7 +56,7 @@ def _bill(candidate: Candidate) -> Bom:
             name=f"{candidate.model_name} training data",
             version=candidate.data_digest,
             hashes=_hashes(candidate.data_digest),
-            licenses=_licences(list(candidate.stated("license"))),
+            licenses=_licences([name for name in candidate.stated("license") if name != NOT_STATED]),
         ),
         Component(
             type=ComponentType.DATA,

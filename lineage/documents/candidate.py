@@ -13,6 +13,9 @@ from lineage.digests import manifest_digest
 from lineage.records import StepRecord
 from lineage.statements import Statement
 
+NOT_STATED = "not stated"
+"""Stands for an empty licence, consent or source."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -70,4 +73,4 @@ class Candidate:
         import pyarrow.parquet as pq
 
         values = pq.read_table(self.manifest, columns=[column])[column].to_pylist()
-        return dict(Counter(value or "not stated" for value in values).most_common())
+        return dict(Counter(value or NOT_STATED for value in values).most_common())

@@ -37,7 +37,7 @@ def validated(folder: Path) -> Path:
             "sha256": digest_bytes(str(i).encode()),
             "bytes": 10 + i,
             "text": f"a portrait, “{i}”, glasses",
-            "license": "CC0-1.0" if i else "an artist's own words: free for all",
+            "license": (None, "CC0-1.0", "an artist's own words: free for all")[i],
             "consent": "generated" if i else None,
             "source": "drawn",
             "uri": f"file:///data/sub/{i}.png",
@@ -82,6 +82,12 @@ def verdict(candidate: str, incumbent: str = BASE, decision: str = "promote") ->
     return make_statement(VERDICT, {"candidate": candidate}, predicate)
 
 
+def invalid(candidate: str) -> Statement:
+    """A verdict on scores that could not be used: it has no figures."""
+    made = verdict(candidate, decision="invalid")
+    return make_statement(VERDICT, {"candidate": candidate}, {**made.predicate, "figures": []})
+
+
 def record(step: str, second: int, **more: Any) -> StepRecord:
     """The record of a step that began ``second`` seconds after midnight."""
     common: dict[str, Any] = {
@@ -113,7 +119,7 @@ def records(candidate: str) -> dict[str, StepRecord]:
     return {each.step: each for each in found}
 
 
-def candidate(folder: Path, license: str | None = "Apache-2.0") -> Candidate:
+def candidate(folder: Path, license: str | None = "Apache-2.0", judged: Statement | None = None) -> Candidate:
     made = weights(folder)
     digest = digest_path(made)
     return Candidate(
@@ -123,6 +129,6 @@ def candidate(folder: Path, license: str | None = "Apache-2.0") -> Candidate:
         digest=digest,
         manifest=validated(folder) / "manifest.parquet",
         records=records(digest),
-        verdict=verdict(digest),
+        verdict=judged or verdict(digest),
         license=license,
     )

@@ -29,7 +29,11 @@ def test_it_is_valid_and_says_what_the_data_is(written: Path) -> None:
     assert not dataset.metadata.issues.errors
     assert not dataset.metadata.issues.warnings
     assert "retraining-1" in str(dataset.metadata.description)
-    assert set(json.loads(written.read_text())["license"]) == {"CC0-1.0", "an artist's own words: free for all"}
+    assert set(json.loads(written.read_text())["license"]) == {
+        "not stated",
+        "CC0-1.0",
+        "an artist's own words: free for all",
+    }
 
 
 def test_its_records_are_the_rows(written: Path) -> None:

@@ -45,6 +45,13 @@ def test_it_tells_people_what_was_decided_and_what_is_unknown(tmp_path: Path) ->
     assert example.BASE in text and example.TEACHER in text
 
 
+def test_a_candidate_without_figures_has_a_card(tmp_path: Path) -> None:
+    subject = example.candidate(tmp_path, judged=example.invalid("sha256:" + "0" * 64))
+    card = ModelCard(model_card(subject))
+    assert "decision:invalid" in (card.data.tags or [])
+    assert not card.data.eval_results
+
+
 def test_a_declared_licence_is_shown(tmp_path: Path) -> None:
     path = written(tmp_path, "Apache-2.0")
     assert "\nApache-2.0\n" in path.read_text("utf-8")
