@@ -69,8 +69,9 @@ class Embedded:
 
     def promotions(self, registry: Registry, reader: str = "pipeline") -> Promotions:
         """Moves of a model's champion, decided here."""
+        ledger = self.open(reader)
         vigil = Vigil(self.witness, open_signer(self.uri("witness")))
-        return Promotions(self.open(reader), open_signer(self.uri("promotion")), registry, vigil)
+        return Promotions(ledger, open_signer(self.uri("promotion")), registry, vigil)
 
 
 def local_user() -> str:

@@ -30,6 +30,10 @@ class StaleError(LedgerError):
     """The champion is another one than the verdict was given against; judge the candidate anew."""
 
 
+class BusyError(LedgerError):
+    """Another move of this model is not finished; wait for it, or reconcile."""
+
+
 class Body(BaseModel):
     """What an entry says; `role` is the role of the key that must say it."""
 
@@ -389,12 +393,13 @@ class State:
         """Whether the champion may move so now.
 
         Raises:
+            BusyError: another move of this model is not finished.
             StaleError: the champion is another one than the mover, or the verdict, believes.
             LedgerError: it may not for another reason.
         """
         open_moves = [other.move for other in self.pending.values() if other.model == move.model]
         if open_moves:
-            raise LedgerError(f"move {open_moves[0]} of {move.model} is not finished; run: triptych reconcile")
+            raise BusyError(f"move {open_moves[0]} of {move.model} is not finished; run: triptych reconcile")
         champion = self.champion(move.model)
         if move.previous_version != (champion.version if champion else "") or (
             champion and champion.candidate != move.previous

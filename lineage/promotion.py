@@ -21,6 +21,7 @@ from lineage.digests import LineageError
 from lineage.entries import (
     Abandoned,
     Action,
+    BusyError,
     Completed,
     Intended,
     LedgerError,
@@ -114,38 +115,25 @@ class Promotions:
         return said
 
     def _move(self, action: Action, number: str, user: str, reason: str) -> Standing:
-        state = self._settled()
-        registered = state.versions.get((self.model, number))
-        if registered is None:
-            raise LedgerError(
-                f"version {number} of {self.model} is not in the ledger; register it through the pipeline"
-            )
-        champion = state.champion(self.model)
-        standing = Standing(number, registered.candidate, champion.move if champion else "")
-        if action == "withdraw" and registered.candidate in state.withdrawn:
-            return standing
-        if action != "withdraw" and champion and champion.version == number:
-            self._project()
-            return champion
-        if action != "withdraw":
-            trouble = self._trouble(state, number)
-            if trouble:
+        checked = action == "withdraw"
+        until = time.monotonic() + PATIENCE
+        while True:
+            state = self.ledger.refresh()
+            move = self._intention(state, action, number, user, reason)
+            if isinstance(move, Standing):
+                self._project()
+                return move
+            if not checked and (trouble := self._trouble(state, number)):
                 raise LineageError(trouble)
-        judged = state.verdicts.get(registered.verdict)
-        move = Intended(
-            move=secrets.token_hex(8),
-            action=action,
-            model=self.model,
-            version=number,
-            candidate=registered.candidate,
-            previous_version=champion.version if champion else "",
-            previous=champion.candidate if champion else (judged.incumbent if judged and action == "promote" else ""),
-            verdict=registered.verdict if action == "promote" else "",
-            user=user,
-            reason=reason,
-        )
-        boundary("before-intended")
-        self.ledger.append(move, self.signer)
+            checked = True
+            boundary("before-intended")
+            try:
+                self.ledger.append(move, self.signer)
+                break
+            except BusyError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.2)
         boundary("after-intended")
         try:
             self._project()
@@ -158,17 +146,33 @@ class Promotions:
         boundary("after-completed")
         self._witness()
         boundary("after-checkpoint")
-        return Standing(number, registered.candidate, move.move)
+        return Standing(number, move.candidate, move.move)
 
-    def _settled(self) -> State:
-        """The state once no other move of this model is under way, or after `PATIENCE`."""
-        until = time.monotonic() + PATIENCE
-        while True:
-            state = self.ledger.refresh()
-            busy = any(move.model == self.model for move in state.pending.values())
-            if not busy or time.monotonic() > until:
-                return state
-            time.sleep(0.2)
+    def _intention(self, state: State, action: Action, number: str, user: str, reason: str) -> Intended | Standing:
+        """The move as the ledger stands now, or the standing that is already what is asked for."""
+        registered = state.versions.get((self.model, number))
+        if registered is None:
+            raise LedgerError(
+                f"version {number} of {self.model} is not in the ledger; register it through the pipeline"
+            )
+        champion = state.champion(self.model)
+        if action == "withdraw" and registered.candidate in state.withdrawn:
+            return Standing(number, registered.candidate, "")
+        if action != "withdraw" and champion and champion.version == number:
+            return champion
+        judged = state.verdicts.get(registered.verdict)
+        return Intended(
+            move=secrets.token_hex(8),
+            action=action,
+            model=self.model,
+            version=number,
+            candidate=registered.candidate,
+            previous_version=champion.version if champion else "",
+            previous=champion.candidate if champion else (judged.incumbent if judged and action == "promote" else ""),
+            verdict=registered.verdict if action == "promote" else "",
+            user=user,
+            reason=reason,
+        )
 
     def _complete(self, move: Intended) -> None:
         try:
@@ -213,7 +217,8 @@ class Promotions:
             if registered.candidate in state.withdrawn:
                 standing = "withdrawn"
             tags = {"standing": standing, "candidate": registered.candidate, "verdict": registered.verdict}
-            wrong = {name: value for name, value in tags.items() if version.tags.get(name) != value}
+            stored = {"standing": "candidate", **version.tags}
+            wrong = {name: value for name, value in tags.items() if stored.get(name) != value}
             if wrong:
                 self.registry.tag(version, wrong)
                 said += [f"version {version.number}: tag {name} set to {value}" for name, value in wrong.items()]
