@@ -10,11 +10,12 @@ import getpass
 from pathlib import Path
 
 from lineage.digests import LineageError
+from lineage.entries import KeyRevoked, KeyRotated
 from lineage.ledger import Ledger
 from lineage.promotion import Promotions, Vigil
 from lineage.records import RunContext
 from lineage.registry import Registry
-from lineage.signing import SCHEME, make_keys, open_signer, read_public
+from lineage.signing import ROLES, SCHEME, key_facts, make_keys, open_signer, read_public
 from lineage.witness import FileWitness, HighWaterMark
 
 
@@ -51,7 +52,7 @@ class Embedded:
     @property
     def root(self) -> str:
         """Id of the root key."""
-        return read_public(self.keys / "root.pub").keyid
+        return str(read_public(self.keys / "root.pub").keyid)
 
     def context(self, run: str, records: str, tracking_uri: str, **more: str) -> RunContext:
         """The run context of steps that use this ledger directly."""
@@ -66,6 +67,34 @@ class Embedded:
             user=local_user(),
             **more,
         )
+
+    def rotate(self, role: str) -> str:
+        """Replace a role's key, on the word of the old one; gives the new key's id.
+
+        Raises:
+            LineageError: there is no such role, or its key does not count any more.
+        """
+        return self._replace(role, self.uri(role))
+
+    def revoke(self, role: str, since: int, reason: str) -> str:
+        """Revoke a role's key from entry ``since`` on and replace it, on the word of the root; gives the new id."""
+        ledger, root = self.open(), open_signer(self.uri("root"))
+        key = read_public(self.keys / f"{role}.pub").keyid
+        ledger.append(KeyRevoked(key=key, since=since, reason=reason), root)
+        return self._replace(role, self.uri("root"))
+
+    def _replace(self, role: str, signer: str) -> str:
+        if role not in ROLES or role == "root":
+            raise LineageError(f"there is no {role} key to replace; there are {', '.join(ROLES[1:])}")
+        ledger, by = self.open(), open_signer(signer)
+        old = read_public(self.keys / f"{role}.pub")
+        made = make_keys(self.keys / "new", [role])[role]
+        ledger.append(KeyRotated(of=role, old=old.keyid, new=key_facts(made)), by)
+        for suffix in ("pem", "pub"):
+            path = self.keys / f"{role}.{suffix}"
+            path.rename(path.with_name(f"{role}-{old.keyid[:8]}.{suffix}.old"))
+            (self.keys / "new" / path.name).rename(path)
+        return str(made.keyid)
 
     def promotions(self, registry: Registry, reader: str = "pipeline") -> Promotions:
         """Moves of a model's champion, decided here."""

@@ -187,7 +187,7 @@ class Entry(BaseModel):
             "body": self.body,
             "key": self.key,
         }
-        return Envelope(canonical(content), PAYLOAD_TYPE, {}).pae()
+        return bytes(Envelope(canonical(content), PAYLOAD_TYPE, {}).pae())
 
     def read(self) -> Body:
         """What it says.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,9 +96,13 @@ class SqlStore:
     def append(self, after: int, make: Maker) -> Entry:
         with self._errors(), self._exclusive() as connection:
             entry = make(self._entries(connection, after))
-            row = {"position": entry.index, "ledger": entry.ledger, "previous": entry.previous}
-            connection.execute(ENTRIES.insert().values(**row, entry=entry.model_dump_json()))
+            connection.execute(ENTRIES.insert(), [_row(entry)])
             return entry
+
+    def write(self, entries: Iterable[Entry]) -> None:
+        """Write entries as they are, all or none."""
+        with self._errors(), self._exclusive() as connection:
+            connection.execute(ENTRIES.insert(), [_row(entry) for entry in entries])
 
     @contextmanager
     def _exclusive(self) -> Iterator[sql.Connection]:
@@ -129,6 +133,15 @@ class SqlStore:
         except SQLAlchemyError as error:
             reason = str(getattr(error, "orig", error)).splitlines()[0]
             raise LedgerError(f"the ledger {self._name} cannot be used: {reason}; nothing was written") from error
+
+
+def _row(entry: Entry) -> dict[str, object]:
+    return {
+        "position": entry.index,
+        "ledger": entry.ledger,
+        "previous": entry.previous,
+        "entry": entry.model_dump_json(),
+    }
 
 
 class HttpStore:
@@ -174,7 +187,7 @@ class HttpStore:
             raise ConflictError(message_of(answer.text))
         if answer.status_code != 200:
             raise LedgerError(f"the ledger at {self.url} refused ({answer.status_code}): {message_of(answer.text)}")
-        return answer.text
+        return str(answer.text)
 
 
 class Ledger:
@@ -319,6 +332,23 @@ def read_export(path: Path) -> list[Entry]:
         except LedgerError as error:
             raise LedgerError(f"{path}, line {number}: {error}") from error
     return entries
+
+
+def import_entries(url: str, entries: Sequence[Entry], root: str) -> int:
+    """Write checked entries into an empty database; gives how many.
+
+    Raises:
+        LedgerError: they do not hold, another root opened them, or the database has a ledger already.
+    """
+    state = replay(entries)
+    if not entries or entries[0].key != root:
+        raise LedgerError(f"the export was not opened by root key {root[:12]}")
+    store = SqlStore(url)
+    store.create()
+    if store.entries(0):
+        raise LedgerError(f"{hidden(url)} holds a ledger already; import into an empty database")
+    store.write(entries)
+    return state.size
 
 
 def hidden(url: str) -> str:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from securesystemslib.signer import Key, Signer
 
 from lineage.digests import canonical
-from lineage.entries import Entry, LedgerError, State, entry_digest
+from lineage.entries import Entry, LedgerError, State, entry_digest, replay
 from lineage.signing import open_envelope, sign
 
 CHECKPOINT_TYPE = "application/vnd.triptych.checkpoint+json"
@@ -139,6 +139,39 @@ def latest_checkpoint(witness: Witness, state: State) -> Checkpoint | None:
     keys = witness_keys(state)
     read = [read_checkpoint(content, keys) for name, content in witness.read().items() if name.startswith(state.ledger)]
     return max(read, key=lambda found: found.size, default=None)
+
+
+def verify_entries(entries: Sequence[Entry], root: str, seen: Path | None) -> list[str]:
+    """Check exported entries, with nothing but the root key's id; says in words what holds and what is not proven.
+
+    Args:
+        seen: a checkpoint of the witness, or a folder of them.
+
+    Raises:
+        LineageError: something does not hold; the message names it.
+    """
+    state = replay(entries)
+    if not entries or entries[0].key != root:
+        raise LedgerError(
+            f"the export was not opened by root key {root[:12]}, but by {entries[0].key[:12]}"
+            if entries
+            else "the export is empty"
+        )
+    said = [f"{state.size} entries: chain, signatures and rules hold; opened by root key {root[:12]}"]
+    said += [f"entry {index} does not count: {why}" for index, why in state.void.items()]
+    said += [f"{name} is dated before the entry it follows" for name in state.clock_steps]
+    if seen is None:
+        return [*said, f"consistent up to entry {state.size - 1}; completeness not proven: give a --checkpoint"]
+    latest = latest_checkpoint(FileWitness(seen), state) if seen.is_dir() else None
+    if seen.is_file():
+        latest = read_checkpoint(seen.read_bytes(), witness_keys(state))
+    if latest is None:
+        raise LedgerError(f"{seen} holds no checkpoint of ledger {state.ledger}")
+    check_against(entries, latest, "the witness")
+    said.append(f"complete up to entry {latest.size - 1}, as the witness saw at {latest.time}")
+    if latest.size < state.size:
+        said.append(f"entries {latest.size} to {state.size - 1} came after it: nothing shows that none followed them")
+    return said
 
 
 def witness_keys(state: State) -> list[Key]:

@@ -10,15 +10,12 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from pipelines.configuration import Configuration
-
-EXAMPLE = Path("examples/avatars/retrain.yaml")
-WORK = Path(".triptych")
+from pipelines.governance import ledger_app, promote, reconcile, rollback, withdraw
+from pipelines.options import EXAMPLE, WORK, ConfigOption, WorkOption, configuration_of, refuse
 
 app = typer.Typer(
     help="Retrain a text-to-image portrait model; let a new one through only when it holds on three panels at once.",
@@ -33,10 +30,6 @@ class RunnerName(StrEnum):
 
     PROCESSES = "processes"
     CONTAINERS = "containers"
-
-
-ConfigOption = Annotated[Path, typer.Option("--config", help="The configuration (YAML).")]
-WorkOption = Annotated[Path, typer.Option("--work-dir", help="The work folder of local runs.")]
 
 
 @app.command()
@@ -59,12 +52,12 @@ def retrain(
     from pipelines.workspace import WorkspaceError
 
     root = work_dir or (WORK if runner == "processes" else WORK / "containers")
-    configuration = _configuration(config)
+    configuration = configuration_of(config)
     console = Console(file=sys.stdout)  # this stream, also while the run's output is redirected
     try:
         finished = run_pipeline(configuration, runner.value, root, force, console)
     except (WorkspaceError, ContainerError) as error:
-        _refuse(str(error))
+        refuse(str(error))
     except LineageError as error:
         console.print(f"[red]failed[/red]: {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
@@ -99,45 +92,30 @@ def models(config: ConfigOption = EXAMPLE, work_dir: WorkOption = WORK) -> None:
     from pipelines.report import print_versions
     from pipelines.workspace import Workspace
 
-    configuration = _configuration(config)
+    configuration = configuration_of(config)
     place = Workspace(work_dir.resolve())
     if not (place.root / "mlflow.db").exists():
-        _refuse(f"there is no registry in {work_dir} yet; run: triptych retrain")
+        refuse(f"there is no registry in {work_dir} yet; run: triptych retrain")
     print_versions(Console(), Registry(place.database, configuration.registry.model_name))
 
 
 @app.command()
 def ui(work_dir: WorkOption = WORK, port: Annotated[int, typer.Option(help="On the loopback address.")] = 5000) -> None:
     """Start MLflow's pages on the local store."""
-    from pipelines.tracking import server_command
+    from pipelines.tracking import server_command, server_environment
     from pipelines.workspace import Workspace
 
     place = Workspace(work_dir.resolve())
     if not place.root.is_dir():
-        _refuse(f"there is no work folder {work_dir}; run: triptych retrain")
+        refuse(f"there is no work folder {work_dir}; run: triptych retrain")
     typer.echo(f"MLflow on http://127.0.0.1:{port}; Ctrl-C ends it")
     command = server_command(place, port)
-    os.execv(command[0], command)
+    os.execve(command[0], command, server_environment(place))
 
 
-def _configuration(path: Path) -> Configuration:
-    """The configuration, with its data source looked at; a bad one ends the program."""
-    from components.snapshot_data.source import SnapshotError, check_source
-    from components.validate_data.suite import DataValidationError, check_suite
-    from pipelines.configuration import ConfigurationError, read_configuration
-
-    try:
-        configuration = read_configuration(path)
-        check_source(configuration.data)
-        check_suite(configuration.validation)
-    except (ConfigurationError, SnapshotError, DataValidationError) as error:
-        _refuse(str(error))
-    return configuration
-
-
-def _refuse(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(2)
+for command in (promote, rollback, withdraw, reconcile):
+    app.command()(command)
+app.add_typer(ledger_app, name="ledger")
 
 
 def main() -> None:

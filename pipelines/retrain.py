@@ -82,14 +82,19 @@ def _runner(
         from pipelines.containers import containers
         from pipelines.tracking import tracking_server
 
-        mounts = [Path(where) for _, where in configuration.places() if is_local(where)]
+        home = place.lineage
+        keys = [home.keys / f"{role}.{half}" for role in ("run", "gate") for half in ("pem", "pub")]
+        mounts = [*keys, *(Path(where) for _, where in configuration.places() if is_local(where))]
         with engine():
             image = ensure_image()
             with (
-                tracking_server(place) as tracking_uri,
+                tracking_server(place) as server,
                 containers(image, run, place.pipeline_root, mounts),
             ):
-                yield image, RunContext(id=run, records=str(place.records), tracking_uri=tracking_uri)
+                # As in a cluster: the server alone holds the promotion key and writes the ledger.
+                held = {role: home.uri(role) for role in ("run", "gate")}
+                asking = {"tracking_uri": server, "ledger": server, "keys": held, "witness": ""}
+                yield image, _context(place, run).model_copy(update=asking)
         return
     from kfp import local
 

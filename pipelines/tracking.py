@@ -1,7 +1,8 @@
-"""The MLflow server on a work folder: for people (`triptych ui`) and for steps in containers."""
+"""The governed MLflow server on a work folder: for people (`triptych ui`) and for steps in containers."""
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -13,11 +14,39 @@ from contextlib import contextmanager
 from pipelines.workspace import Workspace, WorkspaceError
 
 
+def server_environment(place: Workspace) -> dict[str, str]:
+    """What `infra.governed.settings` is told: the work folder's ledger and keys, nobody is asked who they are."""
+    home = place.lineage
+    home.open()
+    return {
+        **os.environ,
+        "TRIPTYCH_LEDGER": home.url,
+        "TRIPTYCH_ROOT": home.root,
+        "TRIPTYCH_PROMOTION_KEY": home.uri("promotion"),
+        "TRIPTYCH_WITNESS": str(home.witness.folder),
+        "TRIPTYCH_WITNESS_KEY": home.uri("witness"),
+        "TRIPTYCH_MARK": str(home.folder / "marks" / "server.json"),
+        "TRIPTYCH_AUTHENTICATION": "none",
+    }
+
+
 def server_command(place: Workspace, port: int) -> list[str]:
     """The command of an MLflow server on the loopback address."""
     return [
         sys.executable,
-        *("-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *(
+            "-m",
+            "mlflow",
+            "server",
+            "--app-name",
+            "triptych",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+        ),
         *("--backend-store-uri", place.database, "--artifacts-destination", str(place.artifacts)),
     ]
 
@@ -39,7 +68,9 @@ def tracking_server(place: Workspace, patience: float = 120.0) -> Iterator[str]:
     log = place.root / "logs" / "mlflow-server.log"
     with (
         log.open("a") as stream,
-        subprocess.Popen(server_command(place, port), stdout=stream, stderr=stream) as server,
+        subprocess.Popen(
+            server_command(place, port), env=server_environment(place), stdout=stream, stderr=stream
+        ) as server,
     ):
         try:
             _await(uri, server, patience, str(log))

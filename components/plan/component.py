@@ -39,8 +39,9 @@ def plan(
         record.input("snapshot", snapshot_digest)
         model = registry["model_name"]
         state = RunContext.model_validate(run).open_ledger().state
+        store = Registry(run["tracking_uri"], model, registry.get("artifacts"))
         made = asdict(make_plan(state, model, snapshot_digest, training, evaluation, gate, force))
-        made["mlflow_run"] = Registry(run["tracking_uri"], model).open_run(run["id"]) if made["needed"] else ""
+        made["mlflow_run"] = store.open_run(run["id"]) if made["needed"] else ""
         record.facts |= {**made, "kfp_run": kfp_run}
         for shown in ("incumbent_name", "base_digest"):
             made.pop(shown)

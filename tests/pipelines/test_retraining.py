@@ -11,9 +11,10 @@ import pytest
 
 from lineage.closing import outcome
 from lineage.digests import digest_path
+from lineage.embedded import Embedded
 from lineage.records import StepRecord, read_records
-from lineage.registry import Registry
-from lineage.statements import VERDICT, read_statement
+from lineage.registry import WEIGHTS_FOLDER, Registry
+from lineage.statements import VERDICT, VERDICT_FILE, read_statement
 from tests.runs import AVATARS, cut_down, some_portraits, triptych
 
 Run = subprocess.CompletedProcess[str]
@@ -35,13 +36,27 @@ def store(work: Path) -> Registry:
     return Registry(f"sqlite:///{work / 'mlflow.db'}", "portrait-avatars")
 
 
+def weights_of(store: Registry) -> str:
+    """The weights of version 1 where they are stored."""
+    source = store.client.get_model_version_download_uri("portrait-avatars", "1").removeprefix("file://")
+    return f"{source}/{WEIGHTS_FOLDER}"
+
+
 def test_good_data_is_promoted(promoted: Run, work: Path, store: Registry) -> None:
     assert promoted.returncode == 0, promoted.stdout + promoted.stderr
     assert "verdict: promote" in promoted.stdout
     assert list(records(work, 0)) == STEPS
     first = store.versions()[0]
     assert first.tags["decision"] == "promote"
-    assert first.tags["replaced"] == "base model"
+    assert first.tags["standing"] == "champion"
+    state = Embedded(work / "lineage").open().state
+    (move,) = state.moves.values()
+    assert (move.action, move.version, move.previous_version) == ("promote", "1", "")
+    assert move.previous == digest_path(AVATARS / "models" / "base")
+    left = records(work, 0)
+    run = left["plan"].run
+    assert {step: state.records[run, step] for step in left} == {step: left[step].digest() for step in left}
+    assert state.outcomes[run] == "promoted"
 
 
 def test_what_passes_between_steps_is_what_was_recorded(promoted: Run, work: Path) -> None:
@@ -62,19 +77,29 @@ def test_mlflow_has_the_run_with_its_evidence(promoted: Run, work: Path, store: 
     curve = store.client.get_metric_history(version.run, "training/loss_flow")
     assert len(curve) >= 5
     files = {path.relative_to(work / "artifacts").name for path in (work / "artifacts").rglob("*") if path.is_file()}
-    assert {"model_index.json", "verdict.json", "pareto.png", "grid.png", "scores.parquet", "report.html"} <= files
+    assert {
+        "model_index.json",
+        "MLmodel",
+        "model.sig",
+        "verdict.dsse.json",
+        "provenance.dsse.json",
+        "pareto.png",
+        "grid.png",
+        "scores.parquet",
+        "report.html",
+    } <= files
 
 
 def test_the_verdict_binds_the_weights_that_were_registered(promoted: Run, work: Path, store: Registry) -> None:
-    stored = next((work / "artifacts").glob("**/evidence/verdict/verdict.json"))
-    statement = read_statement(stored, VERDICT)
-    weights = store.client.get_model_version_download_uri("portrait-avatars", "1").removeprefix("file://")
+    stored = next((work / "artifacts").glob(f"**/evidence/verdict/{VERDICT_FILE}"))
+    statement = read_statement(stored, VERDICT, Embedded(work / "lineage").open().state.verdict_keys())
+    weights = weights_of(store)
     assert statement.subject_digest("candidate") == digest_path(weights)
     assert statement.predicate["evaluation"]["incumbent"]["digest"] == digest_path(AVATARS / "models" / "base")
 
 
 def test_the_candidate_loads_with_plain_diffusers(promoted: Run, store: Registry, tmp_path: Path) -> None:
-    weights = store.client.get_model_version_download_uri("portrait-avatars", "1").removeprefix("file://")
+    weights = weights_of(store)
     program = (
         "import importlib.util, sys; assert importlib.util.find_spec('training') is None\n"
         "from diffusers import StableDiffusion3Pipeline\n"
