@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -14,11 +12,6 @@ from examples.avatars.scorers import Aesthetics, Alignment, Realism, likeliest
 from examples.avatars.splits import portraits
 
 torch.set_num_threads(1)
-MISSED = {
-    ("aesthetics", "muddy colour"): "AUC 0.87 at severity 2, bound 0.9",
-    ("aesthetics", "ragged contours"): "AUC 0.75 at severity 2, bound 0.9",
-}
-"""Bounds that the shipped scorers do not reach (docs/avatars.md). Strict: reaching one must be noticed."""
 CLASSES = {"alignment": Alignment, "realism": Realism, "aesthetics": Aesthetics}
 
 
@@ -27,14 +20,10 @@ def acceptance() -> Acceptance:
     return measure()
 
 
-def owned() -> list[Any]:
-    """Every (axis, damage) that has to be noticed; those in `MISSED` are expected to fail."""
-    every = [(axis, damage) for axis in OWNED for damage in OWNED[axis]]
-    marks = {pair: [pytest.mark.xfail(strict=True, reason=MISSED[pair])] for pair in MISSED}
-    return [pytest.param(*pair, marks=marks.get(pair, [])) for pair in every]
+OWNERS = [(axis, damage) for axis in OWNED for damage in OWNED[axis]]
 
 
-@pytest.mark.parametrize(("axis", "damage"), owned())
+@pytest.mark.parametrize(("axis", "damage"), OWNERS)
 def test_an_axis_notices_its_damages(acceptance: Acceptance, axis: str, damage: str) -> None:
     assert acceptance.count == 200
     assert acceptance.auc[axis, damage][1] >= 0.9
@@ -47,7 +36,6 @@ def test_toggles_are_a_matter_of_taste(acceptance: Acceptance, axis: str, toggle
     assert abs(acceptance.toggles[axis, toggle]) < 0.1
 
 
-@pytest.mark.xfail(strict=True, reason="84.9 % of clean pairs, bound 85 %")
 def test_aesthetics_agrees_with_its_rule(acceptance: Acceptance) -> None:
     assert acceptance.agreement >= 0.85
 

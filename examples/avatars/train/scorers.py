@@ -86,8 +86,8 @@ def realism(work: Path, steps: int = 800) -> None:
 def aesthetics(work: Path, steps: int = 2500, batch: int = 64, peak: float = 2e-3, portraits: int = 3000) -> None:
     """The Bradley-Terry network of the declared taste, on labelled pairs and on toggles, which are ties.
 
-    A row is a portrait in one of its toggles, spoiled or not; the rule scores its bare twin, spoiled alike. Every
-    two rows of a batch are a pair, and its label is turned round one time in ten.
+    A row is a portrait in one of its toggles, spoiled or not, drawn or as a model might sample it; the rule scores its
+    bare twin, spoiled alike. Every two rows of a batch are a pair, and its label is turned round one time in ten.
     """
     torch.manual_seed(12)
     x, rule = _rated(work, portraits, np.random.default_rng(12))
@@ -115,16 +115,17 @@ def aesthetics(work: Path, steps: int = 2500, batch: int = 64, peak: float = 2e-
 
 
 def _rated(work: Path, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (N, 8, 3, 64, 64) uint8, four toggles drawn and four through the autoencoder; their rule (N,).
+    """Pictures (2N, 4, 3, 64, 64) uint8, the four toggles of a portrait in a row, and the rule of each row (2N,).
 
-    Every second portrait is spoiled: by one of the three things the taste minds, or by any other.
+    The first N rows are drawn, every second of them spoiled: by one of the three things the taste minds, or by any
+    other. The others are what the autoencoder makes of the first from noisy latents, much as a model's samples are.
     """
     x, wanted = pictures("scorers", work)
     drawn: dict[Portrait, np.ndarray] = {
         portrait: x[place].permute(1, 2, 0).numpy() / 255 for place, portrait in enumerate(wanted)
     }
     cores = list(dict.fromkeys(portrait.bare() for portrait in wanted))[:count]
-    rows, rule = [], []
+    rows = []
     for place, core in enumerate(cores):
         damages = list(AESTHETICS.values()) if place % 4 == 1 else list(EVERY.values())
         damage = damages[int(rng.integers(len(damages)))] if place % 2 else None
@@ -137,11 +138,26 @@ def _rated(work: Path, count: int, rng: np.random.Generator) -> tuple[torch.Tens
             if damage is not None:
                 spoiled = damage(spoiled, severity, np.random.default_rng(seed), drawn[other])
             toggles.append(spoiled)
-        rule.append(taste(toggles[0]))
         rows.append(as_tensor([as_image(toggle) for toggle in toggles]))
     clean = ((torch.stack(rows) + 1) * 127.5).round().byte()
-    seen = round_trips(work, clean.flatten(0, 1)).view_as(clean)
-    return torch.cat([clean, seen], dim=1), torch.tensor(rule)
+    everything = torch.cat([clean, _sampled(work, clean)])
+    rule = [taste(row[0].permute(1, 2, 0).numpy() / 255) for row in everything]
+    return everything, torch.tensor(rule)
+
+
+@torch.no_grad()
+def _sampled(work: Path, rows: torch.Tensor, most: float = 0.5) -> torch.Tensor:
+    """Rows (N, 4, 3, 64, 64) uint8 through the autoencoder, each row with one noise on its latents.
+
+    `most` is the noise's largest standard deviation, in units of the latents' own.
+    """
+    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    made = []
+    for row in rows:
+        latents = vae.encode(scaled(row)).latent_dist.mean
+        noise = torch.randn(1, *latents.shape[1:]) * latents.std() * most * torch.rand(1)
+        made.append(((vae.decode(latents + noise).sample.clamp(-1, 1) + 1) * 127.5).round().byte())
+    return torch.stack(made)
 
 
 @torch.no_grad()
