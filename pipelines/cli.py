@@ -113,6 +113,40 @@ def ui(work_dir: WorkOption = WORK, port: Annotated[int, typer.Option(help="On t
     os.execve(command[0], command, server_environment(place))
 
 
+@app.command()
+def reproduce(
+    version: Annotated[str, typer.Argument(help="Number of the model version.")],
+    config: ConfigOption = EXAMPLE,
+    work_dir: WorkOption = WORK,
+    keep: Annotated[Path | None, typer.Option(help="Train in this folder and keep it, not in a temporary one.")] = None,
+) -> None:
+    """Train a version again from its records and compare the weights' digest."""
+    import tempfile
+
+    from rich.console import Console
+
+    from lineage.digests import LineageError
+    from pipelines.reproduce import reproduce as train_again
+    from pipelines.reproduce import training_records
+    from pipelines.workspace import Workspace
+
+    place, model = Workspace(work_dir.resolve()), configuration_of(config).registry.model_name
+    if not (place.root / "lineage").is_dir():
+        refuse(f"there is no ledger in {work_dir} yet; run: triptych retrain")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            records = training_records(place.lineage.open("audit").state, str(place.records), model, version)
+            made = train_again(records, keep or Path(folder), Console(file=sys.stdout))
+        except (LineageError, RuntimeError) as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+    for name in made.differs:
+        typer.echo(f"not as it was then: {name}")
+    typer.echo(f"recorded  {made.expected}\nmade now  {made.found or 'nothing'}")
+    typer.echo("reproduced" if made.found == made.expected else "NOT reproduced")
+    raise typer.Exit(0 if made.found == made.expected else 1)
+
+
 for command in (promote, rollback, withdraw, reconcile):
     app.command()(command)
 app.add_typer(ledger_app, name="ledger")
