@@ -204,19 +204,10 @@ class Promotions:
         """Bring tags and aliases in line with the ledger; gives in words what had to change."""
         state = self.ledger.refresh()
         champion = state.champion(self.model)
-        past = {standing.version for standing in state.champions.get(self.model, [])}
         said = []
         versions = self.registry.versions()
         for version in versions:
-            registered = state.versions.get((self.model, version.number))
-            if registered is None:
-                continue
-            standing = "former champion" if version.number in past else "candidate"
-            if champion and version.number == champion.version:
-                standing = CHAMPION
-            if registered.candidate in state.withdrawn:
-                standing = "withdrawn"
-            tags = {"standing": standing, "candidate": registered.candidate, "verdict": registered.verdict}
+            tags = self._tags(state, version.number)
             stored = {"standing": "candidate", **version.tags}
             wrong = {name: value for name, value in tags.items() if stored.get(name) != value}
             if wrong:
@@ -233,6 +224,19 @@ class Promotions:
             self._point(CHALLENGER, None)
         boundary("after-alias")
         return said
+
+    def _tags(self, state: State, number: str) -> dict[str, str]:
+        """What a version's tags are to say."""
+        registered, champion = state.versions.get((self.model, number)), state.champion(self.model)
+        if registered is None:
+            return {"standing": "not in the ledger"}
+        past = {standing.version for standing in state.champions.get(self.model, [])}
+        standing = "former champion" if number in past else "candidate"
+        if champion and number == champion.version:
+            standing = CHAMPION
+        if registered.candidate in state.withdrawn:
+            standing = "withdrawn"
+        return {"standing": standing, "candidate": registered.candidate, "verdict": registered.verdict}
 
     def _point(self, alias: str, version: Version | None) -> None:
         client: Any = self.registry.client
@@ -264,5 +268,6 @@ def request_promotion(registry: Registry, version: str) -> None:
     try:
         registry.client.set_registered_model_alias(registry.model_name, CHAMPION, version)
     except MlflowException as error:
-        kind = StaleError if error.message.startswith("stale") else LedgerError
-        raise kind(f"{registry.tracking_uri} refuses: {error.message}") from error
+        reason = error.message.removeprefix(f"{error.error_code}: ")
+        kind = StaleError if reason.startswith("stale") else LedgerError
+        raise kind(f"{registry.tracking_uri} refuses: {reason}") from error
