@@ -13,10 +13,10 @@ from components.fine_tune.candidate import fetch_candidate
 from components.fine_tune.component import fine_tune
 from lineage.digests import LineageError, digest_path
 from lineage.records import read_records
+from tests.runs import run_context
 from tests.training.conftest import Trained, World
 from training.curves import read_points
 from training.watching import MlflowCurves, MlflowRun
-from tests.runs import run_context
 
 
 def test_encode_features_runs_as_a_step_and_leaves_its_record(world: World, tmp_path: Path) -> None:
