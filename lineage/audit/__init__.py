@@ -1,0 +1,17 @@
+"""The audit: what stands behind a version, run, digest, training image or generated picture, and whether it holds.
+
+    report = audit("champion", Sources(entries, root, records, registry))
+    print(write_text(report))
+
+It reads only: the ledger's entries, the records and the artifact store. No server is asked and nothing is believed
+that a digest or a signature does not bind.
+"""
+
+from lineage.audit.collect import audit
+from lineage.audit.page import write_page
+from lineage.audit.report import Report
+from lineage.audit.resolve import UnknownError
+from lineage.audit.sources import Sources
+from lineage.audit.text import write_text
+
+__all__ = ["Report", "Sources", "UnknownError", "audit", "write_page", "write_text"]

@@ -1,0 +1,107 @@
+"""The images that a version was trained on, and those that were refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lineage.audit.examination import Examination, beside, expect
+from lineage.audit.report import Data, Finding, Picture
+from lineage.audit.sources import MissingError
+from lineage.digests import LineageError, digest_file, manifest_digest
+from lineage.entries import Registered
+
+SHOWN = 24
+"""Training images kept to be shown."""
+NAMED = 20
+"""Training images that are named one by one where they do not hold."""
+RIGHTS = ("license", "consent", "source")
+
+
+def data(x: Examination, version: Registered) -> Data:
+    """What a version's run trained on and what it refused, its digests checked."""
+    if version.run not in x.data:
+        x.data[version.run] = _read_data(x, version)
+    return x.data[version.run]
+
+
+def _read_data(x: Examination, version: Registered) -> Data:
+    import pyarrow.parquet as pq
+
+    record = x.record(version.run, "validate-data")
+    snapshot = record.inputs.get("snapshot", "") if record else ""
+    digest = record.outputs.get("validated", "") if record else ""
+    accepted: list[dict[str, Any]] | None = None
+    refused: tuple[Picture, ...] | None = None
+    with x.checking("data", beside(version, "validated/manifest.parquet"), "its rows are those that were validated"):
+        rows = pq.read_table(x.file(version, "manifest.parquet", "validated")).to_pylist()
+        expect(manifest_digest(rows), digest, "step validate-data")
+        accepted = rows
+    with x.checking(
+        "data", beside(version, "validated/quarantine.parquet"), "with the accepted rows it is the whole snapshot"
+    ):
+        facts = pq.read_table(x.file(version, "facts.parquet", "validated")).to_pylist()
+        why: dict[int, list[str]] = {}
+        for row in pq.read_table(x.file(version, "quarantine.parquet", "validated")).to_pylist():
+            why.setdefault(row["row"], []).append(row["reason"])
+        _check_whole(accepted, facts, set(why), snapshot)
+        refused = tuple(_picture(facts[row], tuple(reasons)) for row, reasons in why.items())
+    return Data(
+        version=version.version,
+        run=version.run,
+        snapshot=snapshot,
+        accepted=digest,
+        pictures=tuple(_picture(row) for row in accepted) if accepted is not None else None,
+        refused=refused,
+    )
+
+
+def check_pictures(x: Examination, data: Data) -> None:
+    """The images lie where they were pinned, and are the ones that were."""
+    pictures = data.pictures or ()
+    step = max(1, -(-len(pictures) // SHOWN))
+    wrong: list[Finding] = []
+    for number, picture in enumerate(pictures):
+        path, subject = Path((picture.uri or "").removeprefix("file://")), f"training image {picture.file_name}"
+        if not (picture.uri or "").startswith("file://"):
+            reason = f"it lies at {picture.uri}, which is not read"
+            wrong.append(Finding(part="data", standing="not proven", subject=subject, reason=reason))
+        elif not path.is_file():
+            reason = f"{path} is not there any more; its digest and rights stand in the manifest"
+            wrong.append(Finding(part="data", standing="missing", subject=subject, reason=reason))
+        elif (actual := digest_file(path)) != picture.sha256:
+            reason = f"{path} has digest {actual}, it was trained on as {picture.sha256}"
+            wrong.append(Finding(part="data", standing="does not hold", subject=subject, reason=reason))
+        elif number % step == 0:
+            x.images[f"training/{picture.file_name}"] = path.read_bytes()
+    for finding in wrong[:NAMED]:
+        x.findings[finding.subject] = finding
+    if wrong[NAMED:]:
+        worst = next((f.standing for f in wrong if f.standing == "does not hold"), wrong[-1].standing)
+        reason = f"as the {NAMED} named: changed, gone or not read"
+        x.note("data", worst, f"{len(wrong) - NAMED} more training images of run {data.run}", reason)
+    if pictures and not wrong:
+        good = "each one lies where it was pinned, unchanged"
+        x.note("data", "holds", f"the {len(pictures)} training images of run {data.run}", good)
+
+
+def _picture(row: Mapping[str, Any], refused: tuple[str, ...] = ()) -> Picture:
+    named = ("file_name", "sha256", "text", *RIGHTS)
+    return Picture(**{name: row[name] for name in named}, uri=row.get("uri"), refused=refused)
+
+
+def _check_whole(
+    accepted: list[dict[str, Any]] | None, facts: list[dict[str, Any]], set_aside: set[int], snapshot: str
+) -> None:
+    """Accepted and refused rows together are the snapshot."""
+    if accepted is None:
+        raise MissingError("the manifest of the accepted rows does not hold, so the snapshot cannot be put together")
+    rest = iter(accepted)
+    columns = ("file_name", "sha256", "bytes", "text", *RIGHTS)
+    rows = [{c: row[c] for c in columns} if row["row"] in set_aside else next(rest, {}) for row in facts]
+    if next(rest, None) is not None or manifest_digest(rows) != snapshot:
+        raise LineageError(
+            f"accepted and refused rows together are not the snapshot {snapshot}: facts.parquet or "
+            "quarantine.parquet was changed, or rights of a refused row were blank"
+        )

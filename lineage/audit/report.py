@@ -1,0 +1,169 @@
+"""What an audit answers, as data."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, computed_field
+
+from lineage.records import StepRecord
+
+Standing = Literal["holds", "does not hold", "missing", "not proven"]
+Part = Literal["ledger", "records", "data", "weights", "evaluation", "verdict", "version", "moves", "picture"]
+
+
+class Fact(BaseModel):
+    """Part of a report."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Finding(Fact):
+    """One thing that was checked. ``not proven`` is what no evidence here could prove; the rest speaks for itself."""
+
+    part: Part
+    standing: Standing
+    subject: str
+    """The file, record, entry or signature."""
+    reason: str
+
+
+class Picture(Fact):
+    """A training image, as the snapshot has it."""
+
+    file_name: str
+    sha256: str
+    text: str | None
+    license: str | None
+    consent: str | None
+    source: str | None
+    uri: str | None = None
+    refused: tuple[str, ...] = ()
+    """Why it was not trained on."""
+
+
+class Data(Fact):
+    """What one training was given."""
+
+    version: str
+    run: str
+    snapshot: str
+    """Digest of all rows that were there."""
+    accepted: str
+    """Digest of the rows trained on."""
+    pictures: tuple[Picture, ...] | None
+    """None where the manifest does not hold."""
+    refused: tuple[Picture, ...] | None
+
+
+class Move(Fact):
+    """A move of the champion."""
+
+    entry: int
+    time: str
+    action: str
+    version: str
+    replaced: str
+    """The version that was champion before and then no more; empty: none."""
+    user: str
+    reason: str
+    ended: str
+
+
+class Link(Fact):
+    """One judgement in the chain that leads from a version down to the base model."""
+
+    version: str
+    candidate: str
+    decision: str
+    incumbent: str
+    time: str
+
+
+class Use(Fact):
+    """A version that has to do with what was asked about."""
+
+    model: str
+    version: str
+    standing: str
+    how: str
+
+
+class Base(Fact):
+    """The model that training began from."""
+
+    digest: str
+    name: str
+
+
+class Version(Fact):
+    """A version, and everything that led to it and came of it."""
+
+    model: str
+    number: str
+    standing: str
+    run: str
+    registered: str
+    candidate: str
+    decision: str
+    incumbent: str
+    incumbent_name: str
+    verdict: str
+    """Digest of the signed verdict."""
+    judged: str
+    gate_key: str
+    predicate: dict[str, Any] | None
+    """The verdict itself; None where it does not hold."""
+    seeds: dict[str, tuple[int, ...]]
+    """Prompt of the evaluation set -> the seeds that it was drawn with."""
+    evidence: dict[str, str]
+    trained_by: StepRecord | None
+    """The step that trained the weights: of an earlier run where this one only judged them anew."""
+    base: Base | None
+    data: tuple[Data, ...]
+    """Its own, then that of each version it was trained from."""
+    chain: tuple[Link, ...]
+    moves: tuple[Move, ...]
+    descendants: tuple[Use, ...]
+
+
+class Ledger(Fact):
+    """The ledger that was read."""
+
+    name: str
+    size: int
+    head: str
+    root: str
+    proven: str
+    """How far it is known to be complete."""
+    keys: dict[str, str]
+    """Key id -> role, and when it stopped to count."""
+
+
+class Report(Fact):
+    """The answer to one question."""
+
+    what: str
+    kind: str
+    found: str
+    ledger: Ledger
+    run: str
+    outcome: str
+    records: dict[str, StepRecord]
+    version: Version | None
+    uses: tuple[Use, ...]
+    claims: dict[str, str]
+    """What a generated picture says of itself."""
+    findings: tuple[Finding, ...]
+    images: dict[str, bytes] = Field(default_factory=dict, exclude=True, repr=False)
+    """Name -> bytes of pictures to show, each one checked."""
+
+    def count(self, standing: Standing) -> int:
+        """How many findings are so."""
+        return sum(finding.standing == standing for finding in self.findings)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def holds(self) -> bool:
+        """Nothing that was checked fails, and nothing is missing that the ledger names."""
+        return not self.count("does not hold") and not self.count("missing")

@@ -1,0 +1,266 @@
+"""A small real world to audit: real pictures, records, ledger, MLflow store and registrations; only no training.
+
+Version 1 was champion and is withdrawn, 2 is champion, 3 was rejected, 4 was trained from 2. Picture 5 is refused in
+every snapshot.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from components.gate.gate import judge
+from components.gate.settings import AXES, GateSettings
+from components.register.register import register_candidate
+from components.snapshot_data.settings import DataSettings
+from components.snapshot_data.snapshot import take_snapshot
+from components.validate_data import quarantine
+from components.validate_data.facts import measure, read_manifest
+from lineage.audit import Report, Sources, audit
+from lineage.closing import close
+from lineage.digests import digest_bytes, digest_file, digest_path, manifest_digest
+from lineage.embedded import Embedded
+from lineage.records import RunContext, recording
+from lineage.registry import Registry, RegistrySettings
+
+MODEL = "portraits"
+BASE, TEACHER, SET = (digest_bytes(name) for name in (b"base", b"teacher", b"set"))
+HOSTILE = "<script>alert('caption')</script>\x1b[2J"
+REASON = "<img src=x onerror=alert(1)> consent taken back"
+REFUSED = "width of at least 16 pixels: width is 4"
+SAMPLING = {"num_inference_steps": 2, "guidance_scale": 3.0, "max_sequence_length": 1, "height": 8, "width": 8}
+
+
+@dataclass
+class World:
+    """What was made in ``folder``."""
+
+    folder: Path
+    candidates: dict[str, str] = field(default_factory=dict)
+    """Number of a version -> digest of its weights."""
+
+    @property
+    def home(self) -> Embedded:
+        return Embedded(self.folder / "lineage")
+
+    @property
+    def store(self) -> Registry:
+        return Registry(f"sqlite:///{self.folder / 'mlflow.db'}", MODEL)
+
+    @property
+    def records(self) -> Path:
+        return self.folder / "pipeline" / "records"
+
+    def sources(self, **changes: Any) -> Sources:
+        """The evidence, as an auditor would be given it."""
+        home = self.home
+        given: dict[str, Any] = {
+            "entries": home.open("tests").all,
+            "root": home.root,
+            "records": str(self.records),
+            "registry": self.store,
+            "checkpoints": home.witness.read(),
+        }
+        return Sources(**(given | changes))
+
+    def audit(self, what: str, image: bool = False, **changes: Any) -> Report:
+        return audit(what, self.sources(**changes), image)
+
+    def evidence(self, number: str) -> Path:
+        """Where the evidence of a version lies."""
+        version = self.home.open("tests").state.versions[MODEL, number]
+        found = self.store.client.get_run(version.mlflow_run).info.artifact_uri
+        return Path(found.removeprefix("file://")) / "evidence"
+
+    def weights(self, number: str) -> Path:
+        return self.evidence(number).parent / "model" / "artifacts" / "weights"
+
+    def picture(self, number: int) -> Path:
+        return self.folder / "pictures" / f"{number}.png"
+
+    def retrain(
+        self, run: str, pictures: list[int], gain: float, incumbent: str = BASE, base: str = BASE, promote: bool = True
+    ) -> str:
+        """One run from snapshot to close, as the pipeline does it; gives the version's number."""
+        context = self.home.context(run, str(self.records), self.store.tracking_uri, commit="a" * 40)
+        scratch = self.folder / "pipeline" / run
+        made = {name: scratch / name for name in ("candidate", "validated", "scores", "verdict", "training_record")}
+        mlflow_run = self.store.open_run(run)
+        snapshot = self._snapshot(context, scratch, pictures, made["validated"])
+        with recording(context, "plan", {"force": False}) as record:
+            record.input("snapshot", snapshot)
+            record.facts["mlflow_run"] = mlflow_run
+        self._train(context, made, scratch / "features", base)
+        _evaluate(context, made, incumbent, gain)
+        with recording(context, "gate", {"alpha": 0.025}) as record:
+            record.input("scores", made["scores"])
+            settings = GateSettings(margins=dict.fromkeys(AXES, 0.1), resamples=1000, minimum_prompts=2)
+            signer = context.signer("gate")
+            ruling, judged = judge(settings, made["scores"], made["verdict"], scratch / "pareto.html", run, signer)
+            context.open_ledger().append(judged, signer)
+            record.facts |= ruling.model_dump(mode="json")
+            record.output("verdict", made["verdict"])
+        number = self._register(context, made, mlflow_run, snapshot)
+        with recording(context, "promote", {"version": number}) as record:
+            record.input("verdict", made["verdict"])
+            record.facts |= {"alias": "champion" if promote else "", "version": number}
+            if promote:
+                self.home.promotions(self.store).promote(number, "a person")
+        close(context, MODEL)
+        self.candidates[number] = digest_path(made["candidate"])
+        return number
+
+    def _snapshot(self, context: RunContext, scratch: Path, pictures: list[int], validated: Path) -> str:
+        source = self.folder / "pictures"
+        rows = [_described(number) for number in pictures]
+        (source / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with recording(context, "snapshot-data", {"source": str(source)}) as record:
+            taken = take_snapshot(DataSettings(source=str(source)), scratch / "snapshot")
+            record.input("metadata", taken.metadata)
+            record.output("snapshot", taken.digest)
+        with recording(context, "validate-data", {"suite": "suite"}) as record:
+            record.input("snapshot", taken.digest)
+            record.output("validated", _validate(scratch / "snapshot", validated))
+            record.output("report", validated / "report.html")
+        return taken.digest
+
+    def _train(self, context: RunContext, made: dict[str, Path], features: Path, base: str) -> None:
+        with recording(context, "encode-features", {"seed": 7}) as record:
+            record.input("validated", made["validated"])
+            record.input("base_model", base)
+            record.input("teacher", TEACHER)
+            features.mkdir()
+            (features / "features.json").write_text(context.id)
+            record.output("features", features)
+        with recording(context, "fine-tune", {"seed": 7, "steps": 90}) as record:
+            record.input("features", features)
+            (made["candidate"] / "transformer").mkdir(parents=True)
+            (made["candidate"] / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}\n')
+            (made["candidate"] / "transformer" / "weights.safetensors").write_text(context.id)
+            made["training_record"].write_text("{}")
+            record.output("candidate", made["candidate"])
+
+    def _register(self, context: RunContext, made: dict[str, Path], mlflow_run: str, snapshot: str) -> str:
+        settings = RegistrySettings(model_name=MODEL, license="Apache-2.0")
+        names = {"candidate": "candidate", "verdict": "verdict", "scores": "scores", "validated": "validated"}
+        paths = {name: made[where] for name, where in (names | {"training": "training_record"}).items()}
+        keys = {"snapshot": snapshot, "training_key": f"sha256:{context.id}", "evaluation_terms": "sha256:terms"}
+        with recording(context, "register", settings.model_dump()) as record:
+            for name, path in paths.items():
+                record.input(name, path)
+            version, registered = register_candidate(context, settings, mlflow_run, paths, keys)
+            context.open_ledger().append(registered, context.signer("run"))
+            record.facts["version"] = version.number
+        return version.number
+
+
+def _described(number: int) -> dict[str, Any]:
+    caption = HOSTILE if number == 7 else f"a portrait, number {number}"
+    rights = {"license": "CC0-1.0", "consent": "generated"} if number else {"license": "all rights reserved"}
+    return {"file_name": f"{number}.png", "text": caption, "source": "drawn", **rights}
+
+
+def _validate(snapshot: Path, target: Path) -> str:
+    """As step validate-data leaves it, with picture 5 refused."""
+    manifest = read_manifest(snapshot)
+    facts = measure(manifest, 10_000)
+    names = manifest["file_name"].to_pylist()
+    keep = [name != "5.png" for name in names]
+    target.mkdir()
+    accepted = manifest.filter(pa.array(keep))
+    findings = [
+        {"row": row, "file_name": name, "expectation": "width", "value": "4", "reason": REFUSED}
+        for row, name in enumerate(names)
+        if not keep[row]
+    ]
+    pq.write_table(accepted, target / "manifest.parquet")
+    pq.write_table(facts, target / "facts.parquet")
+    pq.write_table(pa.Table.from_pylist(findings, quarantine.SCHEMA), target / "quarantine.parquet")
+    (target / "report.html").write_text("<p>report</p>")
+    return manifest_digest(accepted.to_pylist())
+
+
+def _evaluate(context: RunContext, made: dict[str, Path], incumbent: str, gain: float) -> None:
+    scores, candidate = made["scores"], digest_path(made["candidate"])
+    rows: list[dict[str, Any]] = []
+    for shade, (who, better) in enumerate((("candidate", gain), ("incumbent", 0.0))):
+        (scores / "samples" / who).mkdir(parents=True)
+        for prompt in range(4):
+            colour = (40 * prompt, 90 * shade, sum(context.id.encode()) % 256)
+            Image.new("RGB", (8, 8), colour).save(scores / "samples" / who / f"p{prompt}-7.png")
+            rows += [
+                {"prompt": f"p{prompt}", "seed": 7, "model": who, "measure": axis, "value": 0.5 + better + prompt / 100}
+                for axis in AXES
+            ]
+    with recording(context, "evaluate", {"limit": 4}) as record:
+        record.input("candidate", candidate)
+        record.input("incumbent", incumbent)
+        pd.DataFrame(rows).to_parquet(scores / "scores.parquet", index=False)
+        Image.new("RGB", (320, 80), (90, 140, 120)).save(scores / "grid.png")
+        facts = {
+            "evaluation_set": {
+                "name": "avatars",
+                "version": 1,
+                "digest": SET,
+                "prompts": {f"p{prompt}": {"glasses": True} for prompt in range(4)},
+            },
+            "sampling": SAMPLING,
+            "scorers": [
+                {"name": f"scorer {axis}", "axis": axis, "digest": digest_bytes(axis.encode())} for axis in AXES
+            ],
+            "scores": digest_file(scores / "scores.parquet"),
+            "candidate": {"digest": candidate},
+            "incumbent": {"digest": incumbent},
+        }
+        (scores / "evaluation.json").write_text(json.dumps(facts))
+        record.facts |= facts
+        record.output("scores", scores)
+
+
+def draw_pictures(folder: Path) -> None:
+    """Ten small pictures, one of them too narrow."""
+    folder.mkdir(parents=True)
+    for number in range(10):
+        size = (4, 16) if number == 5 else (16, 16)
+        Image.new("RGB", size, (20 * number, 255 - 20 * number, 120)).save(folder / f"{number}.png")
+
+
+def build(folder: Path) -> World:
+    """The world that this module describes."""
+    world = World(folder)
+    draw_pictures(folder / "pictures")
+    world.home.open("tests")
+    world.retrain("run-1", [0, 1, 2, 5], 0.3)
+    first = world.candidates["1"]
+    world.retrain("run-2", [1, 2, 3, 5, 7], 0.3, incumbent=first)
+    second = world.candidates["2"]
+    world.retrain("run-3", [2, 5, 8], -0.4, incumbent=second, promote=False)
+    world.retrain("run-4", [4, 5], 0.0, incumbent=second, base=second, promote=False)
+    world.home.promotions(world.store).withdraw("1", "the owner", REASON)
+    return world
+
+
+@contextmanager
+def changed(path: Path, content: bytes | None) -> Iterator[None]:
+    """A file with other content, or gone, as long as the block lasts."""
+    before = path.read_bytes() if path.exists() else None
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    try:
+        yield
+    finally:
+        if before is None:
+            path.unlink()
+        else:
+            path.write_bytes(before)
