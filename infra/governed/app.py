@@ -36,6 +36,7 @@ def create_app() -> FastAPI:
     """The application of one worker."""
     from mlflow.server import ARTIFACTS_DESTINATION_ENV_VAR, BACKEND_STORE_URI_ENV_VAR
     from mlflow.server import app as flask_app
+    from mlflow.server.assistant.api import assistant_router
 
     from infra.governed.api import routes
     from infra.governed.stores import install
@@ -46,19 +47,24 @@ def create_app() -> FastAPI:
     guard = Guard(settings, _database(os.environ[BACKEND_STORE_URI_ENV_VAR]))
     install(guard, os.environ[ARTIFACTS_DESTINATION_ENV_VAR])
     flask_app.register_blueprint(routes(guard))
-    app = _application(settings)
     # The assistant runs commands on this machine, where the promotion key is.
-    app.router.routes[:] = [route for route in app.router.routes if "/mlflow/assistant" not in getattr(route, "path", "")]
-    return app
+    assistant_router.routes.clear()
+    return _application(settings)
 
 
 def _application(settings: Settings) -> FastAPI:
+    from mlflow.server import app as flask_app
+
     if settings.authentication == "basic-auth":
         from mlflow.server import auth
 
+        # MLflow denies routes it does not know; ours decide for themselves once they know who asks.
+        for rule in flask_app.url_map.iter_rules():
+            if rule.endpoint.startswith("triptych."):
+                known = dict.fromkeys([(rule.rule, method) for method in rule.methods], auth._allow_authenticated)
+                auth.BEFORE_REQUEST_VALIDATORS.update(known)
         guarded: FastAPI = auth.create_app()
         return guarded
-    from mlflow.server import app as flask_app
     from mlflow.server.fastapi_app import create_fastapi_app
 
     plain: FastAPI = create_fastapi_app(flask_app)

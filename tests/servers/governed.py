@@ -1,0 +1,244 @@
+"""A governed server, started as anybody would start it, and the pipeline that talks to it over HTTP."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from lineage.digests import digest_bytes, digest_path
+from lineage.embedded import Embedded
+from lineage.entries import Judged, Registered
+from lineage.ledger import Ledger
+from lineage.registry import CHAMPION, Registry, Version
+from lineage.signing import make_keys, open_signer
+
+ADMIN, OFFICER, EDITOR, READER = "admin", "olga", "erik", "rita"
+PASSWORD = "a long enough password"
+BASE = f"sha256:{'0' * 64}"
+"""Digest of the base model, the incumbent where there is no champion."""
+PATIENCE = 180.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running governed server."""
+
+    url: str
+    folder: Path
+    environment: Mapping[str, str]
+    backend: str
+    authentication: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def root(self) -> str:
+        return self.environment["TRIPTYCH_ROOT"]
+
+    def ledger(self) -> Ledger:
+        """The ledger in its database, read and checked from its first entry on."""
+        return Ledger(self.environment["TRIPTYCH_LEDGER"], self.root)
+
+    def ask(self, method: str, path: str, user: str = ADMIN, **more: Any) -> requests.Response:
+        """One plain HTTP request."""
+        credentials = (user, PASSWORD) if self.authentication == "basic-auth" else None
+        headers = {"X-User": user} if self.authentication == "header" else {}
+        return requests.request(method, f"{self.url}{path}", auth=credentials, headers=headers, timeout=120, **more)
+
+    def set_alias(self, model: str, version: str, alias: str = CHAMPION, **more: Any) -> requests.Response:
+        body = {"name": model, "version": version, "alias": alias}
+        return self.ask("POST", "/api/2.0/mlflow/registered-models/alias", json=body, **more)
+
+    def move(self, action: str, model: str, version: str, reason: str, **more: Any) -> requests.Response:
+        body = {"action": action, "model": model, "version": version, "reason": reason}
+        return self.ask("POST", "/api/2.0/triptych/moves", json=body, **more)
+
+    def champion(self, model: str) -> str:
+        """The version to which the registry's alias points; empty if to none."""
+        body = {"name": model, "alias": CHAMPION}
+        answer = self.ask("GET", "/api/2.0/mlflow/registered-models/alias", params=body)
+        return str(answer.json()["model_version"]["version"]) if answer.ok else ""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def settings(folder: Path, ledger: str = "", authentication: str = "none", **more: str) -> dict[str, str]:
+    """The environment of a governed server whose keys and ledger are made in ``folder``."""
+    home = Embedded(folder)
+    public = make_keys(home.keys)
+    url = ledger or home.url
+    Ledger.open(url, public, open_signer(home.uri("root")))
+    said = {
+        "TRIPTYCH_LEDGER": url,
+        "TRIPTYCH_ROOT": home.root,
+        "TRIPTYCH_PROMOTION_KEY": home.uri("promotion"),
+        "TRIPTYCH_WITNESS": str(folder / "witness"),
+        "TRIPTYCH_WITNESS_KEY": home.uri("witness"),
+        "TRIPTYCH_MARK": str(folder / "mark.json"),
+        "TRIPTYCH_AUTHENTICATION": authentication,
+    }
+    if authentication == "basic-auth":
+        users = folder / "users.ini"
+        users.write_text(
+            "[mlflow]\ndefault_permission = READ\nadmin_username = admin\n"
+            f"database_uri = sqlite:///{folder / 'users.db'}\n"
+            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+            "auth_cache_ttl_seconds = 600\n"
+        )
+        said |= {
+            "TRIPTYCH_OFFICERS": OFFICER,
+            "MLFLOW_AUTH_CONFIG_PATH": str(users),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "the same in all workers",
+        }
+    if authentication == "header":
+        said |= {"TRIPTYCH_OFFICERS": OFFICER, "TRIPTYCH_USER_HEADER": "X-User"}
+    return said | more
+
+
+def command(folder: Path, port: int, workers: int, backend: str, destination: str, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "mlflow", "server", "--app-name", "triptych", "--host", "127.0.0.1"),
+        *("--port", str(port), "--workers", str(workers), "--backend-store-uri", backend),
+        *("--artifacts-destination", destination, *more),
+    ]
+
+
+def clean_environment() -> dict[str, str]:
+    """Ours without what would steer MLflow or Triptych."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "TRIPTYCH_"))}
+    return kept | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1"}
+
+
+@contextmanager
+def governed(
+    folder: Path,
+    environment: Mapping[str, str],
+    workers: int = 2,
+    backend: str = "",
+    destination: str = "",
+) -> Iterator[Server]:
+    """Run a server as long as the block lasts."""
+    port = free_port()
+    backend = backend or f"sqlite:///{folder / 'mlflow.db'}"
+    line = command(folder, port, workers, backend, destination or str(folder / "artifacts"))
+    log = folder / "server.log"
+    server = Server(f"http://127.0.0.1:{port}", folder, environment, backend, environment["TRIPTYCH_AUTHENTICATION"])
+    with (
+        log.open("w") as stream,
+        subprocess.Popen(
+            line, stdout=stream, stderr=stream, env=clean_environment() | dict(environment), cwd=folder
+        ) as process,
+    ):
+        try:
+            _await(server.url, process, log)
+            if server.authentication == "basic-auth":
+                _people(server)
+            yield server
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _await(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            if requests.get(f"{url}/health", timeout=5).ok:
+                return
+        except requests.RequestException:
+            time.sleep(0.3)
+    raise AssertionError(f"the server does not answer:\n{log.read_text()[-4000:]}")
+
+
+def _people(server: Server) -> None:
+    for name in (OFFICER, EDITOR, READER):
+        body = {"username": name, "password": PASSWORD}
+        assert server.ask("POST", "/api/2.0/mlflow/users/create", json=body).ok
+
+
+@contextmanager
+def signed_in(server: Server, user: str = ADMIN) -> Iterator[None]:
+    """MLflow's client acts as ``user`` as long as the block lasts."""
+    if server.authentication != "basic-auth":
+        yield
+        return
+    before = dict(os.environ)
+    os.environ.update(MLFLOW_TRACKING_USERNAME=user, MLFLOW_TRACKING_PASSWORD=PASSWORD)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+class Pipeline:
+    """What a pipeline does at a server: it holds the run and the gate key, never the promotion key."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        keys = Embedded(server.folder)
+        self.run_signer, self.gate_signer = open_signer(keys.uri("run")), open_signer(keys.uri("gate"))
+
+    def candidate(self, model: str, name: str, incumbent: str = BASE, decision: str = "promote") -> Version:
+        """Register weights of their own, judged against ``incumbent``; ``name`` is the run's."""
+        with signed_in(self.server):
+            return self._candidate(model, name, incumbent, decision)
+
+    def _candidate(self, model: str, name: str, incumbent: str, decision: str) -> Version:
+        weights, card, verdict = write_candidate(self.server.folder / "runs" / f"{model}-{name}", decision)
+        digest, envelope = digest_path(weights), digest_bytes(verdict.read_bytes())
+        ledger = Ledger(self.server.url, self.server.root)
+        judged = Judged(run=name, candidate=digest, incumbent=incumbent, decision=decision, verdict=envelope)
+        ledger.append(judged, self.gate_signer)
+        registry = Registry(self.server.url, model)
+        run = registry.open_run(name)
+        tags = {"candidate": digest, "verdict": envelope, "decision": decision}
+        made = registry.register(run, weights, card, {"verdict.json": verdict}, tags, f"the gate says {decision}")
+        registered = Registered(
+            run=name,
+            model=model,
+            version=made.number,
+            candidate=digest,
+            verdict=envelope,
+            training_key="",
+            evaluation_key="",
+            mlflow_run=run,
+            evidence={"verdict.json": envelope},
+        )
+        ledger.append(registered, self.run_signer)
+        return made
+
+
+def write_candidate(folder: Path, decision: str) -> tuple[Path, Path, Path]:
+    """Weights, a model folder without them, and a verdict."""
+    weights, card, verdict = folder / "weights", folder / "model", folder / "verdict.json"
+    weights.mkdir(parents=True)
+    card.mkdir()
+    (weights / "unet.bin").write_text(f"weights of {folder.name}")
+    (card / "README.md").write_text("a model card\n")
+    verdict.write_text(f'{{"decision": "{decision}", "about": "{folder.name}"}}')
+    return weights, card, verdict
+
+
+def digest_of(version: Version) -> str:
+    return version.tags["candidate"]
+
+
+def reason_in(answer: requests.Response) -> str:
+    """The reason of a refusal."""
+    assert answer.status_code == 403, f"{answer.status_code}: {answer.text[:400]}"
+    return str(answer.json()["message"])
