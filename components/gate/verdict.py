@@ -15,6 +15,7 @@ Percentile bounds are monotone in the scores, which BCa and studentised ones are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -210,10 +211,10 @@ def _strata(attributes: Mapping[str, Mapping[str, str | bool]], settings: GateSe
     return np.unique(np.array(["|".join(key) for key in keys]), return_inverse=True)[1].astype(np.int64)
 
 
-def draw_counts(strata: NDArray[np.int64], resamples: int, seed: int) -> NDArray[np.float64]:
+def draw_counts(strata: NDArray[np.int64], resamples: int, seed: int) -> NDArray[np.int64]:
     """(B, P): how often each resample draws each prompt, as many from a stratum as it has."""
     generator = np.random.default_rng(seed)
-    counts = np.empty((resamples, len(strata)), dtype=np.float64)
+    counts = np.empty((resamples, len(strata)), dtype=np.int64)
     for stratum in np.unique(strata):
         members = np.flatnonzero(strata == stratum)
         share = np.full(len(members), 1 / len(members))
@@ -238,7 +239,7 @@ def _figures(
         totals = weights.sum(axis=1)
         if not totals.all():
             raise UnusableScores(f"{group.kind} {group.name!r} is too small to be resampled")
-        resampled = weights @ difference / totals
+        resampled = _weighted_sums(weights, difference) / totals
         lower, upper, lower_gain, upper_loss = np.quantile(resampled, tails)
         figures.append(
             Figure(
@@ -246,15 +247,30 @@ def _figures(
                 measure=group.measure,
                 kind=group.kind,
                 prompts=len(difference),
-                incumbent=float(incumbent.mean()),
-                candidate=float(candidate.mean()),
-                difference=float(difference.mean()),
+                incumbent=_mean(incumbent),
+                candidate=_mean(candidate),
+                difference=_mean(difference),
                 lower=float(lower),
                 upper=float(upper),
                 lower_gain=float(lower_gain),
                 upper_loss=float(upper_loss),
                 margin=group.margin,
-                detectable=float(reach * resampled.std()),
+                detectable=reach * math.sqrt(_mean((resampled - _mean(resampled)) ** 2)),
             )
         )
     return figures
+
+
+def _weighted_sums(weights: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``weights`` (B, n) times ``values`` (n,), the same on any machine.
+
+    In integers, because a sum of floats depends on its order, and that on where the arrays lie in memory.
+    """
+    largest = float(np.abs(values).max()) * float(weights.sum(axis=1).max())
+    scale = 2.0 ** (61 - math.frexp(largest)[1])
+    return weights @ np.rint(values * scale).astype(np.int64) / scale
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """The mean, correctly rounded: the same on any machine."""
+    return math.fsum(values) / len(values)
