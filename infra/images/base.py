@@ -16,8 +16,8 @@ from infra.docker.engine import SYSTEM_PATH, cache_folder
 
 DOCKERFILE = Path(__file__).with_name("Dockerfile")
 SUITE = "bookworm"  # its Python is 3.11
-PACKAGES = ("ca-certificates", "g++", "python3", "python3-dev", "python3-venv", "tini")
-MADE = f"triptych-base:{SUITE}-1"  # another number for other packages or leftovers
+PACKAGES = ("ca-certificates", "python3", "python3-venv", "tini")
+MADE = f"triptych-base:{SUITE}-2"  # another number for other packages or leftovers
 UNNEEDED = ("./dev/*", "./usr/share/doc/*", "./usr/share/man/*", "./var/cache/apt/*", "./var/lib/apt/lists/*")
 
 

@@ -38,19 +38,6 @@ class TestImage:
         assert printed(client, image, program) == "65532"
         assert printed(client, image, program, user=STRANGER) == STRANGER.split(":")[0]
 
-    def test_deepspeeds_op_is_not_compiled_again(self, client: docker.DockerClient, image: str) -> None:
-        program = """
-import os
-os.environ["DS_ACCELERATOR"] = "cpu"
-from pathlib import Path
-from deepspeed.accelerator import get_accelerator
-op = Path("/opt/torch-extensions/deepspeed_shm_comm/deepspeed_shm_comm.so")
-compiled = op.stat()
-loaded = get_accelerator().create_op_builder("ShareMemCommBuilder").load()
-print(loaded.__file__ == str(op) and op.stat().st_mtime_ns == compiled.st_mtime_ns)
-"""
-        assert printed(client, image, program, user=STRANGER).splitlines()[-1] == "True"
-
     def test_nothing_of_the_builders_pip_is_in_it(self, client: docker.DockerClient, image: str) -> None:
         """Where packages came from, and with which credentials, is the builder's affair."""
         listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
