@@ -1,9 +1,8 @@
 """Close a run: derive its status from the records its steps left.
 
 A run is ``promoted``, ``judged`` (registered, not promoted), ``stale`` (another champion came while it ran: its
-candidate has to be judged anew), ``nothing-new`` or ``failed``. Steps that died left no
-record, so a run that neither registered a version nor found nothing new has failed, whatever its steps' exit codes
-said.
+candidate has to be judged anew), ``nothing-new`` or ``failed``. Steps that died left no record, so a run that neither
+registered a version nor found nothing new has failed, whatever its steps' exit codes said.
 """
 
 from __future__ import annotations

@@ -5,14 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from components.promote.promote import promote_version
 from lineage.digests import LineageError
 from lineage.entries import LedgerError, StaleError
 from lineage.promotion import BOUNDARIES
-from lineage.registry import Registry
+from lineage.registry import Registry, RegistrySettings
 from tests.lineage.worlds import MODEL, World, move
 
 
@@ -190,3 +191,30 @@ def test_a_champion_whose_weights_were_changed_is_reported(two: World) -> None:
     for path in two.folder.rglob("weights.safetensors"):
         path.write_text("swapped")
     assert any("cannot be trusted" in line for line in two.promotions().reconcile())
+
+
+@pytest.mark.parametrize(
+    ("mode", "decision", "given", "champion"),
+    [
+        ("auto", "promote", {"alias": "champion"}, "1"),
+        ("auto", "hold", {"alias": ""}, ""),
+        ("manual", "promote", {"alias": "challenger"}, ""),
+        ("manual", "reject", {"alias": ""}, ""),
+    ],
+)
+def test_the_step_moves_what_its_mode_and_the_verdict_say(
+    world: World, mode: Literal["auto", "manual"], decision: str, given: dict[str, str], champion: str
+) -> None:
+    number = world.candidate("one", world.base, decision)
+    settings = RegistrySettings(model_name=MODEL, mode=mode)
+    assert promote_version(world.context, settings, number) == given
+    assert world.agrees() == champion
+    aliases = {alias for version in world.store.versions() for alias in version.aliases}
+    assert aliases == ({given["alias"]} if given["alias"] else set())
+
+
+def test_the_step_says_when_its_verdict_is_stale(two: World) -> None:
+    third = two.candidate("three", two.digest("one"))
+    two.promotions().promote("2", "somebody")
+    given = promote_version(two.context, RegistrySettings(model_name=MODEL), third)
+    assert given["alias"] == "" and given["stale"].startswith("stale")

@@ -10,6 +10,7 @@ from lineage.digests import digest_bytes, digest_path
 from lineage.embedded import Embedded
 from lineage.entries import Judged, LedgerError, Registered, State
 from lineage.promotion import FAULT_VARIABLE, Promotions
+from lineage.records import RunContext
 from lineage.registry import Registry
 from lineage.signing import open_signer
 
@@ -37,6 +38,11 @@ class World:
     @property
     def base(self) -> str:
         return digest_bytes(b"the base model")
+
+    @property
+    def context(self) -> RunContext:
+        """As a pipeline's steps see it."""
+        return self.home.context("run-1", str(self.folder / "records"), self.store.tracking_uri)
 
     def promotions(self) -> Promotions:
         return self.home.promotions(self.store)
