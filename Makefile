@@ -9,7 +9,7 @@ EXTRAS := data,training,evaluation,registry,server,avatars,containers,dev
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine data retrain shuffled ui lint test test-containers tiny-models clean
+.PHONY: help install engine data retrain shuffled ui lint test test-containers test-servers servers tiny-models clean
 
 help: ## List all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -44,11 +44,18 @@ lint: install ## Formatting, style, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: install data ## All tests that need no container engine
-	$(BIN)/pytest -m 'not containers'
+test: install data ## All tests that need no container engine and no servers
+	$(BIN)/pytest -m 'not containers and not servers'
 
 test-containers: install data engine ## The pipeline in containers; starts an engine where none is running
 	$(BIN)/pytest -m containers tests/containers
+
+test-servers: install servers ## The governed MLflow server on SQLite, PostgreSQL and S3, and in a browser
+	$(BIN)/pytest -m servers tests/servers
+
+servers: # Debian's PostgreSQL and Chromium, where a root user lacks them
+	{ ls /usr/lib/postgresql/*/bin/initdb && command -v chromium && command -v chromedriver; } > /dev/null 2>&1 || \
+	{ apt-get update -q && apt-get install -q -y --no-install-recommends postgresql chromium chromium-driver; }
 
 engine: # Debian's engine and debootstrap, where a root user has neither and no engine is given
 	test -n "$$DOCKER_HOST" || { command -v dockerd && command -v debootstrap; } > /dev/null || \
