@@ -16,7 +16,7 @@ from lineage.promotion import Promotions, Vigil
 from lineage.records import RunContext
 from lineage.registry import Registry
 from lineage.signing import ROLES, SCHEME, key_facts, make_keys, open_signer, read_public
-from lineage.witness import FileWitness, HighWaterMark
+from lineage.witness import Checkpoint, FileWitness, HighWaterMark, checkpoint
 
 
 class Embedded:
@@ -67,6 +67,11 @@ class Embedded:
             user=local_user(),
             **more,
         )
+
+    def checkpoint(self) -> Checkpoint:
+        """Tell the witness how long the ledger is now."""
+        ledger = self.open()
+        return checkpoint(ledger.state, self.witness, open_signer(self.uri("witness")))
 
     def rotate(self, role: str) -> str:
         """Replace a role's key, on the word of the old one; gives the new key's id.

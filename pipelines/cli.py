@@ -113,6 +113,31 @@ def ui(work_dir: WorkOption = WORK, port: Annotated[int, typer.Option(help="On t
     os.execve(command[0], command, server_environment(place))
 
 
+class ReportFormat(StrEnum):
+    """How an audit is written."""
+
+    TEXT = "text"
+    JSON = "json"
+    HTML = "html"
+
+
+@app.command()
+def audit(
+    what: Annotated[
+        str, typer.Argument(help="A version's number or 'champion', a run, any digest, or a generated picture's file.")
+    ],
+    image: Annotated[bool, typer.Option("--image", help="WHAT is a training image: its file or digest.")] = False,
+    config: ConfigOption = EXAMPLE,
+    work_dir: WorkOption = WORK,
+    report: Annotated[ReportFormat, typer.Option("--format", help="How to write the report.")] = ReportFormat.TEXT,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
+) -> None:
+    """Find the way back: what stands behind it, and whether all of that holds."""
+    from pipelines.audit_cli import audit_command
+
+    raise typer.Exit(audit_command(what, image, work_dir, config, report.value, output))
+
+
 @app.command()
 def reproduce(
     version: Annotated[str, typer.Argument(help="Number of the model version.")],

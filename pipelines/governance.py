@@ -212,12 +212,9 @@ def verify(
 @ledger_app.command("checkpoint")
 def write_checkpoint(work_dir: WorkOption = WORK) -> None:
     """Tell the witness how long the ledger is."""
-    from lineage.signing import open_signer
-    from lineage.witness import checkpoint
-
     with _failures():
         home = _home(work_dir)
-        made = checkpoint(home.open("command line").state, home.witness, open_signer(home.uri("witness")))
+        made = home.checkpoint()
     typer.echo(f"checkpoint of {made.size} entries in {home.witness.folder}")
 
 

@@ -48,6 +48,7 @@ def retrain(configuration: Configuration, runner: Runner, root: Path, force: boo
         place.lineage.open()
         for _ in range(ATTEMPTS):
             finished = _attempt(configuration, runner, place, force, console)
+            place.lineage.checkpoint()
             if finished.outcome != "stale":
                 break
             # Its candidate is known now: the next attempt only judges it against the new champion.

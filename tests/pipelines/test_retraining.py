@@ -15,6 +15,7 @@ from lineage.embedded import Embedded
 from lineage.records import StepRecord, read_records
 from lineage.registry import WEIGHTS_FOLDER, Registry
 from lineage.statements import VERDICT, VERDICT_FILE, read_statement
+from lineage.witness import latest_checkpoint
 from tests.runs import AVATARS, cut_down, some_portraits, triptych
 
 Run = subprocess.CompletedProcess[str]
@@ -57,6 +58,8 @@ def test_good_data_is_promoted(promoted: Run, work: Path, store: Registry) -> No
     run = left["plan"].run
     assert {step: state.records[run, step] for step in left} == {step: left[step].digest() for step in left}
     assert state.outcomes[run] == "promoted"
+    seen = latest_checkpoint(Embedded(work / "lineage").witness, state)
+    assert seen is not None and seen.size >= len(left), "the witness saw the run's end"
 
 
 def test_what_passes_between_steps_is_what_was_recorded(promoted: Run, work: Path) -> None:
