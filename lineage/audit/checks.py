@@ -12,6 +12,7 @@ from securesystemslib.signer import Key
 
 from lineage.audit.examination import Examination, beside, expect
 from lineage.audit.sources import MissingError
+from lineage.closing import CLOSING
 from lineage.digests import LineageError, digest_file, digest_path
 from lineage.documents.model_signature import verify_model
 from lineage.documents.provenance import SLSA
@@ -84,6 +85,9 @@ def check_steps(x: Examination, run: str, records: Mapping[str, StepRecord], ver
                     wrong = True
                     reason = f"step {step} {verb} {name} {digest}, but {before} {expected}"
                     x.note("records", "does not hold", f"{name} in run {run}", reason)
+    if len({record.code for step, record in records.items() if step != CLOSING}) > 1:
+        reason = "its steps did not all run the same code: it was changed meanwhile, or they ran in places that differ"
+        x.note("records", "not proven", f"the code of run {run}", reason)
     if not wrong:
         good = f"in {len(records)} records, what one step gave is what the next took"
         x.note("records", "holds", f"the steps of run {run}", good)

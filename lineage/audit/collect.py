@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+
 from lineage.audit import checks, pictures
 from lineage.audit.examination import Examination
 from lineage.audit.report import Base, Data, Ledger, Link, Move, Report, Use, Version
@@ -79,7 +80,7 @@ def _version(x: Examination, version: Registered, records: dict[str, StepRecord]
     checks.check_evidence(x, version)
     predicate = checks.verdict(x, version)
     seeds = checks.check_scores(x, version, predicate)
-    data = tuple(_checked_data(x, one) for one in (version, *x.ancestors(version)))
+    data = tuple(_checked_data(x, one, one is version) for one in (version, *x.ancestors(version)))
     checks.check_weights(x, version)
     checks.check_provenance(x, version)
     checks.check_registry(x, version)
@@ -112,9 +113,9 @@ def _version(x: Examination, version: Registered, records: dict[str, StepRecord]
     )
 
 
-def _checked_data(x: Examination, version: Registered) -> Data:
+def _checked_data(x: Examination, version: Registered, own: bool) -> Data:
     data = pictures.data(x, version)
-    pictures.check_pictures(x, data)
+    pictures.check_pictures(x, data, show=own)
     return data
 
 

@@ -16,6 +16,9 @@ from lineage.entries import Registered
 from lineage.records import StepRecord
 from lineage.signing import Role
 
+PARTS: dict[str, Part] = {"validated": "data", "scores": "evaluation", "verdict": "verdict", "model.sig": "weights"}
+"""What a piece of evidence is about; the rest is about the version."""
+
 
 class Examination:
     """What the ledger says, what lies in the stores, and what was found about both."""
@@ -98,7 +101,7 @@ class Examination:
         key = version.run, name
         if key not in self._evidence:
             self._evidence[key] = None
-            with self.checking("version", beside(version, name), "it is what the ledger names"):
+            with self.checking(PARTS.get(name, "version"), beside(version, name), "it is what the ledger names"):
                 place = self._evidence[key] = self.store.evidence(version, name)
                 actual, expected = digest_path(place), version.evidence.get(name)
                 if actual != expected:

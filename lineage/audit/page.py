@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
-from lineage.audit.report import Part, Picture, Report, Standing
+from lineage.audit.report import Part, Picture, Report, Standing, Version
 from lineage.audit.text import ORDER, rights, seeds, summary
 from lineage.digests import PREFIX
 
@@ -89,24 +89,23 @@ def draw_boxes(report: Report) -> list[Box]:
     refused = _images(data.refused)
     encoded = report.records.get("encode-features")
     features = encoded.outputs.get("features", "") if encoded else ""
-    pinned = version.predicate["evaluation"]["evaluation_set"] if version.predicate else {}
     boxes = [
         box("data", 0, 1, "Trained on", accepted, data.accepted, part="data"),
         box("refused", 0, 2, "Refused", refused, "see the reasons below"),
         box("features", 1, 1, "Features", features or "unknown", part="records"),
         box("candidate", 2, 1, "Candidate", version.candidate, version.registered[:19], part="weights"),
-        box("set", 3, 0, "Evaluation set", f"{pinned.get('name', 'unknown')} {pinned.get('version', '')}"),
+        box("set", 3, 0, "Evaluated on", *_evaluated(version), part="evaluation"),
         box("verdict", 3, 1, f"Verdict: {version.decision}", version.verdict, version.judged[:19], part="verdict"),
         box("incumbent", 3, 2, "Judged against", version.incumbent_name, version.incumbent),
         box("version", 4, 1, f"Version {version.number}", version.model, version.standing, part="version"),
     ]
     if version.base:
         boxes.append(box("base", 1, 2, "Trained from", version.base.name, version.base.digest))
-    moves = version.moves[-3:]
+    moves = [move for move in version.moves if not move.ended.startswith("given up")][-3:]
     for row, move in enumerate(moves):
         where = 1 + row - (len(moves) - 1) / 2
-        title = f"{DONE[move.action]}: version {move.version}"
-        boxes.append(box(f"move {row}", 5, where, title, move.user, move.time[:19], part="moves"))
+        lines = f"version {move.version}, {move.time[:10]}", move.user
+        boxes.append(box(f"move {row}", 5, where, DONE[move.action], *lines, part="moves"))
     if not moves:
         boxes.append(box("move 0", 5, 1, "Never champion"))
     came = version.descendants[-3:]
@@ -114,7 +113,7 @@ def draw_boxes(report: Report) -> list[Box]:
         where = 1 + row - (len(came) - 1) / 2
         boxes.append(box(f"came {row}", 6, where, f"Version {use.version}", use.how, use.standing))
     if not came:
-        boxes.append(box("came 0", 6, 1, "Nothing came of it yet"))
+        boxes.append(box("came 0", 6, 1, "Came of it", "nothing yet"))
     return boxes
 
 
@@ -141,6 +140,13 @@ def _arrows(boxes: dict[str, Box]) -> list[str]:
         x, y1, y2 = a.x + WIDTH // 2, a.y + HEIGHT + 2, b.y - 2
         paths.append(f"M{x},{y2} L{x},{y1}" if up else f"M{x},{y1} L{x},{y2}")
     return paths
+
+
+def _evaluated(version: Version) -> tuple[str, ...]:
+    if version.predicate is None:
+        return ("unknown",)
+    pinned = version.predicate["evaluation"]["evaluation_set"]
+    return f"{pinned.get('name')} {pinned.get('version')}", f"{len(version.seeds)} prompts"
 
 
 def _images(pictures: tuple[Picture, ...] | None) -> str:

@@ -57,8 +57,8 @@ def _read_data(x: Examination, version: Registered) -> Data:
     )
 
 
-def check_pictures(x: Examination, data: Data) -> None:
-    """The images lie where they were pinned, and are the ones that were."""
+def check_pictures(x: Examination, data: Data, show: bool) -> None:
+    """The images lie where they were pinned, and are the ones that were; some of them are kept to be shown."""
     pictures = data.pictures or ()
     step = max(1, -(-len(pictures) // SHOWN))
     wrong: list[Finding] = []
@@ -73,7 +73,7 @@ def check_pictures(x: Examination, data: Data) -> None:
         elif (actual := digest_file(path)) != picture.sha256:
             reason = f"{path} has digest {actual}, it was trained on as {picture.sha256}"
             wrong.append(Finding(part="data", standing="does not hold", subject=subject, reason=reason))
-        elif number % step == 0:
+        elif show and number % step == 0:
             x.images[f"training/{picture.file_name}"] = path.read_bytes()
     for finding in wrong[:NAMED]:
         x.findings[finding.subject] = finding

@@ -84,6 +84,10 @@ def _version(x: Examination, model: str, number: str) -> Target:
             raise UnknownError(f"{model} has no champion")
         number = champion.version
     if (model, number) not in x.history.registered:
+        for index, why in x.state.void.items():
+            body = x.sources.entries[index].body
+            if (body.get("model"), body.get("version")) == (model, number):
+                raise UnknownError(f"version {number} of {model} is named by ledger entry {index} alone: {why}")
         known = ", ".join(version for name, version in x.history.registered if name == model)
         raise UnknownError(f"version {number} of {model} is not in the ledger; it knows {known or 'no version of it'}")
     return _found(x, "version", x.history.registered[model, number][1])

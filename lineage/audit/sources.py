@@ -107,7 +107,7 @@ class Store:
     def versions(self, model: str) -> dict[str, Version]:
         """Number -> version, as the registry has them; what it says is checked against the ledger."""
         if model not in self._versions:
-            found = Registry(self._registry.tracking_uri, model).versions()
+            found = self._asked(Registry(self._registry.tracking_uri, model).versions)
             self._versions[model] = {version.number: version for version in found}
         return self._versions[model]
 
@@ -157,10 +157,12 @@ class Store:
             raise MissingError(f"the registry does not have it: {error}") from error
 
     def _local(self, uri: str) -> Path | None:
-        parts = urlsplit(uri)
-        if parts.scheme == "mlflow-artifacts" and self.sources.artifacts:
-            return self.sources.artifacts / unquote(parts.path).lstrip("/")
-        return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
+        scheme, colon, _ = uri.partition(":")
+        if not colon:
+            return Path(uri)
+        if scheme == "mlflow-artifacts" and self.sources.artifacts:
+            return self.sources.artifacts / unquote(urlsplit(uri).path).lstrip("/")
+        return Path(unquote(urlsplit(uri).path)) if scheme == "file" else None
 
     def _place(self, uri: str, what: str) -> Path:
         place = self._local(uri)

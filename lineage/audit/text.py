@@ -38,9 +38,10 @@ def rights(pictures: tuple[Picture, ...], name: str) -> str:
     return shown + (f" and {len(found) - FEW} more" if found[FEW:] else "")
 
 
-def seeds(records: dict[str, StepRecord]) -> dict[str, object]:
+def seeds(records: dict[str, StepRecord]) -> dict[str, int]:
     """Step -> the seed that it was given."""
-    return {step: record.parameters["seed"] for step, record in records.items() if "seed" in record.parameters}
+    # KFP hands whole numbers on as floats.
+    return {step: int(record.parameters["seed"]) for step, record in records.items() if "seed" in record.parameters}
 
 
 def _lines(report: Report) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """A small real world to audit: real pictures, records, ledger, MLflow store and registrations; only no training.
 
-Version 1 was champion and is withdrawn, 2 is champion, 3 was rejected, 4 was trained from 2. Picture 5 is refused in
-every snapshot.
+Version 1 was champion and is withdrawn, 2 is champion, 3 was rejected, 4 was trained from 2, and 5 has the weights of
+4, judged anew. Picture 5 is refused in every snapshot.
 """
 
 from __future__ import annotations
@@ -88,7 +88,14 @@ class World:
         return self.folder / "pictures" / f"{number}.png"
 
     def retrain(
-        self, run: str, pictures: list[int], gain: float, incumbent: str = BASE, base: str = BASE, promote: bool = True
+        self,
+        run: str,
+        pictures: list[int],
+        gain: float,
+        incumbent: str = BASE,
+        base: str = BASE,
+        promote: bool = True,
+        reused: str = "",
     ) -> str:
         """One run from snapshot to close, as the pipeline does it; gives the version's number."""
         context = self.home.context(run, str(self.records), self.store.tracking_uri, commit="a" * 40)
@@ -99,7 +106,7 @@ class World:
         with recording(context, "plan", {"force": False}) as record:
             record.input("snapshot", snapshot)
             record.facts["mlflow_run"] = mlflow_run
-        self._train(context, made, scratch / "features", base)
+        self._train(context, made, scratch / "features", base, reused)
         _evaluate(context, made, incumbent, gain)
         with recording(context, "gate", {"alpha": 0.025}) as record:
             record.input("scores", made["scores"])
@@ -133,7 +140,7 @@ class World:
             record.output("report", validated / "report.html")
         return taken.digest
 
-    def _train(self, context: RunContext, made: dict[str, Path], features: Path, base: str) -> None:
+    def _train(self, context: RunContext, made: dict[str, Path], features: Path, base: str, reused: str) -> None:
         with recording(context, "encode-features", {"seed": 7}) as record:
             record.input("validated", made["validated"])
             record.input("base_model", base)
@@ -145,8 +152,10 @@ class World:
             record.input("features", features)
             (made["candidate"] / "transformer").mkdir(parents=True)
             (made["candidate"] / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}\n')
-            (made["candidate"] / "transformer" / "weights.safetensors").write_text(context.id)
+            (made["candidate"] / "transformer" / "weights.safetensors").write_text(reused or context.id)
             made["training_record"].write_text("{}")
+            if reused:
+                record.facts["reused"] = "models:/portraits/4"
             record.output("candidate", made["candidate"])
 
     def _register(self, context: RunContext, made: dict[str, Path], mlflow_run: str, snapshot: str) -> str:
@@ -245,6 +254,7 @@ def build(folder: Path) -> World:
     second = world.candidates["2"]
     world.retrain("run-3", [2, 5, 8], -0.4, incumbent=second, promote=False)
     world.retrain("run-4", [4, 5], 0.0, incumbent=second, base=second, promote=False)
+    world.retrain("run-5", [4, 5], 0.0, incumbent=second, base=second, promote=False, reused="run-4")
     world.home.promotions(world.store).withdraw("1", "the owner", REASON)
     return world
 

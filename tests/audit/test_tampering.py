@@ -1,0 +1,275 @@
+"""Whatever is changed, added or taken away, the audit names it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lineage.audit import Report, write_text
+from lineage.audit.report import Standing
+from lineage.entries import Entry
+from lineage.signing import open_signer
+from lineage.statements import VERDICT, VERDICT_FILE, make_statement, read_statement, write_statement
+from lineage.witness import HighWaterMark
+from tests.audit.world import World, changed
+
+
+def names(report: Report, standing: Standing, subject: str) -> str:
+    """The reason of the finding that names ``subject``; fails where there is none, or where the report holds."""
+    assert not report.holds
+    found = [f for f in report.findings if f.standing == standing and subject in f.subject]
+    assert found, write_text(report)[-4000:]
+    assert f"{standing}" in write_text(report)
+    return found[0].reason
+
+
+def flipped(path: Path) -> bytes:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    return bytes(content)
+
+
+EVIDENCE = [
+    ("verdict/verdict.dsse.json", "evidence/verdict/verdict.dsse.json"),
+    ("verdict/pareto.png", "evidence/verdict of"),
+    ("scores/scores.parquet", "evidence/scores/scores.parquet"),
+    ("scores/evaluation.json", "evidence/scores/evaluation.json"),
+    ("scores/grid.png", "evidence/scores of"),
+    ("scores/samples/candidate/p0-7.png", "evidence/scores of"),
+    ("validated/manifest.parquet", "evidence/validated of"),
+    ("validated/facts.parquet", "evidence/validated of"),
+    ("validated/quarantine.parquet", "evidence/validated of"),
+    ("validated/report.html", "evidence/validated of"),
+    ("records/gate.json", "evidence/records of"),
+    ("provenance.dsse.json", "evidence/provenance.dsse.json"),
+    ("bom.cdx.json", "evidence/bom.cdx.json"),
+    ("croissant.json", "evidence/croissant.json"),
+    ("README.md", "evidence/README.md"),
+    ("model.sig", "evidence/model.sig"),
+    ("training_record", "evidence/training_record"),
+]
+
+
+@pytest.mark.parametrize(("file", "culprit"), EVIDENCE)
+def test_changed_evidence_is_named(world: World, file: str, culprit: str) -> None:
+    path = world.evidence("2") / file
+    with changed(path, flipped(path)):
+        names(world.audit("2"), "does not hold", culprit)
+
+
+@pytest.mark.parametrize("file", [file for file, _ in EVIDENCE])
+def test_missing_evidence_is_listed(world: World, file: str) -> None:
+    with changed(world.evidence("2") / file, None):
+        report = world.audit("2")
+    assert not report.holds
+    subjects = [f.subject for f in report.findings if f.standing in ("missing", "does not hold")]
+    assert any(file.split("/")[0] in subject for subject in subjects), subjects
+
+
+@pytest.mark.parametrize("file", ["verdict/verdict.dsse.json", "scores/scores.parquet", "validated/manifest.parquet"])
+def test_the_file_that_is_missing_is_named(world: World, file: str) -> None:
+    with changed(world.evidence("2") / file, None):
+        assert file in names(world.audit("2"), "missing", file)
+
+
+def test_a_missing_sample_is_named(world: World) -> None:
+    with changed(world.evidence("2") / "scores/samples/candidate/p0-7.png", None):
+        assert "candidate/p0-7.png" in names(world.audit("2"), "missing", "scores/samples")
+
+
+def test_added_evidence_is_named(world: World) -> None:
+    with changed(world.evidence("2") / "note.txt", b"trust me"):
+        assert "note.txt" in names(world.audit("2"), "does not hold", "the evidence of version 2")
+
+
+def test_a_verdict_signed_by_another_key_does_not_hold(world: World) -> None:
+    path = world.evidence("2") / "verdict" / VERDICT_FILE
+    real = read_statement(path, VERDICT, world.home.open("tests").state.verdict_keys())
+    forged = make_statement(VERDICT, {"candidate": world.candidates["2"]}, real.predicate)
+    before = path.read_bytes()
+    write_statement(forged, path, open_signer(world.home.uri("run")))
+    with changed(path, path.read_bytes()):
+        reason = names(world.audit("2"), "does not hold", VERDICT_FILE)
+    path.write_bytes(before)
+    assert "signature does not hold" in reason
+    assert world.audit("2").holds
+
+
+def test_a_captions_rewritten_manifest_is_named(world: World) -> None:
+    path = world.evidence("2") / "validated" / "manifest.parquet"
+    rows = pq.read_table(path).to_pylist()
+    rows[0]["license"] = "CC-BY-4.0"
+    with changed(path, path.read_bytes()):
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        report = world.audit("2")
+    names(report, "does not hold", "validated/manifest.parquet")
+    assert report.version and report.version.data[0].pictures is None, "what does not hold is not shown"
+
+
+def test_a_refused_image_that_is_struck_out_is_named(world: World) -> None:
+    path = world.evidence("2") / "validated" / "quarantine.parquet"
+    table = pq.read_table(path)
+    with changed(path, path.read_bytes()):
+        pq.write_table(table.slice(0, 0), path)
+        report = world.audit("2")
+    assert "not the snapshot" in names(report, "does not hold", "validated/quarantine.parquet")
+    assert report.version and report.version.data[0].refused is None
+
+
+def test_changed_weights_are_named_with_their_file(world: World) -> None:
+    path = world.weights("2") / "transformer" / "weights.safetensors"
+    with changed(path, b"swapped"):
+        report = world.audit("2")
+    assert "transformer/weights.safetensors" in names(report, "does not hold", "the weights of version 2")
+    names(report, "does not hold", "model.sig")
+
+
+def test_weights_with_a_file_more_are_named(world: World) -> None:
+    with changed(world.weights("2") / "pickle.bin", b"x"):
+        assert "pickle.bin" in names(world.audit("2"), "does not hold", "the weights of version 2")
+
+
+def test_missing_weights_are_listed(world: World) -> None:
+    folder = world.weights("2")
+    folder.rename(folder.with_name("elsewhere"))
+    try:
+        report = world.audit("2")
+    finally:
+        folder.with_name("elsewhere").rename(folder)
+    names(report, "missing", "the weights of version 2")
+
+
+def test_a_changed_record_is_named(world: World) -> None:
+    path = world.records / "run-2" / "fine-tune.json"
+    with changed(path, path.read_bytes().replace(b'"seed": 7', b'"seed": 8')):
+        report = world.audit("2")
+    names(report, "does not hold", "record run-2/fine-tune.json")
+    assert report.records["fine-tune"].parameters["seed"] == 7, "the copy beside the weights holds and is used"
+
+
+@pytest.mark.parametrize("step", ["plan", "register", "promote"])
+def test_a_missing_record_is_listed(world: World, step: str) -> None:
+    with changed(world.records / "run-2" / f"{step}.json", None):
+        names(world.audit("2"), "missing", f"record run-2/{step}.json")
+
+
+def test_a_record_that_is_no_json_is_named(world: World) -> None:
+    with changed(world.records / "run-2" / "plan.json", b"{"):
+        names(world.audit("2"), "does not hold", "record run-2/plan.json")
+
+
+def test_a_record_that_the_ledger_does_not_know_is_named(world: World) -> None:
+    with changed(world.records / "run-2" / "approve.json", b"{}"):
+        names(world.audit("2"), "does not hold", "record run-2/approve.json")
+
+
+def test_all_records_gone(world: World) -> None:
+    report = world.audit("2", records="")
+    assert len([f for f in report.findings if f.standing == "missing" and f.part == "records"]) >= 10
+
+
+def test_a_changed_training_image_is_named(world: World) -> None:
+    with changed(world.picture(3), b"another picture"):
+        names(world.audit("2"), "does not hold", "training image 3.png")
+
+
+def test_a_training_image_that_is_gone_is_listed(world: World) -> None:
+    with changed(world.picture(3), None):
+        assert "not there any more" in names(world.audit("2"), "missing", "training image 3.png")
+
+
+def test_the_verdict_of_an_earlier_champion_is_checked_too(world: World) -> None:
+    path = world.evidence("1") / "verdict" / VERDICT_FILE
+    with changed(path, flipped(path)):
+        names(world.audit("3"), "does not hold", "verdict.dsse.json of version 1")
+
+
+def edited(entry: Entry) -> Entry:
+    return entry.model_copy(update={"body": {**entry.body, "user": "somebody else"}})
+
+
+def without_seventh(entries: list[Entry]) -> list[Entry]:
+    return [entry for entry in entries if entry.index != 7]
+
+
+def with_a_changed_move(entries: list[Entry]) -> list[Entry]:
+    return [edited(entry) if entry.kind == "intended" else entry for entry in entries]
+
+
+@pytest.mark.parametrize(
+    ("tamper", "culprit"),
+    [(without_seventh, r"ledger entry 8 \("), (with_a_changed_move, r"ledger entry \d+ \(intended\) was changed")],
+)
+def test_a_changed_ledger_is_named(world: World, tamper: Callable[[list[Entry]], list[Entry]], culprit: str) -> None:
+    entries = tamper(world.home.open("tests").all)
+    assert re.search(culprit, names(world.audit("2", entries=entries), "does not hold", "the ledger"))
+
+
+def test_a_ledger_cut_short_is_shown_by_the_witness_and_by_the_mark(world: World, tmp_path: Path) -> None:
+    whole = world.sources()
+    cut = list(whole.entries)[:-2]
+    assert "taken off its end" in names(world.audit("2", entries=cut), "does not hold", "checkpoint ")
+    mark = HighWaterMark(tmp_path / "mark.json")
+    assert world.audit("2", mark=mark, checkpoints=None).holds
+    report = world.audit("2", entries=cut, mark=mark, checkpoints=None)
+    assert "taken off its end" in names(report, "does not hold", "the high-water mark")
+
+
+def test_another_root_is_named(world: World) -> None:
+    assert "opened by" in names(world.audit("2", root="f" * 64), "does not hold", "the root key")
+    names(world.audit("2", root=""), "missing", "the root key")
+
+
+def test_an_alias_moved_behind_the_ledgers_back_is_named(world: World) -> None:
+    world.store.client.set_registered_model_alias("portraits", "champion", "3")
+    try:
+        assert "it is on 3, the ledger says 2" in names(world.audit("2"), "does not hold", "alias champion")
+    finally:
+        world.store.client.set_registered_model_alias("portraits", "champion", "2")
+
+
+def test_a_tag_that_says_something_else_is_named(world: World) -> None:
+    client, digest = world.store.client, world.candidates["2"]
+    client.set_model_version_tag("portraits", "2", "triptych.candidate", "sha256:0")
+    try:
+        assert "sha256:0" in names(world.audit("2"), "does not hold", "version 2 of portraits in the registry")
+    finally:
+        client.set_model_version_tag("portraits", "2", "triptych.candidate", digest)
+
+
+def test_without_a_registry_everything_in_it_is_missing(world: World) -> None:
+    report = world.audit("2", registry=None)
+    missing = {f.subject for f in report.findings if f.standing == "missing"}
+    assert {"the weights of version 2", "evidence/verdict of version 2", "evidence/scores of version 2"} <= missing
+
+
+def test_steps_that_do_not_fit_together_are_named(world: World) -> None:
+    """A record that the ledger names, but whose input is not what the step before gave."""
+    from lineage.audit import checks
+    from lineage.audit.examination import Examination
+
+    x = Examination(replace(world.sources(), mark=None), Path("unused"))
+    records = x.records("run-2")
+    gate = records["gate"].model_copy(update={"inputs": {"scores": "sha256:other"}})
+    checks.check_steps(x, "run-2", {**records, "gate": gate}, None)
+    assert "step gate took scores sha256:other, but evaluate gave" in x.findings["scores in run run-2"].reason
+
+
+def test_a_picture_in_a_changed_folder_proves_nothing(world: World) -> None:
+    folder = world.evidence("2") / "scores"
+    with changed(folder / "grid.png", b"another"):
+        report = world.audit(str(folder / "samples/candidate/p1-7.png"))
+    assert [f.standing for f in report.findings if f.subject == "the picture"] == ["not proven"]
+
+
+def test_json_says_so_too(world: World) -> None:
+    with changed(world.evidence("2") / "README.md", None):
+        written = json.loads(world.audit("2").model_dump_json())
+    assert written["holds"] is False
