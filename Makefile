@@ -47,10 +47,10 @@ lint: install ## Formatting, style, types, import contracts
 test: install data ## All tests that need no container engine and no servers
 	$(BIN)/pytest -m 'not containers and not servers'
 
-test-containers: install data engine ## The pipeline in containers; starts an engine where none is running
-	$(BIN)/pytest -m containers tests/containers
+test-containers: install data engine servers ## The pipeline in containers, and all that needs Debian's services
+	$(BIN)/pytest -m 'containers or servers' tests/containers tests/servers
 
-test-servers: install servers ## The governed MLflow server on SQLite, PostgreSQL and S3, and in a browser
+test-servers: install servers ## The governed MLflow server alone: SQLite, PostgreSQL, S3, a browser
 	$(BIN)/pytest -m servers tests/servers
 
 servers: # Debian's PostgreSQL and Chromium, where a root user lacks them
