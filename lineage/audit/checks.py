@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -236,14 +237,14 @@ def check_registry(x: Examination, version: Registered) -> None:
 
 
 def _verify_model(folder: Path, signature: Path, keys: list[Key]) -> None:
-    trouble = LineageError("no run key is known that could vouch for it")
     for key in keys:
         with tempfile.NamedTemporaryFile("w", suffix=".pem") as public:
             public.write(key.keyval["public"])  # type: ignore[attr-defined]
             public.flush()
-            try:
+            with suppress(LineageError):
                 verify_model(folder, Path(public.name), signature)
                 return
-            except LineageError as error:
-                trouble = error
-    raise trouble
+    raise LineageError(
+        "it does not hold for the weights in the store: one of their files, or the signature itself, was changed, or "
+        f"none of the run keys ({', '.join(key.keyid[:12] for key in keys)}) made it"
+    )

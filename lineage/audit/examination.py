@@ -47,8 +47,10 @@ class Examination:
         """Keep how the block ended as a finding."""
         try:
             yield
-        except (MissingError, FileNotFoundError) as error:
+        except MissingError as error:
             self.note(part, "missing", subject, str(error))
+        except FileNotFoundError as error:
+            self.note(part, "missing", subject, f"nothing is at {error.filename or error}")
         except LineageError as error:
             self.note(part, "does not hold", subject, str(error))
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:

@@ -16,6 +16,8 @@ from lineage.digests import PREFIX
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 THUMBNAIL = 112
 """Longest side of a training image, pixels."""
+PICTURE = 384
+"""Longest side of the picture that was asked about, pixels."""
 MOST_ROWS = 500
 """Training images listed; JSON has them all."""
 WIDTH, HEIGHT, ACROSS, DOWN = 164, 74, 200, 112
@@ -64,7 +66,9 @@ def write_page(report: Report) -> str:
         arrows=_arrows({box.name: box for box in boxes}),
         size=(max((box.x for box in boxes), default=0) + WIDTH + 4, max((b.y for b in boxes), default=0) + HEIGHT + 4),
         box=(WIDTH, HEIGHT),
-        pictures={name: uri for name in ("picture", "grid", "pareto") if (uri := _whole(report.images.get(name)))},
+        grid=_whole(report.images.get("grid")),
+        pareto=_whole(report.images.get("pareto")),
+        picture=_thumbnail(report.images.get("picture", b""), PICTURE),
         thumbnails=[
             (name.removeprefix("training/"), uri)
             for name, content in report.images.items()
@@ -168,14 +172,14 @@ def _whole(content: bytes | None) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
-def _thumbnail(content: bytes) -> str:
+def _thumbnail(content: bytes, side: int = THUMBNAIL) -> str:
     """A small PNG as a data URI; empty where the content is no picture."""
     from PIL import Image
 
     stream = io.BytesIO()
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            image.thumbnail((THUMBNAIL, THUMBNAIL))
+            image.thumbnail((side, side))
             image.convert("RGB").save(stream, "PNG")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return ""

@@ -176,9 +176,13 @@ def _training_image(x: Examination, digest: str, what: str, asked: bool) -> Targ
             uses.append(use(x, version, f"trained from weights ({base[:19]}…) that were trained on it"))
     if not uses:
         return Target("training image", "no version was trained on it, and none refused it") if asked else None
+    if Path(what).is_file():
+        x.images["picture"] = Path(what).read_bytes()
     trained_on = [u for u in uses if u.how.startswith("trained")]
+    if not trained_on:
+        return Target("training image", "an image that was refused; no version was trained on it", uses=tuple(uses))
     champion = next((u for u in trained_on if u.standing == "champion"), None)
-    said = f"a training image of {len(trained_on)} version(s); "
+    said = f"a training image of version {', '.join(u.version for u in trained_on)}; "
     said += (
         f"the champion, version {champion.version}, is one of them" if champion else "the champion is not among them"
     )

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lineage.audit import Report, write_text
+from lineage.audit import Report, checks, pictures, write_text
+from lineage.audit.examination import Examination
 from lineage.audit.report import Standing
 from lineage.entries import Entry
 from lineage.signing import open_signer
@@ -252,14 +253,28 @@ def test_without_a_registry_everything_in_it_is_missing(world: World) -> None:
 
 def test_steps_that_do_not_fit_together_are_named(world: World) -> None:
     """A record that the ledger names, but whose input is not what the step before gave."""
-    from lineage.audit import checks
-    from lineage.audit.examination import Examination
-
     x = Examination(replace(world.sources(), mark=None), Path("unused"))
     records = x.records("run-2")
     gate = records["gate"].model_copy(update={"inputs": {"scores": "sha256:other"}})
     checks.check_steps(x, "run-2", {**records, "gate": gate}, None)
     assert "step gate took scores sha256:other, but evaluate gave" in x.findings["scores in run run-2"].reason
+
+
+def test_steps_that_ran_other_code_are_told(world: World) -> None:
+    x = Examination(world.sources(), Path("unused"))
+    records = x.records("run-2")
+    gate = records["gate"].model_copy(update={"code": "sha256:other"})
+    checks.check_steps(x, "run-2", {**records, "gate": gate}, None)
+    assert x.findings["the code of run run-2"].standing == "not proven"
+
+
+def test_many_images_that_are_gone_are_counted(world: World) -> None:
+    x = Examination(world.sources(), Path("unused"))
+    data = pictures.data(x, x.history.versions[1])
+    assert data.pictures
+    gone = [data.pictures[0].model_copy(update={"file_name": f"{n}.png", "uri": "file:///gone"}) for n in range(50)]
+    pictures.check_pictures(x, data.model_copy(update={"pictures": tuple(gone)}), show=True)
+    assert x.findings["30 more training images of run run-2"].standing == "missing"
 
 
 def test_a_picture_in_a_changed_folder_proves_nothing(world: World) -> None:
