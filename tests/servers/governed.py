@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ class Server:
     environment: Mapping[str, str]
     backend: str
     authentication: str
-    headers: dict[str, str] = field(default_factory=dict)
 
     @property
     def root(self) -> str:

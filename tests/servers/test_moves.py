@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
 import pytest
@@ -180,27 +180,35 @@ def test_entries_of_pipelines_and_nobody_elses(open_server: Server) -> None:
     assert [read_entry(line).index for line in answer.text.split("\n") if line] == [good.index]
 
 
-WRONG: dict[str, tuple[Callable[[dict[str, str]], dict[str, str]], list[str], str]] = {
-    "no ledger": (lambda said: said | {"TRIPTYCH_LEDGER": ""}, [], "TRIPTYCH_LEDGER: is not set"),
-    "another root": (lambda said: said | {"TRIPTYCH_ROOT": "0" * 64}, [], "opened by another root key"),
-    "another key": (
-        lambda said: said | {"TRIPTYCH_PROMOTION_KEY": said["TRIPTYCH_WITNESS_KEY"]},
-        [],
-        "does not match public key",
-    ),
-    "officers unknown": (lambda said: said | {"TRIPTYCH_OFFICERS": "olga"}, [], "needs authentication"),
-    "header unnamed": (lambda said: said | {"TRIPTYCH_AUTHENTICATION": "header"}, [], "TRIPTYCH_USER_HEADER"),
-    "jobs": (lambda said: said | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "true"}, [], "users' code"),
-    "gunicorn": (lambda said: said, ["--gunicorn-opts", "--log-level debug"], "works under uvicorn"),
-    "direct artifacts": (lambda said: said, ["--no-serve-artifacts"], "only what the server writes can be guarded"),
+OTHER = {
+    "TRIPTYCH_LEDGER": ("", "TRIPTYCH_LEDGER: is not set"),
+    "TRIPTYCH_ROOT": ("0" * 64, "was opened by another root key"),
+    "TRIPTYCH_PROMOTION_KEY": ("file2:/nowhere/key.pem", "there is no usable key at file2:/nowhere/key.pem"),
+    "TRIPTYCH_AUTHENTICATION": ("header", "TRIPTYCH_USER_HEADER goes with"),
+    "TRIPTYCH_OFFICERS": ("olga", "needs authentication"),
+    "TRIPTYCH_ALLOWED_HOSTS": ("*", "must name the hosts"),
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": ("true", "jobs run users' code"),
 }
+"""Variable -> a wrong value, and what the server says to it."""
 
 
-@pytest.mark.parametrize("what", ["no ledger", "another key", "gunicorn"])
-def test_the_command_says_why_it_does_not_start(tmp_path: Path, what: str) -> None:
-    change, options, reason = WRONG[what]
-    line = command(tmp_path, free_port(), 2, f"sqlite:///{tmp_path / 'mlflow.db'}", str(tmp_path), *options)
-    environment = clean_environment() | change(settings(tmp_path))
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=180, cwd=tmp_path)
+@pytest.mark.parametrize("variable", OTHER)
+def test_a_wrong_setting_is_named(tmp_path: Path, variable: str) -> None:
+    value, reason = OTHER[variable]
+    environment = clean_environment() | settings(tmp_path) | {variable: value}
+    line = [sys.executable, "-c", "import infra.governed.app"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 1
-    assert f"the governed server does not start: {reason}" in done.stderr or reason in done.stderr.splitlines()[-1]
+    assert done.stderr.startswith("the governed server does not start: ") and reason in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [("--no-serve-artifacts", "only what the server writes"), ("--gunicorn-opts=--preload", "works under uvicorn")],
+)
+def test_the_command_refuses_options_that_open_a_way_round(tmp_path: Path, option: str, reason: str) -> None:
+    line = command(tmp_path, free_port(), 2, f"sqlite:///{tmp_path / 'mlflow.db'}", str(tmp_path), option)
+    environment = clean_environment() | settings(tmp_path)
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=180, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "the governed server does not start: " in done.stderr and reason in done.stderr
