@@ -187,7 +187,10 @@ class Entry(BaseModel):
             "body": self.body,
             "key": self.key,
         }
-        return bytes(Envelope(canonical(content), PAYLOAD_TYPE, {}).pae())
+        try:
+            return bytes(Envelope(canonical(content), PAYLOAD_TYPE, {}).pae())
+        except LineageError as error:
+            raise LedgerError(f"{self.name} was changed: {error}") from error
 
     def read(self) -> Body:
         """What it says.
@@ -250,8 +253,10 @@ class State:
     outcomes: dict[str, str] = field(default_factory=dict)
     verdicts: dict[str, Judged] = field(default_factory=dict)
     """Digest of the envelope -> what it says."""
+    judged_for: dict[str, str] = field(default_factory=dict)
+    """Digest of a verdict -> the model that it was registered for."""
     versions: dict[tuple[str, str], Registered] = field(default_factory=dict)
-    """(model, version) -> its last registration."""
+    """(model, version) -> its registration."""
     champions: dict[str, list[Standing]] = field(default_factory=dict)
     """Model -> its champions in order; the last one is the champion, unless it was withdrawn."""
     withdrawn: set[str] = field(default_factory=set)
@@ -296,10 +301,15 @@ class State:
         """
         signed = entry.signed_bytes()
         body = entry.read()
-        if not verified:
-            self._check_place(entry)
-            self._check_signature(entry, body, signed)
-        self._count(entry, body, distrust or {})
+        try:
+            if not verified:
+                self._check_place(entry)
+                self._check_signature(entry, body, signed)
+            self._count(entry, body, distrust or {})
+        except LedgerError:
+            raise
+        except LineageError as error:
+            raise LedgerError(f"{entry.name}: {error}") from error
         if entry.time < self.time:
             self.clock_steps.append(entry.name)
         self.ledger, self.size, self.time = entry.ledger, entry.index + 1, entry.time
@@ -308,6 +318,8 @@ class State:
     def _count(self, entry: Entry, body: Body, distrust: dict[str, int]) -> None:
         if entry.index >= distrust.get(entry.key, entry.index + 1):
             self.void[entry.index] = f"its key {entry.key[:12]} was revoked from entry {distrust[entry.key]} on"
+            if isinstance(body, KeyRotated):
+                self._name_heir(entry, body, distrust)
             return
         try:
             getattr(self, f"_on_{entry.kind.replace('-', '_')}")(entry, body)
@@ -356,12 +368,20 @@ class State:
         old.until = entry.index if old.until is None else old.until
         self.keys[key.keyid] = KnownKey(body.of, key, entry.index)
 
+    def _name_heir(self, entry: Entry, body: KeyRotated, distrust: dict[str, int]) -> None:
+        """A key that a revoked key named in its place is known, so that its entries can be told, and never counts."""
+        self._on_key_rotated(entry, body)
+        heir = read_key(body.new).keyid
+        self.keys[heir].distrusted = distrust[heir] = entry.index
+
     def _on_key_revoked(self, entry: Entry, body: KeyRevoked) -> None:
         known = self.keys.get(body.key)
         if known is None or known.role == "root":
             raise LedgerError(f"{entry.name}: {body.key[:12]} is no key that can be revoked")
-        known.until = entry.index if known.until is None else known.until
         known.distrusted = body.since
+        for distrusted in self.keys.values():
+            if distrusted.distrusted is not None and distrusted.until is None:
+                distrusted.until = entry.index
 
     def _on_recorded(self, entry: Entry, body: Recorded) -> None:
         self.records[body.run, body.step] = body.record
@@ -370,13 +390,21 @@ class State:
         self.outcomes[body.run] = body.outcome
 
     def _on_judged(self, entry: Entry, body: Judged) -> None:
-        self.verdicts[body.verdict] = body
+        if self.verdicts.setdefault(body.verdict, body) != body:
+            raise LedgerError(f"{entry.name}: the ledger says something else of this verdict already")
 
     def _on_registered(self, entry: Entry, body: Registered) -> None:
         judged = self.verdicts.get(body.verdict)
         if judged is None or judged.candidate != body.candidate:
             raise LedgerError(f"{entry.name}: no verdict in the ledger is about these weights ({body.candidate[:19]}…)")
-        self.versions[body.model, body.version] = body
+        if judged.run != body.run or self.judged_for.get(body.verdict, body.model) != body.model:
+            raise LedgerError(f"{entry.name}: its verdict was given in another run, or for another model")
+        if self.versions.get((body.model, body.version), body) != body:
+            raise LedgerError(
+                f"{entry.name}: version {body.version} of {body.model} is in the ledger with other evidence; what was "
+                "registered never changes: register a new version"
+            )
+        self.judged_for[body.verdict], self.versions[body.model, body.version] = body.model, body
 
     def _on_intended(self, entry: Entry, body: Intended) -> None:
         if body.move in self.moves:
@@ -451,9 +479,8 @@ class State:
         if move is None:
             raise LedgerError(f"{entry.name}: move {body.move} is not open")
         if move.action == "withdraw":
-            self.withdrawn.discard(move.candidate)
-        else:
-            self.champions[move.model].pop()
+            raise LedgerError(f"{entry.name}: a withdrawal is for good and cannot be given up; run: triptych reconcile")
+        self.champions[move.model].pop()
 
 
 def replay(entries: Iterable[Entry]) -> State:

@@ -117,8 +117,8 @@ class SqlStore:
 
     @staticmethod
     def _entries(connection: sql.Connection, after: int) -> list[Entry]:
-        query = sql.select(ENTRIES.c.entry).where(ENTRIES.c.position >= after).order_by(ENTRIES.c.position)
-        return [read_entry(row) for row in connection.execute(query).scalars()]
+        query = sql.select(ENTRIES.c.position, ENTRIES.c.entry).where(ENTRIES.c.position >= after)
+        return [_read_row(*row) for row in connection.execute(query.order_by(ENTRIES.c.position))]
 
     @property
     def _name(self) -> str:
@@ -133,6 +133,13 @@ class SqlStore:
         except SQLAlchemyError as error:
             reason = str(getattr(error, "orig", error)).splitlines()[0]
             raise LedgerError(f"the ledger {self._name} cannot be used: {reason}; nothing was written") from error
+
+
+def _read_row(position: int, line: str) -> Entry:
+    try:
+        return read_entry(line)
+    except LedgerError as error:
+        raise LedgerError(f"ledger row {position}: {error}") from error
 
 
 def _row(entry: Entry) -> dict[str, object]:

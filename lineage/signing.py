@@ -82,8 +82,10 @@ def read_key(facts: Mapping[str, Any]) -> Key:
     content = dict(facts)
     try:
         key = Key.from_dict(content.pop("keyid"), content)
-        derived = SSlibKey.from_crypto(key._crypto_key()).keyid if isinstance(key, SSlibKey) else key.keyid
-    except (KeyError, ValueError, TypeError) as error:
+        if not isinstance(key, SSlibKey):
+            raise ValueError(f"the id of a {key.scheme} key does not follow from its content")
+        derived = SSlibKey.from_crypto(key._crypto_key()).keyid
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise LineageError(f"this is not a public key: {error}") from error
     if derived != key.keyid:
         raise LineageError(f"public key {key.keyid} carries another key's id; it should be {derived}")

@@ -17,7 +17,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError
 from securesystemslib.signer import Key, Signer
 
-from lineage.digests import canonical
+from lineage.digests import LineageError, canonical
 from lineage.entries import Entry, LedgerError, State, entry_digest, replay
 from lineage.signing import open_envelope, sign
 
@@ -136,9 +136,21 @@ def latest_checkpoint(witness: Witness, state: State) -> Checkpoint | None:
     Raises:
         LineageError: one of them does not hold.
     """
-    keys = witness_keys(state)
-    read = [read_checkpoint(content, keys) for name, content in witness.read().items() if name.startswith(state.ledger)]
-    return max(read, key=lambda found: found.size, default=None)
+    read = [_told(name, content, state) for name, content in witness.read().items() if name.startswith(state.ledger)]
+    return max((found for found in read if found), key=lambda found: found.size, default=None)
+
+
+def _told(name: str, content: bytes, state: State) -> Checkpoint | None:
+    """What a checkpoint says; None where a revoked key signed it, whose word is neither proof nor alarm."""
+    try:
+        return read_checkpoint(content, witness_keys(state))
+    except LineageError as error:
+        revoked = [k.key for k in state.keys.values() if k.role == "witness" and k.distrusted is not None]
+        try:
+            read_checkpoint(content, revoked)
+        except LineageError:
+            raise LedgerError(f"checkpoint {name}: {error}") from error
+        return None
 
 
 def verify_entries(entries: Sequence[Entry], root: str, seen: Path | None) -> list[str]:
