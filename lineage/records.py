@@ -215,6 +215,35 @@ def read_records(records: str, run: str) -> dict[str, StepRecord]:
     return {record.step: record for record in sorted(found, key=lambda record: record.started)}
 
 
+def check_records(context: RunContext, artifacts: Mapping[str, str]) -> dict[str, StepRecord]:
+    """This run's records, each the one that the ledger names, and each step took what the one before it gave.
+
+    Args:
+        artifacts: name -> digest of what is at hand now, which the records must agree with.
+
+    Raises:
+        LineageError: a record was changed, or is not in the ledger, or something was exchanged between two steps.
+    """
+    records, named = read_records(context.records, context.id), context.open_ledger().state.records
+    known = {name: ("what is at hand now is", digest) for name, digest in artifacts.items()}
+    for step, record in records.items():
+        if named.get((context.id, step)) != record.digest():
+            raise LineageError(
+                f"the record of step {step} in run {context.id} is not the one that the ledger names: restore it, or "
+                "run again"
+            )
+        # What validate-data names by its rows, the next steps name by its folder.
+        given = {name: digest for name, digest in record.outputs.items() if name != "validated"}
+        for name, digest in [*record.inputs.items(), *given.items()]:
+            who, expected = known.setdefault(name, (f"step {step} names", digest))
+            if digest != expected:
+                raise LineageError(
+                    f"step {step} of run {context.id} names {name} {digest}, but {who} {expected}: it was exchanged "
+                    "between the two; run again"
+                )
+    return records
+
+
 def _account() -> str:
     try:
         return getpass.getuser()

@@ -17,11 +17,11 @@ def gate(run: dict, gate: dict, scores: Input[Dataset], verdict: Output[Artifact
 
     from components.gate.gate import judge
     from components.gate.settings import GateSettings
-    from lineage.records import RunContext, recording
+    from lineage.records import RunContext, check_records, recording
 
     context = RunContext.model_validate(run)
     with recording(run, "gate", parameters=gate) as record:
-        record.input("scores", scores.path)
+        check_records(context, {"scores": record.input("scores", scores.path)})
         settings = GateSettings.model_validate(gate)
         paths = Path(scores.path), Path(verdict.path), Path(pareto.path)
         ruling, judged = judge(settings, *paths, context.id, context.signer("gate"))

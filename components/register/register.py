@@ -19,7 +19,7 @@ from lineage.documents.model_signature import sign_model
 from lineage.documents.provenance import provenance
 from lineage.entries import Registered
 from lineage.keys import evaluation_key
-from lineage.records import RunContext, read_records
+from lineage.records import RunContext, check_records
 from lineage.registry import EVIDENCE_FOLDER, Registry, RegistrySettings, Version
 from lineage.signing import SCHEME
 from lineage.statements import VERDICT, VERDICT_FILE, read_statement, write_statement
@@ -59,7 +59,7 @@ def register_candidate(
         weights=artifacts["candidate"],
         digest=digest_path(artifacts["candidate"]),
         manifest=artifacts["validated"] / "manifest.parquet",
-        records=read_records(context.records, context.id),
+        records=check_records(context, {name: digest_path(path) for name, path in artifacts.items()}),
         verdict=statement,
         license=settings.license,
     )
