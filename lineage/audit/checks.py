@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import tempfile
 from collections.abc import Mapping
@@ -59,14 +60,30 @@ def check_ledger(x: Examination) -> None:
 def _check_completeness(x: Examination) -> None:
     seen = 0
     for name, content in (x.sources.checkpoints or {}).items():
-        with x.checking("ledger", f"checkpoint {name}", "the ledger goes on from it"):
+        subject = f"checkpoint {name}"
+        if why := _says_nothing(x, content):
+            x.note("ledger", "not proven", subject, why)
+            continue
+        with x.checking("ledger", subject, "the ledger goes on from it"):
             found = read_checkpoint(content, witness_keys(x.state))
             check_against(entries=x.sources.entries, seen=found, who="the witness")
             seen = max(seen, found.size)
-    x.proven = f"consistent up to {x.state.size} entries; completeness not proven: no checkpoint was given"
+    x.proven = f"consistent up to {x.state.size} entries; completeness not proven: no checkpoint of it was given"
     if seen:
         x.proven = f"complete up to entry {seen - 1} as the witness saw it; consistent up to {x.state.size}"
     x.note("ledger", "holds" if seen else "not proven", "the end of the ledger", x.proven)
+
+
+def _says_nothing(x: Examination, content: bytes) -> str:
+    """Why a checkpoint is neither proof nor alarm; empty where it is one of the two."""
+    revoked = [k.key for k in x.state.keys.values() if k.role == "witness" and k.distrusted is not None]
+    with suppress(LineageError):
+        read_checkpoint(content, revoked)
+        return "a key signed it that was revoked"
+    with suppress(ValueError, LookupError, TypeError):
+        ledger = json.loads(base64.b64decode(json.loads(content)["payload"]))["ledger"]
+        return "" if ledger == x.state.ledger else f"it is of another ledger ({ledger})"
+    return ""
 
 
 def check_steps(x: Examination, run: str, records: Mapping[str, StepRecord], version: Registered | None) -> None:

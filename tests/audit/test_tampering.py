@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,10 +16,11 @@ import pytest
 from lineage.audit import Report, checks, pictures, write_text
 from lineage.audit.examination import Examination
 from lineage.audit.report import Standing
+from lineage.embedded import Embedded
 from lineage.entries import Entry
 from lineage.signing import open_signer
 from lineage.statements import VERDICT, VERDICT_FILE, make_statement, read_statement, write_statement
-from lineage.witness import HighWaterMark
+from lineage.witness import HighWaterMark, checkpoint
 from tests.audit.world import World, changed
 
 
@@ -221,6 +223,26 @@ def test_a_ledger_cut_short_is_shown_by_the_witness_and_by_the_mark(world: World
     assert world.audit("2", mark=mark, checkpoints=None).holds
     report = world.audit("2", entries=cut, mark=mark, checkpoints=None)
     assert "taken off its end" in names(report, "does not hold", "the high-water mark")
+
+
+def test_a_checkpoint_that_was_changed_is_named(world: World) -> None:
+    name, content = next(iter(world.home.witness.read().items()))
+    report = world.audit("2", checkpoints={name: content.replace(b'"payload": "', b'"payload": "AAAA')})
+    names(report, "does not hold", f"checkpoint {name}")
+    assert "completeness not proven" in report.ledger.proven
+
+
+def test_a_checkpoint_of_another_ledger_or_of_a_revoked_key_says_nothing(world: World, tmp_path: Path) -> None:
+    other = Embedded(tmp_path / "other")
+    checkpoint(other.open().state, other.witness, open_signer(other.uri("witness")))
+    report = world.audit("2", checkpoints=other.witness.read())
+    assert report.holds and "completeness not proven" in report.ledger.proven
+    assert any("another ledger" in f.reason for f in report.findings)
+    copytree(world.home.folder, tmp_path / "lineage")
+    home = Embedded(tmp_path / "lineage")
+    home.revoke("witness", 1, "stolen")
+    report = world.audit("2", entries=home.open("tests").all)
+    assert report.holds and "completeness not proven" in report.ledger.proven
 
 
 def test_another_root_is_named(world: World) -> None:
