@@ -9,6 +9,8 @@ from __future__ import annotations
 import getpass
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
 from lineage.digests import LineageError
 from lineage.entries import KeyRevoked, KeyRotated
 from lineage.ledger import Ledger
@@ -17,6 +19,15 @@ from lineage.records import RunContext
 from lineage.registry import Registry
 from lineage.signing import ROLES, SCHEME, key_facts, make_keys, open_signer, read_public
 from lineage.witness import Checkpoint, FileWitness, HighWaterMark, checkpoint
+
+
+class LineageSettings(BaseModel):
+    """What is told to others while a run goes on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    openlineage: str | None = None
+    """Where OpenLineage events go: an ``http(s)://`` address or a file. None: a file in the work folder."""
 
 
 class Embedded:

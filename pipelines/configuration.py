@@ -19,6 +19,7 @@ from components.evaluate.settings import EvaluationSettings
 from components.gate.settings import AXES, GateSettings
 from components.snapshot_data.settings import DataSettings
 from components.validate_data.settings import ValidationSettings
+from lineage.embedded import LineageSettings
 from lineage.registry import RegistrySettings
 from training.settings import TrainingSettings
 
@@ -46,10 +47,11 @@ class Configuration(BaseModel):
     evaluation: EvaluationSettings
     gate: GateSettings
     registry: RegistrySettings
+    lineage: LineageSettings = LineageSettings()
 
     def arguments(self) -> dict[str, Any]:
         """One JSON object a section: the parameters of the pipeline, which cannot hold nulls."""
-        return self.model_dump(mode="json", exclude_none=True)
+        return self.model_dump(mode="json", exclude_none=True, exclude={"lineage"})
 
     def places(self) -> Iterator[tuple[str, str]]:
         """(key, place) of everything the run reads: local paths or URIs."""

@@ -95,21 +95,20 @@ def _runner(
                 # As in a cluster: the server alone holds the promotion key and writes the ledger.
                 held = {role: home.uri(role) for role in ("run", "gate")}
                 asking = {"tracking_uri": server, "ledger": server, "keys": held, "witness": ""}
-                yield image, _context(place, run).model_copy(update=asking)
+                yield image, _context(configuration, place, run).model_copy(update=asking)
         return
     from kfp import local
 
     from components.image import IMAGE
 
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(place.pipeline_root), raise_on_error=True)
-    yield IMAGE, _context(place, run)
+    yield IMAGE, _context(configuration, place, run)
 
 
-def _context(place: Workspace, run: str) -> RunContext:
+def _context(configuration: Configuration, place: Workspace, run: str) -> RunContext:
     """The run as processes see it: straight to the database, the ledger and all keys."""
-    return place.lineage.context(
-        run, str(place.records), place.database, openlineage=str(place.events), commit=checkout_commit()
-    )
+    events = configuration.lineage.openlineage or str(place.events)
+    return place.lineage.context(run, str(place.records), place.database, openlineage=events, commit=checkout_commit())
 
 
 def _run(configuration: Configuration, context: RunContext, image: str, force: bool, place: Workspace) -> str:
@@ -118,7 +117,7 @@ def _run(configuration: Configuration, context: RunContext, image: str, force: b
 
     name = configuration.registry.model_name
     # Straight to the database: a server that steps in containers use may be gone by the time a run is closed.
-    closing = _context(place, context.id)
+    closing = _context(configuration, place, context.id)
     for lost in unclosed(context.records):
         close(closing.model_copy(update={"id": lost}), name, killed=True)
     try:

@@ -93,6 +93,14 @@ def test_mlflow_has_the_run_with_its_evidence(promoted: Run, work: Path, store: 
     } <= files
 
 
+def test_every_step_told_openlineage(promoted: Run, work: Path) -> None:
+    lines = (work / "pipeline" / "openlineage.jsonl").read_text().splitlines()
+    told = {(event["job"]["name"], event["eventType"]) for event in map(json.loads, lines)}
+    for step in STEPS:
+        for state in ("START", "COMPLETE"):
+            assert any(name.endswith(step) and said == state for name, said in told), (step, state, told)
+
+
 def test_the_verdict_binds_the_weights_that_were_registered(promoted: Run, work: Path, store: Registry) -> None:
     stored = next((work / "artifacts").glob(f"**/evidence/verdict/{VERDICT_FILE}"))
     statement = read_statement(stored, VERDICT, Embedded(work / "lineage").open().state.verdict_keys())
