@@ -13,16 +13,8 @@ from components.promote.promote import promote_version
 from lineage.digests import LineageError
 from lineage.entries import LedgerError, StaleError
 from lineage.promotion import BOUNDARIES
-from lineage.registry import Registry, RegistrySettings
+from lineage.registry import RegistrySettings
 from tests.lineage.worlds import MODEL, World, move
-
-
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A migrated database to copy: creating one takes long."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    Registry(f"sqlite:///{folder / 'mlflow.db'}", MODEL).versions()
-    return (folder / "mlflow.db").read_bytes()
 
 
 @pytest.fixture

@@ -37,14 +37,6 @@ SETTINGS = RegistrySettings(model_name="portraits", license="Apache-2.0")
 KEYS = {"snapshot": example.SNAPSHOT, "training_key": "sha256:t", "evaluation_terms": "sha256:e"}
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database to copy: creating one takes long."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    Registry(f"sqlite:///{folder / 'mlflow.db'}", "portraits").versions()
-    return folder / "mlflow.db"
-
-
 @dataclass
 class Run:
     """A run up to the gate, ready to register."""
@@ -66,13 +58,13 @@ class Run:
 
 def prepare(
     folder: Path,
-    empty_store: Path,
+    migrated: bytes,
     candidate: Path,
     decision: str = "promote",
     incumbent: str = example.BASE,
     artifacts: str | None = None,
 ) -> Run:
-    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    (folder / "mlflow.db").write_bytes(migrated)
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     context, store = run_context(folder, example.RUN, uri), Registry(uri, "portraits", artifacts)
     digest = digest_path(candidate)
@@ -94,15 +86,15 @@ def prepare(
 
 
 @pytest.fixture
-def run(tmp_path: Path, empty_store: Path) -> Run:
-    return prepare(tmp_path, empty_store, example.weights(tmp_path))
+def run(tmp_path: Path, migrated: bytes) -> Run:
+    return prepare(tmp_path, migrated, example.weights(tmp_path))
 
 
 @pytest.fixture(scope="module")
-def drawing(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Run:
+def drawing(tmp_path_factory: pytest.TempPathFactory, migrated: bytes) -> Run:
     """A registered tiny model that draws, and is the champion."""
     folder = tmp_path_factory.mktemp("drawing")
-    made = prepare(folder, empty_store, save_bundle(folder / "candidate"))
+    made = prepare(folder, migrated, save_bundle(folder / "candidate"))
     version, _ = made.register()
     made.store.set_alias(CHAMPION, version)
     return made
@@ -149,8 +141,8 @@ def test_the_stored_model_imports_nothing_of_ours(drawing: Run, tmp_path: Path) 
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_weights_changed_in_the_store_do_not_load(tmp_path: Path, empty_store: Path) -> None:
-    made = prepare(tmp_path, empty_store, save_bundle(tmp_path / "candidate"))
+def test_weights_changed_in_the_store_do_not_load(tmp_path: Path, migrated: bytes) -> None:
+    made = prepare(tmp_path, migrated, save_bundle(tmp_path / "candidate"))
     made.store.set_alias(CHAMPION, made.register()[0])
     stored = next((tmp_path / "artifacts").rglob("vae/config.json"))
     stored.write_text(stored.read_text() + " ")
@@ -198,8 +190,8 @@ def test_provenance_and_weights_are_signed_with_the_run_key(run: Run, tmp_path: 
     verify_model(run.candidate, public, stored / "model.sig")
 
 
-def test_a_rejected_candidate_is_kept_too(tmp_path: Path, empty_store: Path) -> None:
-    made = prepare(tmp_path, empty_store, example.weights(tmp_path), decision="reject")
+def test_a_rejected_candidate_is_kept_too(tmp_path: Path, migrated: bytes) -> None:
+    made = prepare(tmp_path, migrated, example.weights(tmp_path), decision="reject")
     version, _ = made.register()
     assert version.tags["decision"] == "reject"
     assert made.store.champion() is None
@@ -259,7 +251,7 @@ def test_files_go_where_the_settings_say(run: Run, tmp_path: Path) -> None:
 
 
 def test_weights_go_straight_to_an_object_store(
-    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, migrated: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = ThreadedMotoServer(port=0)
     server.start()
@@ -269,7 +261,7 @@ def test_weights_go_straight_to_an_object_store(
         monkeypatch.setenv(name, value)
     bucket = boto3.resource("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="models")
     settings = SETTINGS.model_copy(update={"artifacts": "s3://models/portraits"})
-    made = prepare(tmp_path, empty_store, example.weights(tmp_path), artifacts=settings.artifacts)
+    made = prepare(tmp_path, migrated, example.weights(tmp_path), artifacts=settings.artifacts)
     version, registered = made.register(settings)
     assert any(stored.key.endswith("/model/artifacts/weights/model_index.json") for stored in bucket.objects.all())
     fetch_weights(made.store.tracking_uri, version.uri, digest_path(made.candidate), tmp_path / "fetched")
@@ -277,9 +269,9 @@ def test_weights_go_straight_to_an_object_store(
     server.stop()
 
 
-def test_a_judged_candidate_is_nothing_new_and_other_terms_judge_it_anew(tmp_path: Path, empty_store: Path) -> None:
+def test_a_judged_candidate_is_nothing_new_and_other_terms_judge_it_anew(tmp_path: Path, migrated: bytes) -> None:
     base = example.weights(tmp_path, "base")
-    made = prepare(tmp_path, empty_store, example.weights(tmp_path), "hold", digest_path(base))
+    made = prepare(tmp_path, migrated, example.weights(tmp_path), "hold", digest_path(base))
 
     def plan(snapshot: str = example.SNAPSHOT, **gate: float) -> Plan:
         state = made.context.open_ledger().state

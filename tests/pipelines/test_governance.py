@@ -8,7 +8,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lineage.ledger import SqlStore
-from lineage.registry import Registry
 from pipelines.cli import app
 from tests.lineage.worlds import MODEL, World
 from tests.runs import cut_down, some_portraits
@@ -18,14 +17,6 @@ from tests.runs import cut_down, some_portraits
 def configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("configuration")
     return cut_down(folder, some_portraits("new", folder / "portraits", 4), registry={"model_name": MODEL})
-
-
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A migrated database to copy: creating one takes long."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    Registry(f"sqlite:///{folder / 'mlflow.db'}", MODEL).versions()
-    return (folder / "mlflow.db").read_bytes()
 
 
 @pytest.fixture
