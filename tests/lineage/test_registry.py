@@ -203,9 +203,17 @@ def test_registering_twice_in_one_run_makes_one_version(run: Run) -> None:
     assert len(run.store.versions()) == 1
 
 
-def test_a_verdict_about_other_weights_registers_nothing(run: Run, tmp_path: Path) -> None:
+def test_exchanged_weights_register_nothing(run: Run, tmp_path: Path) -> None:
     run.artifacts["candidate"] = example.weights(tmp_path, "another")
-    with pytest.raises(LineageError, match="the verdict is about"):
+    with pytest.raises(LineageError, match="exchanged between the two"):
+        run.register()
+    assert run.store.versions() == []
+
+
+def test_a_verdict_about_other_weights_registers_nothing(run: Run) -> None:
+    other = example.verdict("sha256:" + "7" * 64, decision="promote")
+    write_statement(other, run.artifacts["verdict"] / VERDICT_FILE, run.context.signer("gate"))
+    with pytest.raises(LineageError, match="the verdict is about sha256:777"):
         run.register()
     assert run.store.versions() == []
 
