@@ -156,6 +156,19 @@ def test_models_lists_versions_aliases_and_verdicts(repeated: Run, work: Path, g
     assert "version 1" in rows[1]
 
 
+def test_the_champion_can_be_audited(repeated: Run, work: Path, good_configuration: Path) -> None:
+    asked = triptych("audit", "champion", "--config", good_configuration, "--work-dir", work)
+    assert asked.returncode == 0, asked.stdout + asked.stderr
+    assert "Everything that was checked holds" in asked.stdout
+    assert "640 images" in asked.stdout and "GATE: promote" in asked.stdout
+
+
+def test_the_champion_can_be_trained_again(repeated: Run, work: Path, good_configuration: Path) -> None:
+    made = triptych("reproduce", "1", "--config", good_configuration, "--work-dir", work)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert made.stdout.splitlines()[-1] == "reproduced"
+
+
 def test_a_failing_step_fails_the_run_and_the_next_run_works(tmp_path: Path) -> None:
     data = some_portraits("new", tmp_path / "portraits", 200)
     listed = sorted(data.rglob("*.png"))
