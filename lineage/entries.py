@@ -500,6 +500,20 @@ def replay(entries: Iterable[Entry]) -> State:
             assert isinstance(body, KeyRevoked)
             distrust[body.key] = min(body.since, distrust.get(body.key, body.since))
     state = State()
-    for entry in entries:
-        state.apply(entry, distrust=distrust)
+    extend(state, entries, distrust)
     return state
+
+
+def extend(state: State, entries: Iterable[Entry], distrust: dict[str, int] | None = None) -> None:
+    """Add entries that somebody wrote; see `State.apply`.
+
+    Raises:
+        LedgerError: one of them does not hold; the message names it.
+    """
+    for entry in entries:
+        try:
+            state.apply(entry, distrust=distrust)
+        except LedgerError as error:
+            if entry.name in str(error):
+                raise
+            raise type(error)(f"{entry.name}: {error}") from error

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from securesystemslib.signer import Key, Signer
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from lineage.entries import NAMES, Body, Entry, LedgerError, Opened, State, replay
+from lineage.entries import NAMES, Body, Entry, LedgerError, Opened, State, extend, replay
 from lineage.signing import key_facts
 
 API = "/api/2.0/triptych"
@@ -263,7 +263,7 @@ class Ledger:
     def _write(self, make: Callable[[State], Entry], patience: float = PATIENCE) -> Entry:
         def checked(new: list[Entry]) -> Entry:
             entry = make(self._take(new))
-            self._take([entry])
+            self._take([entry], ours=True)
             return entry
 
         until = time.monotonic() + patience
@@ -277,13 +277,14 @@ class Ledger:
                 if not isinstance(error, ConflictError) or time.monotonic() > until:
                     raise
 
-    def _take(self, new: list[Entry]) -> State:
+    def _take(self, new: list[Entry], ours: bool = False) -> State:
+        state = self.state
         if any(entry.kind == "key-revoked" for entry in new):
             state = replay([*self.all, *new])
+        elif ours:
+            state.apply(new[0])  # refused in plain words: it is no entry yet
         else:
-            state = self.state
-            for entry in new:
-                state.apply(entry)
+            extend(state, new)
         if self.root and new and not self.all and new[0].key != self.root:
             raise LedgerError(f"the ledger {hidden(self.url)} was opened by another root key ({new[0].key[:12]})")
         self.all += new

@@ -64,8 +64,10 @@ def read_public(path: Path) -> Key:
     """
     try:
         return read_key(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise LineageError(f"{path} is not a public key: {error}") from error
+    except LineageError as error:
+        raise LineageError(f"{path}: {error}") from error
 
 
 def key_facts(key: Key) -> dict[str, Any]:

@@ -1,0 +1,161 @@
+"""The world that is tampered with: every kind of entry, three real versions, a champion and a former one.
+
+Version 1 was champion, 2 is, 3 was rejected. Tests change it in place, and it is put back after each.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from securesystemslib.signer import Signer
+
+from lineage.embedded import Embedded
+from lineage.entries import Abandoned, Entry, Intended, entry_digest
+from lineage.signing import open_signer
+from lineage.witness import checkpoint
+from tests.audit.world import MODEL, World, draw_pictures
+
+FORGERS = ("run", "gate", "promotion")
+"""Roles whose keys the third adversary holds."""
+
+
+def build(folder: Path) -> World:
+    """Make it in ``folder``."""
+    world = World(folder)
+    draw_pictures(folder / "pictures")
+    home = world.home
+    home.open("tests")
+    home.rotate("run")
+    home.revoke("gate", 2, "it lay about")
+    world.retrain("run-1", [0, 1, 5], 0.3)
+    world.retrain("run-2", [1, 2, 5], 0.3, incumbent=world.candidates["1"])
+    world.retrain("run-3", [2, 5], -0.4, incumbent=world.candidates["2"], promote=False)
+    ledger, signer = home.open("tests"), open_signer(home.uri("promotion"))
+    champion = ledger.state.champion(MODEL)
+    assert champion
+    given_up = Intended(
+        move="given-up",
+        action="rollback",
+        model=MODEL,
+        version="1",
+        candidate=world.candidates["1"],
+        previous_version=champion.version,
+        previous=champion.candidate,
+        verdict="",
+        user="somebody",
+        reason="a try",
+    )
+    ledger.append(given_up, signer)
+    ledger.append(Abandoned(move="given-up", reason="its weights were gone"), signer)
+    checkpoint(home.open("tests").state, home.witness, open_signer(home.uri("witness")))
+    assert world.audit("2").holds
+    return world
+
+
+def restore(folder: Path, pristine: dict[Path, bytes]) -> None:
+    """Put every file back as it was."""
+    for path in [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]:
+        if path.relative_to(folder) not in pristine:
+            path.unlink()
+    wanted = {folder / parent for name in pristine for parent in name.parents}
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and path not in wanted and not list(path.iterdir()):
+            path.rmdir()
+    for name, content in pristine.items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and path.suffix != ".db":
+                path.unlink()
+            path.write_bytes(content)
+
+
+def kept(folder: Path) -> dict[Path, bytes]:
+    """Every file's content."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write_rows(home: Embedded, entries: Iterable[Entry]) -> None:
+    """Have the database hold these entries, as its owner can."""
+    with sqlite3.connect(home.folder / "ledger.db") as database:
+        for verb in ("UPDATE", "DELETE"):
+            database.execute(f"DROP TRIGGER IF EXISTS triptych_no_{verb}")
+        database.execute("DELETE FROM triptych_ledger")
+        database.executemany(
+            "INSERT INTO triptych_ledger VALUES (?, ?, ?, ?)",
+            # Rows as such can repeat nothing; so what an entry says of its place is only in its text.
+            [(row, e.ledger, f"{row}", e.model_dump_json()) for row, e in enumerate(entries)],
+        )
+
+
+def forgers(home: Embedded) -> dict[str, Signer]:
+    """Key id -> signer, of all keys that the third adversary holds, the old ones too."""
+    signers = [open_signer(home.uri(role)) for role in FORGERS]
+    return {str(signer.public_key.keyid): signer for signer in signers}
+
+
+def signed_anew(entries: Iterable[Entry], start: int, signers: dict[str, Signer]) -> list[Entry]:
+    """Number, chain and sign again from entry ``start`` on, as far as the keys go."""
+    made: list[Entry] = []
+    for index, entry in enumerate(entries):
+        if index >= start:
+            place = {"index": index, "previous": entry_digest(made[-1]) if made else ""}
+            entry = entry.model_copy(update=place)
+            if entry.key in signers:
+                signature = signers[entry.key].sign(entry.signed_bytes()).signature
+                entry = entry.model_copy(update={"signature": signature})
+        made.append(entry)
+    return made
+
+
+def flipped(entry: Entry) -> Entry:
+    """Another value in the first text that the entry says."""
+    name, text = next((name, value) for name, value in entry.body.items() if isinstance(value, str) and value)
+    return entry.model_copy(update={"body": {**entry.body, name: text[:-1] + ("0" if text[-1] != "0" else "1")}})
+
+
+def changed_text(entry: Entry) -> Entry:
+    """As `flipped`, in an entry that holds no text of its own."""
+    texts = [value for value in entry.body.values() if isinstance(value, str) and value]
+    return flipped(entry) if texts else entry.model_copy(update={"body": {**entry.body, "keys": {}}})
+
+
+def older(entries: list[Entry], at: int) -> Entry:
+    """What an earlier entry said, best one of the same kind, in this one's place."""
+    kind = [entry for entry in entries[:at] if entry.kind == entries[at].kind]
+    before = (kind or entries[max(at - 1, 0) : max(at, 1)])[0]
+    return entries[at].model_copy(update={"body": before.body, "kind": before.kind})
+
+
+def signed_as(entry: Entry, other: Entry) -> Entry:
+    """With another entry's signature."""
+    return entry.model_copy(update={"signature": other.signature})
+
+
+def swapped(entries: list[Entry], at: int) -> list[Entry]:
+    """This entry's and the last other one's words exchanged."""
+    other = len(entries) - 1 if at != len(entries) - 1 else at - 1
+    made = list(entries)
+    for here, there in ((at, other), (other, at)):
+        words = {"kind": entries[there].kind, "body": entries[there].body, "key": entries[there].key}
+        made[here] = entries[here].model_copy(update=words)
+    return made
+
+
+OPERATIONS: dict[str, Callable[[list[Entry], int], list[Entry]]] = {
+    "flip": lambda e, at: [*e[:at], changed_text(e[at]), *e[at + 1 :]],
+    "sign otherwise": lambda e, at: [
+        *e[:at],
+        e[at].model_copy(update={"signature": e[at - 1].signature}),
+        *e[at + 1 :],
+    ],
+    "delete": lambda e, at: [*e[:at], *e[at + 1 :]],
+    "insert": lambda e, at: [*e[: at + 1], e[at], *e[at + 1 :]],
+    "reorder": lambda e, at: [*e[:at], e[at + 1], e[at], *e[at + 2 :]] if at + 1 < len(e) else [*e[:-2], e[-1], e[-2]],
+    "truncate": lambda e, at: e[:at],
+    "older version": lambda e, at: [*e[:at], older(e, at), *e[at + 1 :]] if at else e[1:],
+    "swap": swapped,
+}
+"""What can be done to the entry at a place of the ledger."""
