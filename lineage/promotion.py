@@ -209,7 +209,8 @@ class Promotions:
         for version in versions:
             tags = self._tags(state, version.number)
             stored = {"standing": "candidate", **version.tags}
-            wrong = {name: value for name, value in tags.items() if stored.get(name) != value}
+            shown = {name: value for name, value in self._shown(state, version.number).items() if name in stored}
+            wrong = {name: value for name, value in (tags | shown).items() if stored.get(name) != value}
             if wrong:
                 self.registry.tag(version, wrong)
                 said += [f"version {version.number}: tag {name} set to {value}" for name, value in wrong.items()]
@@ -237,6 +238,15 @@ class Promotions:
         if registered.candidate in state.withdrawn:
             standing = "withdrawn"
         return {"standing": standing, "candidate": registered.candidate, "verdict": registered.verdict}
+
+    def _shown(self, state: State, number: str) -> dict[str, str]:
+        """What else a version's page tells of it, where it does."""
+        registered = state.versions.get((self.model, number))
+        if registered is None:
+            return {}
+        judged = state.verdicts[registered.verdict]
+        keys = {"training_key": registered.training_key, "evaluation_key": registered.evaluation_key}
+        return {"decision": judged.decision, "incumbent": judged.incumbent, **keys}
 
     def _point(self, alias: str, version: Version | None) -> None:
         client: Any = self.registry.client
