@@ -45,7 +45,7 @@ lint: install ## Formatting, style, types, import contracts
 	$(BIN)/lint-imports
 
 test: install data ## All tests that need no container engine and no servers
-	$(BIN)/pytest -m 'not containers and not servers'
+	$(BIN)/pytest -m 'not containers and not servers' --numprocesses 2 --dist loadgroup
 
 test-containers: install data engine servers ## The pipeline in containers, and all that needs Debian's services
 	$(BIN)/pytest -m 'containers or servers' tests/containers tests/servers

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import fsspec
 
+from lineage.digests import LineageError
 from lineage.entries import Closed
-from lineage.records import RunContext, StepRecord, read_records, recording
+from lineage.records import RunContext, StepRecord, check_records, read_records, recording
 
 Outcome = Literal["promoted", "judged", "stale", "nothing-new", "failed"]
 CLOSING = "close-run"
@@ -40,9 +41,13 @@ def close(run: Mapping[str, Any] | RunContext, model_name: str, killed: bool = F
     context = run if isinstance(run, RunContext) else RunContext.model_validate(run)
     records = read_records(context.records, context.id)
     records.pop(CLOSING, None)
-    result = outcome(records)
+    result, trouble = outcome(records), ""
+    try:
+        check_records(context, {})
+    except LineageError as error:
+        result, trouble = "failed", str(error)
     with recording(context, CLOSING, parameters={"killed": killed}) as record:
-        record.facts["outcome"] = result
+        record.facts |= {"outcome": result, **({"trouble": trouble} if trouble else {})}
         if "plan" in records and records["plan"].facts.get("mlflow_run"):
             from lineage.registry import Registry
 

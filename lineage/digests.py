@@ -55,15 +55,20 @@ def digest_path(path: Path | str) -> str:
     """The digest of a file, or of a directory as the sorted list of its files.
 
     Raises:
-        LineageError: nothing is there.
+        LineageError: nothing is there, or something that has no digest: a link to a directory, a pipe, a socket.
     """
     path = Path(path)
     if path.is_file():
         return digest_file(path)
     if not path.is_dir():
         raise LineageError(f"nothing to take a digest of at {path}")
-    files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-    return digest_json([[name, digest_file(path / name)] for name in files])
+    files = []
+    for inner in path.rglob("*"):
+        if inner.is_file():
+            files.append(inner.relative_to(path).as_posix())
+        elif inner.is_symlink() or not inner.is_dir():
+            raise LineageError(f"{inner} is neither a file nor a directory of its own, so {path} has no digest")
+    return digest_json([[name, digest_file(path / name)] for name in sorted(files)])
 
 
 def manifest_digest(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -52,7 +52,8 @@ class Embedded:
                 f"the ledger {self.folder / 'ledger.db'} is gone; restore it (its keys are in {self.keys})"
             )
         public = make_keys(self.keys)
-        ledger = Ledger.open(self.url, public, open_signer(self.uri("root")))
+        seen = any(self.folder.glob("marks/*.json")) or bool(self.witness.read())
+        ledger = Ledger.open(self.url, public, open_signer(self.uri("root")), seen)
         HighWaterMark(self.folder / "marks" / f"{reader}.json").check(ledger.all, ledger.state)
         return ledger
 

@@ -220,11 +220,20 @@ class Ledger:
             )
 
     @classmethod
-    def open(cls, url: str, keys: Mapping[str, Key], root: Signer) -> Ledger:
-        """The ledger at ``url``, a new one with ``keys`` (role -> public key) if none is there."""
+    def open(cls, url: str, keys: Mapping[str, Key], root: Signer, seen: bool = False) -> Ledger:
+        """The ledger at ``url``, a new one with ``keys`` (role -> public key) if none is there.
+
+        Args:
+            seen: somebody saw entries there before, so that none now means that they were taken away.
+
+        Raises:
+            LedgerError: it cannot be used, does not hold, or lost its entries.
+        """
         store = SqlStore(url)
         store.create()
         if not store.entries(0):
+            if seen:
+                raise LedgerError(f"the ledger {hidden(url)} is empty, but had entries before: restore it")
             body = Opened(keys={role: key_facts(key) for role, key in keys.items()})
 
             def first(there: list[Entry]) -> Entry:

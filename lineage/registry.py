@@ -217,7 +217,7 @@ def fetch_weights(tracking_uri: str, uri: str, digest: str, target: Path) -> Pat
         LineageError: nothing is there, or it is not what ``digest`` says; ``target`` is then left alone.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        found = _download(tracking_uri, uri, scratch) if uri.startswith("models:/") else Path(uri)
+        found = _download(tracking_uri, uri, scratch) if uri.startswith("models:/") else _copy(Path(uri), scratch)
         actual = digest_path(found)
         if actual != digest:
             raise LineageError(
@@ -226,6 +226,14 @@ def fetch_weights(tracking_uri: str, uri: str, digest: str, target: Path) -> Pat
             )
         shutil.copytree(found, target, dirs_exist_ok=True)
     return target
+
+
+def _copy(weights: Path, scratch: str) -> Path:
+    # What is checked is what is handed on, whatever happens to the original meanwhile.
+    try:
+        return Path(shutil.copytree(weights, Path(scratch) / "weights"))
+    except (OSError, shutil.Error) as error:
+        raise LineageError(f"the weights at {weights} cannot be read: {error}") from error
 
 
 def _download(tracking_uri: str, uri: str, scratch: str) -> Path:

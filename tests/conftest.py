@@ -7,6 +7,12 @@ import pytest
 from lineage.registry import Registry
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a folder's tests in one process where several run: they share what takes long to make."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+
+
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """An empty MLflow database to copy: creating one takes long."""

@@ -32,6 +32,14 @@ def test_a_folder_is_named_by_what_it_holds(tmp_path: Path) -> None:
         digest_path(tmp_path / "absent")
 
 
+def test_a_folder_with_something_unseen_in_it_has_no_digest(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "weights" / "more").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(LineageError, match="more is neither a file nor a directory"):
+        digest_path(tmp_path / "weights")
+
+
 def test_json_digest_ignores_key_order_and_refuses_nan() -> None:
     assert digest_json({"a": 1, "b": 2}) == digest_json({"b": 2, "a": 1})
     assert digest_json({"steps": 240}) == digest_json({"steps": 240.0}), "KFP makes numbers of integers"
@@ -119,6 +127,15 @@ def test_a_record_is_named_in_the_ledger(run: RunContext) -> None:
     assert run.open_ledger().state.records == {("r1", "good"): record.digest()}
     assert close(run, "model") == "failed"
     assert run.open_ledger().state.outcomes == {"r1": "failed"}
+
+
+def test_a_run_whose_records_were_changed_is_closed_as_failed(run: RunContext) -> None:
+    with recording(run, "promote", {}) as record:
+        record.facts["alias"] = ""
+    path = Path(run.records) / "r1" / "promote.json"
+    path.write_text(path.read_text().replace('"alias": ""', '"alias": "champion"'))
+    assert close(run, "model") == "failed"
+    assert "not the one that the ledger names" in read_records(run.records, run.id)["close-run"].facts["trouble"]
 
 
 def test_a_statement_survives_the_file_and_refuses_another_type_or_signer(tmp_path: Path, run: RunContext) -> None:

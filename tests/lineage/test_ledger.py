@@ -269,6 +269,14 @@ def test_missing_pieces_are_named(home: Embedded, tmp_path: Path) -> None:
         home.open()
 
 
+def test_an_emptied_ledger_is_not_begun_anew(home: Embedded, tmp_path: Path) -> None:
+    home.open()
+    with sqlite3.connect(tmp_path / "ledger.db") as database:
+        database.execute("DROP TABLE triptych_ledger")
+    with pytest.raises(LedgerError, match="is empty, but had entries before"):
+        home.open("another reader")
+
+
 def test_a_private_key_that_is_not_its_public_half_is_refused(home: Embedded, tmp_path: Path) -> None:
     home.open()
     (tmp_path / "keys" / "run.pem").write_bytes((tmp_path / "keys" / "gate.pem").read_bytes())
