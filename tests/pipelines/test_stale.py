@@ -48,13 +48,7 @@ def crown_another(work: Path) -> str:
 
 def test_a_run_whose_incumbent_was_replaced_judges_its_candidate_again(tmp_path: Path) -> None:
     work = tmp_path / "work"
-    path = cut_down(
-        tmp_path,
-        some_portraits("new", tmp_path / "portraits", 200),
-        training={"steps": 20, "log_every": 5},
-        evaluation={"limit": 48, "grid": 4},
-        gate={"minimum_prompts": 8},
-    )
+    path = cut_down(tmp_path, some_portraits("new", tmp_path / "portraits"))
     command = [str(TRIPTYCH), "retrain", "--config", str(path), "--work-dir", str(work)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
         until = time.monotonic() + 600

@@ -61,7 +61,7 @@ def test_a_version_added(world: World) -> None:
         promotions.promote("4", "somebody")
 
 
-@pytest.mark.parametrize(("column", "other"), [("storage_location", "1"), ("source", "1"), ("run_id", "1")])
+@pytest.mark.parametrize(("column", "other"), [("storage_location", "1"), ("run_id", "1")])
 def test_a_versions_row_that_points_elsewhere(world: World, column: str, other: str) -> None:
     """The weights, the run, or both are then another version's."""
     import sqlite3
@@ -74,6 +74,5 @@ def test_a_versions_row_that_points_elsewhere(world: World, column: str, other: 
         )
     said = world.home.promotions(world.store).reconcile()
     report = world.audit("2")
-    if column != "source":  # MLflow fetches from the other column
-        assert any("the champion, version 2, cannot be trusted" in line for line in said)
+    assert any("the champion, version 2, cannot be trusted" in line for line in said)
     named(report, "the weights of version 2", "version 2 of portraits in the registry")
