@@ -60,6 +60,9 @@ class RunContext(BaseModel):
     """Where checkpoints of the ledger go, if the run writes them."""
     openlineage: str = ""
     """Where OpenLineage events go: a file or an HTTP address; empty: nowhere."""
+    state: str = ""
+    """A folder that outlives steps and runs, where unfinished work is taken up again: features, checkpoints, samples,
+    measured facts. Whatever lies there is checked by digest before it is used. Empty: nothing is kept."""
     user: str = ""
     """Who or what started the run."""
     commit: str = ""

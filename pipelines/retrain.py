@@ -108,7 +108,14 @@ def _runner(
 def _context(configuration: Configuration, place: Workspace, run: str) -> RunContext:
     """The run as processes see it: straight to the database, the ledger and all keys."""
     events = configuration.lineage.openlineage or str(place.events)
-    return place.lineage.context(run, str(place.records), place.database, openlineage=events, commit=checkout_commit())
+    return place.lineage.context(
+        run,
+        str(place.records),
+        place.database,
+        openlineage=events,
+        state=str(place.state),
+        commit=checkout_commit(),
+    )
 
 
 def _run(configuration: Configuration, context: RunContext, image: str, force: bool, place: Workspace) -> str:

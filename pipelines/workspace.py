@@ -2,7 +2,8 @@
 
     mlflow.db     runs, metrics and the model registry
     artifacts/    what MLflow stores: weights and evidence
-    pipeline/     KFP's pipeline root: what passes between steps, and under records/ every step's record
+    pipeline/     KFP's pipeline root: what passes between steps, under records/ every step's record, and under state/
+                  what a step that was cut off takes up again
     lineage/      the ledger, all signing keys, the witness's checkpoints, high-water marks, OpenLineage events
     logs/         the whole output of each run
 
@@ -59,6 +60,11 @@ class Workspace:
         return self.pipeline_root / "records"
 
     @property
+    def state(self) -> Path:
+        """What outlives steps and runs; inside the pipeline root, where containers may write."""
+        return self.pipeline_root / "state"
+
+    @property
     def lineage(self) -> Embedded:
         """The ledger and its keys."""
         return Embedded(self.root / "lineage")
@@ -82,7 +88,7 @@ def workspace(root: Path, runner: str) -> Iterator[Workspace]:
     """
     place = Workspace(root.resolve())
     try:
-        for folder in (place.artifacts, place.records, place.root / "logs"):
+        for folder in (place.artifacts, place.records, place.state, place.root / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
         lock = (place.root / "lock").open("a")
     except OSError as error:
