@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from training.draws import batch_samples, draw_null_tokens, draw_sample, is_dropped
 from training.features import Features
+from training.probe import GradientProbe
 from training.settings import TrainingSettings
 from training.supervision import (
     Phase,
@@ -69,6 +70,7 @@ class SupervisedTransformer(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.projector: Projector | None = None
+        self.probe = GradientProbe()
         self.global_weight = settings.supervision.global_weight
         config = backbone.config
         self.patch = int(config.patch_size)
@@ -102,7 +104,7 @@ class SupervisedTransformer(nn.Module):
 
     def _supervise(self, batch: Batch, detached: bool) -> tuple[Tensor, Tensor]:
         assert self.projector is not None and batch.target is not None and batch.caption_target is not None
-        stream = self._tap.stream()
+        stream = self.probe.branch(self._tap.stream())
         height, width = batch.noisy.shape[-2:]
         grid = (height // self.patch, width // self.patch)
         projected = self.projector(pool_tokens(stream.detach() if detached else stream, grid, self._grid))
@@ -176,6 +178,15 @@ class Batches:
         kept = len(everyone_dropped) - (sum(everyone_dropped) if masked else 0)
         weight = self.world / max(kept, 1)
         return torch.tensor([0.0 if masked and drop else weight for drop in dropped])
+
+
+def parts(batch: Batch, count: int) -> list[Batch]:
+    """``batch`` cut into ``count`` equal parts whose mean loss is the batch's."""
+    if count == 1:
+        return [batch]
+    cut = {name: [None] * count if t is None else t.chunk(count) for name, t in vars(batch).items()}
+    cut["shares"] = [share * count for share in cut["shares"]]
+    return [Batch(**{name: pieces[number] for name, pieces in cut.items()}) for number in range(count)]
 
 
 def move(batch: Batch, device: torch.device) -> Batch:
