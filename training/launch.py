@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import deque
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -222,9 +223,7 @@ def _run(folder: Path, job: Job, curves: MlflowCurves) -> None:
     environment = python_environment(job.settings.threads_per_process) | {TETHER: "1", "GLOO_SOCKET_IFNAME": "lo"}
     lines: deque[str] = deque(maxlen=LINES_KEPT)
     with child(command, environment) as process:
-        ask = None
-        if job.checkpoints:
-            ask = lambda: ask_to_stop(process.pid, "training.fine_tune")  # noqa: E731
+        ask = partial(ask_to_stop, process.pid, "training.fine_tune") if job.checkpoints else None
         with termination_as_exit(ask):
             _watch(process, Terminal(job.settings), curves, lines)
             status = process.wait()
@@ -248,10 +247,12 @@ def _watch(process: subprocess.Popen[str], terminal: Terminal, curves: MlflowCur
             terminal.line(line)
 
 
-def _failure(folder: Path, status: int, lines: deque[str]) -> Exception | Stopped:
+def _failure(folder: Path, status: int, lines: deque[str]) -> TrainingError | Stopped:
     """The first process's own error where there is one, otherwise the last lines printed."""
-    for path in sorted(folder.glob("error-*.json"), key=lambda p: p.stat().st_mtime):
-        error = json.loads(path.read_text("utf-8"))
+    paths = sorted(folder.glob("error-*.json"), key=lambda p: p.stat().st_mtime)
+    errors = [json.loads(path.read_text("utf-8")) for path in paths]
+    # What one process says of itself comes before what the others say of losing it.
+    for error in sorted(errors, key=lambda e: e["kind"] not in (Stopped.__name__, TrainingError.__name__)):
         if error["kind"] == Stopped.__name__:
             return Stopped(error["message"])
         if error["kind"] == TrainingError.__name__:

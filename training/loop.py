@@ -117,6 +117,7 @@ class Trainer:
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
         engine.module.probe.listening = (step + 1) % settings.log_every == 0 or step + 1 == settings.steps
+        self.shards.forget_gradients()
         sums: dict[str, Tensor] = {}
         for part in parts(batch, settings.gradient_accumulation):
             losses = engine(part, phase)

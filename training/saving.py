@@ -11,7 +11,7 @@ from torch import nn
 
 from training import checkpoints
 from training.checkpoints import Manifest
-from training.errors import Stopped
+from training.errors import Stopped, TrainingError
 from training.job import Job
 from training.meter import Meter
 from training.model import BACKBONE
@@ -103,7 +103,13 @@ class Saving:
         dist.barrier()
         partial = self._job.checkpoints / (checkpoints.checkpoint_name(done) + checkpoints.PARTIAL)
         written: list[Any] = [None] * self._accelerator.num_processes
-        dist.all_gather_object(written, checkpoints.write_shard(partial, rank, self._shards.state()))
+        try:
+            mine: Any = checkpoints.write_shard(partial, rank, self._shards.state())
+        except TrainingError as error:
+            mine = error
+        dist.all_gather_object(written, mine)
+        for error in (entry for entry in written if isinstance(entry, TrainingError)):
+            raise error  # everywhere the same, and not the others' loss of a peer
         if main:
             manifest = Manifest(
                 run=self._job.identity,

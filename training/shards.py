@@ -40,6 +40,17 @@ class Shards:
     def _adam(self) -> Any:
         return self._zero.optimizer if self._stage else self._zero
 
+    def forget_gradients(self) -> None:
+        """Call before each optimizer step's first backward pass.
+
+        ZeRO-3 keeps gradients from step to step where a parameter gets none (the projector after its supervision has
+        ended), and would count them again in the norm by which all are clipped.
+        """
+        if self._stage == 3:
+            for kept in (self._zero.grad_partitions_flat_buffer, *(master.grad for master in self._masters)):
+                if kept is not None:
+                    kept.zero_()
+
     @torch.no_grad()
     def average(self) -> None:
         """Take in the weights of an optimizer step that was applied; nothing where the decay is 0."""
