@@ -123,7 +123,8 @@ class Family(ABC):
     def scale_latents(self, latents: Tensor) -> Tensor:
         """A posterior mean, (B, C, h, w), as the MM-DiT sees latents."""
         shift: float = self.vae_config.get("shift_factor") or 0.0
-        return (latents - shift) * self.vae_config["scaling_factor"]
+        scale: float = self.vae_config["scaling_factor"]
+        return (latents - shift) * scale
 
     def posterior(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the VAE's posterior, as the MM-DiT sees latents: two (B, C, h, w)."""
