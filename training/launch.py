@@ -26,11 +26,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from lineage.digests import code_digest, digest_path, packages_digest
-from training.bundle import check_bundle, encoders_digest
 from training.checkpoints import RunIdentity
 from training.curves import CurvePoint
 from training.deepspeed_config import deepspeed_config
 from training.errors import Stopped, TrainingError
+from training.families import family_of
 from training.features_info import FeaturesInfo, read_info
 from training.fine_tune import TETHER
 from training.job import JOB, PICTURE, POINT, RESULT, Job
@@ -71,8 +71,8 @@ class TrainingRecord(BaseModel):
     seed: int
     draws: str
     """What chance decides, by what, and by which keys."""
-    schedule_shift: float
-    """Time shift of the noise schedule."""
+    schedule: dict[str, Any]
+    """The base model's scheduler, from which the time shift of the noise schedule follows."""
     steps: int
     processes: int
     threads_per_process: int
@@ -117,7 +117,6 @@ def fine_tune(
         TrainingError: the inputs do not fit, or a training process failed.
         Stopped: this process got SIGTERM; a checkpoint was saved and the next call goes on from it.
     """
-    check_bundle(settings.base_model)
     info = _check_features(settings, features_dir)
     if candidate_dir.exists() and any(candidate_dir.iterdir()):
         raise TrainingError(f"{candidate_dir} is there already; a candidate is never overwritten: name another place")
@@ -149,7 +148,7 @@ def fine_tune(
         settings=settings.model_dump(mode="json"),
         seed=settings.seed,
         draws=DRAWS,
-        schedule_shift=result["schedule_shift"],
+        schedule=family_of(settings.base_model).schedule,
         steps=settings.steps,
         processes=settings.processes,
         threads_per_process=result["threads"],
@@ -179,8 +178,9 @@ def _identity(settings: TrainingSettings, features_dir: Path) -> RunIdentity:
 
 def _check_features(settings: TrainingSettings, features_dir: Path) -> FeaturesInfo:
     """Refuse features that were made with other encoders or another teacher."""
+    family = family_of(settings.base_model)
     info = read_info(features_dir)
-    if info.encoders != encoders_digest(settings.base_model):
+    if info.encoders != family.encoders_digest():
         raise TrainingError(
             f"the features at {features_dir} were made with other encoders than those of {settings.base_model}; "
             "encode them again with this base model"

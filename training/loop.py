@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from training.bundle import check_bundle, schedule_shift
 from training.curves import CurvePoint
-from training.encoders import load_transformer
 from training.errors import TrainingError
 from training.export import export_candidate
+from training.families import family_of
 from training.features import Features
 from training.job import Job
 from training.meter import Meter
@@ -45,8 +45,6 @@ class LoopResult:
     """CPU threads that each process used."""
     device: str
     """What it was computed on."""
-    schedule_shift: float
-    """Time shift of the noise schedule."""
     resumed_from: int
     """Optimizer steps that were done already when this call took the run up."""
 
@@ -95,7 +93,7 @@ def train(job: Job) -> LoopResult | None:
         "export": time.perf_counter() - trained_to,
     }
     peaks = [int(m) for m in memory.tolist()]
-    return LoopResult(trainer.last, seconds, peaks, torch.get_num_threads(), _device(), batches.shift, first)
+    return LoopResult(trainer.last, seconds, peaks, torch.get_num_threads(), _device(), first)
 
 
 class Trainer:
@@ -181,27 +179,26 @@ def _accelerator() -> Any:
 def _prepare(job: Job, accelerator: Any) -> tuple[Batches, Any]:
     """Batches and DeepSpeed engine."""
     settings, features = job.settings, Features(job.features)
-    check_bundle(settings.base_model)
+    family = family_of(settings.base_model)
     if settings.supervision.enabled and not features.teacher_width:
         raise TrainingError(f"{features.folder} has no teacher features; encode it with supervision enabled")
-    backbone = load_transformer(settings.base_model)
-    shift, timesteps = schedule_shift(settings.base_model)
     batches = Batches(
         features=features,
         settings=settings,
-        shift=shift,
-        timesteps=timesteps,
-        text_width=int(backbone.config.joint_attention_dim),
+        family=family,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
-    model = SupervisedTransformer(backbone, features, settings)
+    model = SupervisedTransformer(family, features, settings)
     if settings.compile:
-        for block in backbone.transformer_blocks:
+        for block in model.backbone.transformer_blocks:
             block.forward = torch.compile(block.forward)  # not the block: the tap's hook stays outside
     groups = parameter_groups(model, settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
     engine, _ = accelerator.prepare(model, optimizer)
+    # Under ZeRO-3 transformers would shard whatever else is loaded, all processes together: one that draws has to
+    # load its text encoders alone.
+    unset_hf_deepspeed_config()
     if accelerator.num_processes == 1 and not settings.stage:
         engine.enable_backward_allreduce = False  # it would copy all gradients to and fro for nobody
     return batches, engine

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from training.families import family_of
 from training.settings import TrainingSettings
 
 
@@ -18,6 +19,7 @@ class SampleGrid:
 
     def __init__(self, settings: TrainingSettings, device: Any) -> None:
         self._settings, self._device = settings, device
+        self._family = family_of(settings.base_model)
         self._pipeline: Any = None
 
     def draw(self, weights: Mapping[str, Tensor], path: Path) -> None:
@@ -29,13 +31,17 @@ class SampleGrid:
         samples, transformer = self._settings.samples, self._pipeline.transformer
         own = transformer.state_dict()
         transformer.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()})
+        without_t5 = "text_encoder_3" in self._family.absent
+        sampling = {
+            "num_inference_steps": samples.steps,
+            "guidance_scale": samples.guidance,
+            "max_sequence_length": self._settings.null_tokens[1] if without_t5 else self._family.longest_text,
+        }
         pictures = [
             self._pipeline(
-                prompt,
-                num_inference_steps=samples.steps,
-                guidance_scale=samples.guidance,
-                max_sequence_length=self._settings.null_tokens[1],
-                generator=torch.Generator().manual_seed(samples.seed + number),
+                prompt=[prompt],
+                generator=[torch.Generator().manual_seed(samples.seed + number)],
+                **self._family.sampling_arguments(sampling, 1),
             ).images[0]
             for number, prompt in enumerate(samples.prompts)
         ]
@@ -43,11 +49,7 @@ class SampleGrid:
         _grid(pictures).save(path)
 
     def _load(self) -> Any:
-        from diffusers import StableDiffusion3Pipeline
-
-        pipeline = StableDiffusion3Pipeline.from_pretrained(
-            self._settings.base_model, text_encoder_3=None, tokenizer_3=None, local_files_only=True
-        )
+        pipeline = self._family.load_pipeline()
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(self._device)
 

@@ -108,8 +108,9 @@ class Saving:
         except TrainingError as error:
             mine = error
         dist.all_gather_object(written, mine)
-        for error in (entry for entry in written if isinstance(entry, TrainingError)):
-            raise error  # everywhere the same, and not the others' loss of a peer
+        for entry in written:
+            if isinstance(entry, TrainingError):
+                raise entry  # everywhere the same, and not the others' loss of a peer
         if main:
             manifest = Manifest(
                 run=self._job.identity,

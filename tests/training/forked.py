@@ -74,7 +74,7 @@ def run_all(*runs: Run) -> list[list[int]]:
         specs.append([str(run.place), run.settings.processes, run.kill_after, run.file_limit])
     command = [sys.executable, "-m", "tests.training.forked", json.dumps(specs)]
     environment = python_environment(1) | {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stdout, done.stderr, sep="\n")
     return next(json.loads(line) for line in done.stdout.splitlines() if line.startswith("[["))
@@ -126,6 +126,7 @@ def main() -> None:
     from accelerate.utils.deepspeed import DeepSpeedEngineWrapper  # noqa: F401
 
     import training.export
+    import training.families.sd3
     import training.loop  # noqa: F401
 
     ended = []
