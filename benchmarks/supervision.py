@@ -96,18 +96,15 @@ class Run:
     """One arm with one seed."""
 
     def __init__(self, settings: TrainingSettings, features: Path, device: torch.device) -> None:
-        from training.bundle import schedule_shift
-        from training.encoders import load_transformer
+        from training.families import family_of
         from training.features import Features
         from training.model import Batches, SupervisedTransformer, parameter_groups
 
         self.settings, self.device = settings, device
         read = Features(features, settings)
-        backbone = load_transformer(settings.base_model)
-        shift, timesteps = schedule_shift(settings.base_model)
-        width = int(backbone.config.joint_attention_dim)
-        self.batches = Batches(read, settings, shift, timesteps, text_width=width, rank=0, world=1)
-        self.model = SupervisedTransformer(backbone, read, settings).to(device)
+        family = family_of(settings.base_model)
+        self.batches = Batches(read, settings, family, rank=0, world=1)
+        self.model = SupervisedTransformer(family, read, settings).to(device)
         groups = parameter_groups(self.model, settings.weight_decay)
         self.trained = [parameter for group in groups for parameter in group["params"]]
         self.averaged = [parameter.detach().clone() for parameter in self.trained]
@@ -146,18 +143,15 @@ class Examiner:
     """Draws held-out prompts and asks avatars' alignment scorer."""
 
     def __init__(self, prompts: int, device: torch.device) -> None:
-        from diffusers import StableDiffusion3Pipeline
-
         from examples.avatars.scorers import Alignment
+        from training.families import family_of
 
         lines = (EVALUATION / "prompts.jsonl").read_text("utf-8").splitlines()[:prompts]
         self.prompts = [SimpleNamespace(**json.loads(line)) for line in lines]
         described = json.loads((EVALUATION / "set.json").read_text("utf-8"))
         self.sampling = {name: value for name, value in described.items() if name not in ("name", "version")}
         self.scorer = Alignment(str(MODELS / "scorers" / "alignment.safetensors"))
-        self.pipeline = StableDiffusion3Pipeline.from_pretrained(
-            MODELS / "base", text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32
-        ).to(device)
+        self.pipeline = family_of(MODELS / "base").load_pipeline().to(device)
         self.pipeline.set_progress_bar_config(disable=True)
 
     @torch.no_grad()

@@ -80,8 +80,8 @@ def _table(runs: Runs) -> str:
     lines = [
         f"{example['steps']} steps, batch of {example['settings']['batch_size']}, {example['prompts']} held-out "
         f"prompts a measurement, on {example['device']}. Means over seeds ± half a 95 % t-interval; Δ is paired "
-        "with plain fine-tuning by seed. Steps: to the alignment at which plain fine-tuning of that seed ends, as a share of its "
-        "steps, over the seeds that reached it; a run that never did is censored.",
+        "with plain fine-tuning by seed. Steps: to the alignment at which plain fine-tuning of that seed ends, as a "
+        "share of its steps, over the seeds that reached it; a run that never did is censored.",
         "",
         "| arm | seeds | alignment | Δ alignment | glasses | beard | area under curve Δ | steps | censored |",
         "|---|---|---|---|---|---|---|---|---|",

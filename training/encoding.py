@@ -20,11 +20,12 @@ from torch import Tensor
 
 from lineage.digests import digest_file, digest_json, digest_path
 from lineage.progress import track
-from training.bundle import encoders_digest, resolution
 from training.errors import TrainingError
+from training.families import family_of
+from training.families.family import CONDITIONING
 from training.features import CORPUS, Features
 from training.features_info import FeaturesInfo, needed_parts, structure_of, write_info
-from training.frozen import BATCH, Frozen, Tensors, fitted, pictures_at_once
+from training.frozen import BATCH, Frozen, Tensors, fitted, join_conditioning, pictures_at_once
 from training.phrases import Phrasebook
 from training.settings import TrainingSettings
 from training.shelf import Shelf
@@ -86,14 +87,15 @@ class _Encoding:
         self.frozen, self.parts = Frozen(settings), needed_parts(settings)
         self.captions = list(dict.fromkeys(["", *corpus.captions]))
         self.strings = Phrasebook.of(self.captions).strings if "teacher" in self.parts else []
-        side = resolution(settings.base_model)
+        family = family_of(settings.base_model)
+        side = family.resolution
         sizes = corpus.sizes or [(side, side)] * len(corpus)
         self.order = sorted(range(len(corpus)), key=lambda row: sizes[row])
         self.sizes = [sizes[row] for row in self.order]
         self.layout = digest_json([[row, *size] for row, size in zip(self.order, self.sizes, strict=True)])
         self.structure = structure_of(settings)
         teacher = settings.teacher if "teacher" in self.parts else None
-        self.encoders = encoders_digest(settings.base_model)
+        self.encoders = family.encoders_digest()
         self.teacher = digest_path(teacher) if teacher else None
 
     def run(self) -> FeaturesInfo:
@@ -260,7 +262,8 @@ def _batches(run: range, size: int) -> Iterator[range]:
 
 
 def _joined(batches: list[Tensors]) -> dict[str, Tensor]:
-    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    rest = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0] if name not in CONDITIONING}
+    return rest | join_conditioning(batches)
 
 
 def _bytes(tensors: Tensors) -> int:

@@ -4,7 +4,8 @@
     corpus.json                    distinct captions, the empty one first; the strings that the teacher read; for each
                                    sample its caption; where its picture lies, if pictures are read while training
     latents-00000.safetensors      mean, std (N, C, h, w) of the VAE posterior, scaled as the MM-DiT sees latents
-    text-00000.safetensors         of distinct captions: embeddings (N, L, D), pooled (N, P)
+    text-00000.safetensors         of distinct captions: embeddings (N, L, D), pooled (N, P), mask (N, L), as far as
+                                   the family has them
     teacher-00000.safetensors      patches V (N, T_v, d) fp16, and their sum over pictures
     strings-00000.safetensors      the teacher's embeddings of strings, features (N, d)
     structure-00000.safetensors    similarities G(F_m) above the diagonal (N, layers, pairs) fp16
@@ -31,7 +32,7 @@ from torch import Tensor
 from lineage.digests import digest_file
 from training.errors import TrainingError
 from training.features_info import Shard, read_info
-from training.frozen import BATCH, Frozen, fitted
+from training.frozen import BATCH, Frozen, fitted, join_conditioning
 from training.phrases import Phrasebook
 from training.pictures import open_picture
 from training.settings import TrainingSettings
@@ -48,10 +49,8 @@ class FeatureBatch:
     """(B, C, h, w) fp32."""
     std: Tensor
     """(B, C, h, w) fp32."""
-    embeddings: Tensor
-    """(B, L, D) fp32."""
-    pooled: Tensor
-    """(B, P) fp32."""
+    conditioning: dict[str, Tensor]
+    """By names of `training.families.family.CONDITIONING`, each (B, ...); floats in fp32."""
     target: Target | None
     """None without supervision."""
     structure: Tensor | None
@@ -68,15 +67,21 @@ class Shards:
 
     def gather(self, name: str, rows: Sequence[int]) -> Tensor:
         """Rows of tensor ``name``: (rows, ...)."""
-        places = [bisect_right(self._ends, row) for row in rows]
-        starts = [self._ends[place] - self._shards[place].rows for place in places]
-        return torch.stack(
-            [self._shard(place)[name][row - start] for place, row, start in zip(places, rows, starts, strict=True)]
-        )
+        return torch.stack([tensors[name][place] for tensors, place in map(self._find, rows)])
+
+    def row(self, row: int) -> dict[str, Tensor]:
+        """Every tensor of one row: (1, ...) each."""
+        tensors, place = self._find(row)
+        return {name: tensor[place : place + 1] for name, tensor in tensors.items()}
 
     def whole(self, name: str) -> Tensor:
         """All rows of tensor ``name``."""
         return torch.cat([self._shard(place)[name] for place in range(len(self._shards))])
+
+    def _find(self, row: int) -> tuple[dict[str, Tensor], int]:
+        """The shard that holds ``row``, and the row's place in it."""
+        number = bisect_right(self._ends, row)
+        return self._shard(number), row - self._ends[number] + self._shards[number].rows
 
     def _shard(self, place: int) -> dict[str, Tensor]:
         if place not in self._open:
@@ -153,12 +158,10 @@ class Features:
         """The features of ``samples``, all of one size; where ``dropped``, conditioning is the empty caption's."""
         shown = [0 if drop else self._rows[sample] for sample, drop in zip(samples, dropped, strict=True)]
         mean, std = self.latents(samples)
-        embeddings, pooled = self._text(shown)
         return FeatureBatch(
             mean=mean,
             std=std,
-            embeddings=embeddings,
-            pooled=pooled,
+            conditioning=self._text(shown),
             target=self.targets.of(samples, self._patches(samples)) if self.targets else None,
             structure=self._structure(samples) if self.settings.supervision.structured else None,
         )
@@ -171,12 +174,13 @@ class Features:
         made = self.frozen.latents(self._images(samples))
         return made["mean"].float(), made["std"].float()
 
-    def _text(self, captions: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _text(self, captions: Sequence[int]) -> dict[str, Tensor]:
         if self._cached("text"):
             part = self._parts["text"]
-            return part.gather("embeddings", captions).float(), part.gather("pooled", captions).float()
-        made = self.frozen.text([self._captions[caption] for caption in captions])
-        return made["embeddings"].float(), made["pooled"].float()
+            made = join_conditioning([part.row(caption) for caption in captions])
+        else:
+            made = join_conditioning([self.frozen.text([self._captions[caption] for caption in captions])])
+        return {name: t.float() if t.is_floating_point() else t for name, t in made.items()}
 
     def _patches(self, samples: Sequence[int]) -> Tensor:
         if self._cached("teacher"):

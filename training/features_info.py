@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lineage.digests import digest_path
-from training.bundle import encoders_digest
 from training.errors import TrainingError
+from training.families import family_of
 from training.settings import Part, TrainingSettings
 
 INFO = "features.json"
@@ -115,7 +115,7 @@ def check_features(settings: TrainingSettings, folder: Path, manifest: str | Non
     info = read_info(folder)
     _same(folder, "of another snapshot", info.manifest, manifest or info.manifest)
     _same(folder, f"made with other encoders than those of {settings.base_model}", info.encoders,
-          encoders_digest(settings.base_model))  # fmt: skip
+          family_of(settings.base_model).encoders_digest())  # fmt: skip
     if settings.supervision.enabled:
         if settings.teacher is None or info.teacher is None:
             raise TrainingError(f"the features at {folder} were made without a teacher; encode them again with one")

@@ -14,8 +14,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from training.encoders import Encoders
 from training.errors import TrainingError
+from training.families import family_of
+from training.families.family import CONDITIONING, CaptionBatch, Encoders, join_captions
 from training.settings import TrainingSettings
 from training.structure import StructureModel
 from training.teacher import Teacher, pixel_tensor
@@ -37,7 +38,7 @@ class Frozen:
     @cached_property
     def encoders(self) -> Encoders:
         """The base model's VAE and text encoders."""
-        return Encoders(self._settings.base_model)
+        return family_of(self._settings.base_model).load_encoders()
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -59,13 +60,10 @@ class Frozen:
         return {"mean": mean.to(self._kept), "std": std.to(self._kept)}
 
     def text(self, captions: Sequence[str]) -> Tensors:
-        """Conditioning: ``embeddings`` (B, L, D), ``pooled`` (B, P), ``truncated`` (1,), how many were cut."""
+        """Conditioning, by names of `CONDITIONING`, (B, ...) each, and ``truncated`` (1,), how many were cut."""
         batch = self.encoders.encode_captions(captions)
-        return {
-            "embeddings": batch.embeddings.to(self._kept),
-            "pooled": batch.pooled.to(self._kept),
-            "truncated": torch.tensor([batch.truncated]),
-        }
+        kept = {n: t.to(self._kept) if t.is_floating_point() else t for n, t in batch.conditioning.items()}
+        return kept | {"truncated": torch.tensor([batch.truncated])}
 
     def teacher_patches(self, images: Sequence[Image.Image]) -> Tensors:
         """``patches`` V, (B, T_v, d) fp16, and their ``sum`` over pictures and patches, (1, d) fp64."""
@@ -92,3 +90,10 @@ def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def pictures_at_once(size: tuple[int, int]) -> int:
     """How many pictures of ``size`` (width, height) go through a model together."""
     return max(1, min(BATCH, BATCH_PIXELS // (size[0] * size[1])))
+
+
+def join_conditioning(batches: Sequence[Tensors]) -> Tensors:
+    """One batch of the conditioning in all; texts shorter than the longest get zeros at their end."""
+    return join_captions(
+        [CaptionBatch({name: t for name, t in batch.items() if name in CONDITIONING}, 0) for batch in batches]
+    ).conditioning

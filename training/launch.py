@@ -24,7 +24,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from lineage.digests import digest_path
-from training.bundle import check_bundle
 from training.curves import CurvePoint
 from training.errors import TrainingError
 from training.features_info import check_features
@@ -85,7 +84,6 @@ def fine_tune(
     Raises:
         TrainingError: the inputs do not fit, or a training process failed.
     """
-    check_bundle(settings.base_model)
     check_features(settings, features_dir)
     if candidate_dir.exists() and any(candidate_dir.iterdir()):
         raise TrainingError(f"{candidate_dir} is there already; a candidate is never overwritten: name another place")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.draws import batch_samples, draw_null_tokens, draw_sample, is_dropped
+from training.families.family import Family
 from training.features import Features
 from training.settings import TrainingSettings
 from training.structure import StructureHeads, check_grid, layers_at, pool_tokens
@@ -41,10 +42,8 @@ class Batch:
     """ε - x_0, what the MM-DiT is to predict: (B, C, h, w)."""
     timesteps: Tensor
     """σ times the number of training timesteps: (B,)."""
-    embeddings: Tensor
-    """(B, L + null tokens, joint_attention_dim)."""
-    pooled: Tensor
-    """(B, P)."""
+    conditioning: dict[str, Tensor]
+    """What `Family.predict` takes, each (B, ...)."""
     target: Target | None
     """C, z_g and what is reported about them; None without supervision."""
     structure: Tensor | None
@@ -71,45 +70,34 @@ class Losses:
 class SupervisedTransformer(nn.Module):
     """An MM-DiT whose image stream is tapped and projected to the teacher's space while it trains."""
 
-    def __init__(self, backbone: Any, features: Features, settings: TrainingSettings) -> None:
+    def __init__(self, family: Family, features: Features, settings: TrainingSettings) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.family = family
+        self.backbone = family.load_transformer()
+        self.guidance = settings.guidance
         self.projector: Projector | None = None
         self.structure_heads: StructureHeads | None = None
         self.supervision = settings.supervision
-        config = backbone.config
-        self.patch = int(config.patch_size)
+        config = self.backbone.config
+        width = config.num_attention_heads * config.attention_head_dim
         if settings.supervision.enabled:
             asked = settings.supervision.tap
-            tap = default_tap(config.num_layers) if asked is None else asked
-            width = config.num_attention_heads * config.attention_head_dim
-            self._tap = Tap(backbone, tap)
+            self._tap = Tap(self.backbone, default_tap(config.num_layers) if asked is None else asked)
             self._grid = features.teacher_grid
-            check_grid(self.token_grid(*features.latent_shape[-2:]), self._grid)
+            check_grid(family.grid(*features.latent_shape[-2:]), self._grid)
             torch.manual_seed(settings.seed)
             self.projector = Projector(width, settings.supervision.projector_hidden, features.teacher_width)
         if settings.supervision.structured:
             layers = layers_at(settings.supervision.structure_depths, config.num_layers)
-            self._structure_taps = [Tap(backbone, layer) for layer in layers]
+            self._structure_taps = [Tap(self.backbone, layer) for layer in layers]
             self.structure_heads = StructureHeads(width, len(layers))
-
-    def token_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of image tokens of latents ``height`` x ``width``."""
-        return height // self.patch, width // self.patch
 
     def forward(self, batch: Batch, phase: Phase) -> Losses:
         """The losses of ``batch``: the velocity loss, and the supervision while ``phase`` has weight."""
         supervised = self.projector is not None and phase.supervised
         if supervised:
             self._clear_taps()
-        dtype = next(self.backbone.parameters()).dtype
-        predicted = self.backbone(
-            hidden_states=batch.noisy.to(dtype),
-            encoder_hidden_states=batch.embeddings.to(dtype),
-            pooled_projections=batch.pooled.to(dtype),
-            timestep=batch.timesteps,
-            return_dict=False,
-        )[0]
+        predicted = self.family.predict(self.backbone, batch.noisy, batch.timesteps, batch.conditioning, self.guidance)
         flow = functional.mse_loss(predicted.float(), batch.velocity)
         if not supervised:
             return Losses(total=flow, flow=flow)
@@ -123,7 +111,7 @@ class SupervisedTransformer(nn.Module):
         """``flow`` and the supervision; terms that have no weight are not computed."""
         assert self.projector is not None and batch.target is not None
         settings, target = self.supervision, batch.target
-        grid = self.token_grid(*batch.noisy.shape[-2:])
+        grid = self.family.grid(*batch.noisy.shape[-2:])
         total, local, caption, structure = flow, None, None, None
         if phase.weight > 0 and (settings.local_weight or settings.global_weight):
             projected = self.projector(pool_tokens(_stream(self._tap, phase), grid, self._grid))
@@ -159,12 +147,7 @@ class Batches:
 
     features: Features
     settings: TrainingSettings
-    shift: float
-    """The scheduler's time shift: σ = shift u / (1 + (shift - 1) u)."""
-    timesteps: int
-    """Training timesteps of the scheduler."""
-    text_width: int
-    """joint_attention_dim of the MM-DiT, to which text embeddings are padded with zeros."""
+    family: Family
     rank: int
     world: int
 
@@ -181,24 +164,20 @@ class Batches:
         noise = torch.from_numpy(np.stack([draw.noise for draw in draws]))
         posterior = torch.from_numpy(np.stack([draw.posterior_noise for draw in draws]))
         quantile = torch.tensor([draw.quantile for draw in draws])
-        sigma = self.shift * quantile / (1 + (self.shift - 1) * quantile)
         latents = cached.mean + cached.std * posterior
+        shift = self.family.time_shift(*latents.shape[-2:])
+        sigma = shift * quantile / (1 + (shift - 1) * quantile)
         spread = sigma[:, None, None, None]
         nulls = draw_null_tokens(settings.seed, step, *settings.null_tokens)
         return Batch(
             noisy=torch.lerp(latents, noise, spread),
             velocity=noise - latents,
-            timesteps=sigma * self.timesteps,
-            embeddings=self._pad(cached.embeddings, nulls),
-            pooled=cached.pooled,
+            timesteps=sigma * self.family.timesteps,
+            conditioning=self.family.prepare(cached.conditioning, nulls),
             target=cached.target,
             structure=cached.structure,
             shares=self._shares(drops, dropped),
         )
-
-    def _pad(self, embeddings: Tensor, nulls: int) -> Tensor:
-        """Zeros to the right of each token up to the MM-DiT's text width, and ``nulls`` zero tokens after them."""
-        return functional.pad(embeddings, (0, self.text_width - embeddings.shape[-1], 0, nulls))
 
     def _shares(self, everyone_dropped: list[bool], dropped: list[bool]) -> Tensor:
         """Weights by which the supervision is a mean over all kept samples of all processes.
@@ -219,6 +198,8 @@ def move(batch: Batch, device: torch.device) -> Batch:
     def moved(value: Any) -> Any:
         if isinstance(value, Target):
             return Target(**{name: t.to(device) for name, t in vars(value).items()})
+        if isinstance(value, dict):
+            return {name: t.to(device) for name, t in value.items()}
         return None if value is None else value.to(device)
 
     return Batch(**{name: moved(value) for name, value in vars(batch).items()})
