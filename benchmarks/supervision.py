@@ -79,9 +79,12 @@ def encode_new(data: Path, features: Path) -> None:
 
     metadata = data / "metadata.jsonl"
     listed = [json.loads(line) for line in metadata.read_text("utf-8").splitlines()]
-    rows = [{"file_name": row["file_name"], "uri": str(data / row["file_name"]), "text": row["text"]} for row in listed]
+    rows = [
+        {"file_name": row["file_name"], "uri": f"file://{(data / row['file_name']).resolve()}", "text": row["text"]}
+        for row in listed
+    ]
     for row in rows:
-        row["sha256"] = digest_file(Path(row["uri"]))
+        row["sha256"] = digest_file(data / row["file_name"])
     corpus = Corpus(
         manifest=digest_file(metadata),
         captions=[row["text"] for row in rows],

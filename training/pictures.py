@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from lineage.digests import digest_bytes
+from lineage.pictures import PictureError, read_picture
 from training.errors import TrainingError
 
 
@@ -18,20 +18,11 @@ def open_picture(row: Mapping[str, Any]) -> Image.Image:
     Raises:
         TrainingError: it is gone, its bytes are not those that were validated, or it is no picture.
     """
-    import fsspec
-
     name, uri = row["file_name"], row["uri"]
     try:
-        with fsspec.open(uri, "rb") as stream:
-            content: bytes = stream.read()
-    except OSError as error:
-        raise TrainingError(f"{name} cannot be read from {uri}: {error}; take a new snapshot") from error
-    found = digest_bytes(content)
-    if found != row["sha256"]:
-        raise TrainingError(
-            f"{name} at {uri} has changed since it was validated: its digest was {row['sha256']} and now is {found}; "
-            "restore the file, or take a new snapshot"
-        )
+        content = read_picture(row)
+    except PictureError as error:
+        raise TrainingError(str(error)) from error
     try:
         picture = Image.open(io.BytesIO(content))
         picture.load()

@@ -15,6 +15,7 @@ from training.settings import TrainingSettings
 
 MANIFEST = "manifest.parquet"
 COLUMNS = ["file_name", "sha256", "text", "uri"]
+SPLIT = "split"
 READERS = 8
 """Pictures read at once: object stores answer slowly, and in parallel."""
 
@@ -29,7 +30,7 @@ def encode_pictures(
     Raises:
         TrainingError: a picture is missing, is not what was validated, or cannot be encoded.
     """
-    rows = pq.read_table(validated / MANIFEST, columns=COLUMNS).to_pylist()
+    rows = _training_rows(validated / MANIFEST)
     with ThreadPoolExecutor(READERS) as readers:
         corpus = Corpus(
             manifest=digest_json([[row["file_name"], row["sha256"], row["text"]] for row in rows]),
@@ -38,3 +39,10 @@ def encode_pictures(
             rows=rows,
         )
         return encode(settings, corpus, features, cache)
+
+
+def _training_rows(manifest: Path) -> list[dict[str, str]]:
+    """Those of the split ``train``; without a split, all of them."""
+    splits = [SPLIT] if SPLIT in pq.read_schema(manifest).names else []
+    rows = pq.read_table(manifest, columns=[*COLUMNS, *splits]).to_pylist()
+    return [row for row in rows if (row.pop(SPLIT, None) or "train") == "train"]
