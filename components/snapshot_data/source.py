@@ -74,9 +74,11 @@ class Source:
         Raises:
             SnapshotError: metadata cannot be reached or read at all.
         """
-        readers = {"imagefolder": self._listed, "parquet": self._inside, "captions": self._captioned}
         try:
-            yield from readers[self.kind]() if self.kind != "parquet" else self._inside(known)
+            if self.kind == "parquet":
+                yield from self._inside(known)
+            else:
+                yield from self._captioned() if self.kind == "captions" else self._listed()
         except PictureError as error:
             raise SnapshotError(str(error)) from error
 
@@ -161,17 +163,17 @@ def open_source(settings: DataSettings) -> Source:
     Raises:
         SnapshotError: as `check_source` does.
     """
-    folder = list_folder(settings.source)
+    folder, rights = list_folder(settings.source), {str(key): value for key, value in settings.rights.items()}
     lists = [name for name in METADATA if name in folder.files]
     if len(lists) > 1:
         raise SnapshotError(f"{settings.source} has both {' and '.join(lists)}; keep the one that is meant")
     if lists:
-        return Source("imagefolder", folder, tuple(lists), settings.rights)
+        return Source("imagefolder", folder, tuple(lists), rights)
     images, inside = any(True for _ in folder.images()), sorted(n for n in folder.files if n.endswith(".parquet"))
     if inside and not images:
-        return Source("parquet", folder, tuple(inside), settings.rights)
+        return Source("parquet", folder, tuple(inside), rights)
     if images and any(name.endswith(".txt") for name in folder.files):
-        return Source("captions", folder, (), settings.rights)
+        return Source("captions", folder, (), rights)
     raise SnapshotError(
         f"there is no {' or '.join(METADATA)} in {settings.source}, no parquet file with images, and no caption .txt "
         "beside an image; write a metadata.jsonl with file_name and text"
