@@ -31,7 +31,7 @@ from training.curves import CurvePoint
 from training.deepspeed_config import deepspeed_config
 from training.errors import Stopped, TrainingError
 from training.families import family_of
-from training.features_info import FeaturesInfo, read_info
+from training.features_info import check_features
 from training.fine_tune import TETHER
 from training.job import JOB, PICTURE, POINT, RESULT, Job
 from training.processes import ask_to_stop, child, free_port, python_environment, termination_as_exit
@@ -117,7 +117,7 @@ def fine_tune(
         TrainingError: the inputs do not fit, or a training process failed.
         Stopped: this process got SIGTERM; a checkpoint was saved and the next call goes on from it.
     """
-    info = _check_features(settings, features_dir)
+    info = check_features(settings, features_dir)
     if candidate_dir.exists() and any(candidate_dir.iterdir()):
         raise TrainingError(f"{candidate_dir} is there already; a candidate is never overwritten: name another place")
     curves_path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,23 +174,6 @@ def _identity(settings: TrainingSettings, features_dir: Path) -> RunIdentity:
         base_model=digest_path(settings.base_model),
         code=code_digest("training"),
     )
-
-
-def _check_features(settings: TrainingSettings, features_dir: Path) -> FeaturesInfo:
-    """Refuse features that were made with other encoders or another teacher."""
-    family = family_of(settings.base_model)
-    info = read_info(features_dir)
-    if info.encoders != family.encoders_digest():
-        raise TrainingError(
-            f"the features at {features_dir} were made with other encoders than those of {settings.base_model}; "
-            "encode them again with this base model"
-        )
-    if settings.supervision.enabled and (settings.teacher is None or info.teacher != digest_path(settings.teacher)):
-        raise TrainingError(
-            f"the features at {features_dir} were made with another teacher than {settings.teacher}, or without one; "
-            "encode them again with this teacher"
-        )
-    return info
 
 
 def _write_job(folder: Path, job: Job) -> None:

@@ -85,7 +85,7 @@ def train(job: Job) -> LoopResult | None:
     memory = accelerator.gather(torch.tensor([_peak_memory()], device=accelerator.device))
     if not accelerator.is_main_process:
         return None
-    export_candidate(settings.base_model, weights, job.candidate)
+    export_candidate(settings.base_model, weights, job.candidate, settings.adapter)
     seconds = {
         "loading": trained_from - began,
         "training": trained_to - trained_from,
@@ -171,6 +171,9 @@ def _accelerator() -> Any:
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu else [])
     if accelerator.state.deepspeed_plugin is None:
         raise TrainingError("DeepSpeed is not on; start training through training.launch, not by itself")
+    # Under ZeRO-3 transformers would shard whatever else is loaded, all processes together: one that draws has to
+    # load its text encoders alone.
+    unset_hf_deepspeed_config()
     if on_cpu:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     return accelerator
@@ -178,10 +181,8 @@ def _accelerator() -> Any:
 
 def _prepare(job: Job, accelerator: Any) -> tuple[Batches, Any]:
     """Batches and DeepSpeed engine."""
-    settings, features = job.settings, Features(job.features)
+    settings, features = job.settings, Features(job.features, job.settings)
     family = family_of(settings.base_model)
-    if settings.supervision.enabled and not features.teacher_width:
-        raise TrainingError(f"{features.folder} has no teacher features; encode it with supervision enabled")
     batches = Batches(
         features=features,
         settings=settings,
@@ -196,9 +197,6 @@ def _prepare(job: Job, accelerator: Any) -> tuple[Batches, Any]:
     groups = parameter_groups(model, settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
     engine, _ = accelerator.prepare(model, optimizer)
-    # Under ZeRO-3 transformers would shard whatever else is loaded, all processes together: one that draws has to
-    # load its text encoders alone.
-    unset_hf_deepspeed_config()
     if accelerator.num_processes == 1 and not settings.stage:
         engine.enable_backward_allreduce = False  # it would copy all gradients to and fro for nobody
     return batches, engine

@@ -84,6 +84,9 @@ class Meter:
             loss_flow=means["flow"],
             loss_local=means.get("local"),
             loss_global=means.get("caption"),
+            loss_structure=means.get("structure"),
+            target_entropy=means.get("entropy"),
+            target_variance=means.get("variance"),
             samples_per_second=rate,
             **figures,
         )

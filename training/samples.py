@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from training import lora
 from training.families import family_of
 from training.settings import TrainingSettings
 
@@ -29,6 +30,8 @@ class SampleGrid:
         if self._pipeline is None:
             self._pipeline = self._load()
         samples, transformer = self._settings.samples, self._pipeline.transformer
+        if adapter := self._settings.adapter:
+            weights = lora.merged(self._settings.base_model / "transformer", weights, adapter)
         own = transformer.state_dict()
         transformer.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()})
         without_t5 = "text_encoder_3" in self._family.absent
