@@ -124,7 +124,10 @@ class Aesthetics:
 
 
 class Kid:
-    """KID on the features of realism's network: whether samples as a set could be portraits."""
+    """KID on the features of realism's network: whether samples as a set could be portraits.
+
+    Features are scaled to length √d, so that KID's cubic kernel is (cos + 1)³.
+    """
 
     name, axis, metric = "avatars-kid", "realism", "kid"
     higher_is_better = False
@@ -134,8 +137,10 @@ class Kid:
         self.backbone = "AttributeNet, trained on portraits"
 
     def features(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """What the network sees, (N, features) float64."""
-        return _features(self.network, images)
+        """What the network sees, (N, features) float64, each row of length √features."""
+        seen = _features(self.network, images)
+        scaled: np.ndarray = seen / np.sqrt(np.square(seen).mean(axis=1, keepdims=True))
+        return scaled
 
 
 class Memorisation(Kid):

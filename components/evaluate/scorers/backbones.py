@@ -24,13 +24,17 @@ class Backbone:
         kind: the class of transformers that loads it.
 
     Raises:
-        OSError, ValueError: the folder holds no such model, or holds it in another format than safetensors.
+        OSError, ValueError: the folder holds no such model, not all of it, or in another format than safetensors.
     """
 
     def __init__(self, path: Path, kind: str = "AutoModel") -> None:
         import transformers
 
-        loaded: Any = getattr(transformers, kind).from_pretrained(path, use_safetensors=True, local_files_only=True)
+        loaded, info = getattr(transformers, kind).from_pretrained(
+            path, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+        if lacking := [*info["missing_keys"], *info["mismatched_keys"]]:
+            raise ValueError(f"{path} lacks {lacking[0]} of a {kind}, which would be random")
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model: Any = loaded.float().eval().requires_grad_(False).to(self.device)
         self.processor: Any = transformers.AutoImageProcessor.from_pretrained(path, local_files_only=True)
@@ -45,12 +49,12 @@ class Backbone:
 
     @torch.no_grad()
     def features(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
-        """(N, d): the projected embedding where the model has one, else what it pools."""
+        """(N, d): what the vision tower pools, projected where the model projects it (CLIP)."""
         parts = []
         for pixels in self.pixels(images):
-            seen = self.model(pixel_values=pixels)
-            found = getattr(seen, "image_embeds", None)
-            parts.append((seen.pooler_output if found is None else found).flatten(1).double().cpu())
+            seen = getattr(self.model, "vision_model", self.model)(pixel_values=pixels).pooler_output
+            projection = getattr(self.model, "visual_projection", torch.nn.Identity())
+            parts.append(projection(seen).flatten(1).double().cpu())
         return torch.cat(parts).numpy() if parts else np.zeros((0, 0))
 
 

@@ -36,8 +36,7 @@ class ClipScore:
 
     def features(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
         """Image embeddings, (N, d)."""
-        parts = [self._seen(pixels, ["a"]).image_embeds.double().cpu() for pixels in self._clip.pixels(images)]
-        return torch.cat(parts).numpy()
+        return self._clip.features(images)
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Scores:
         """One score a picture, (N,)."""
@@ -80,7 +79,7 @@ class LaionAesthetic:
     name, axis, higher_is_better = "laion-aesthetic", "aesthetics", True
 
     def __init__(self, path: str) -> None:
-        self._clip = Backbone(Path(path) / "backbone", "CLIPVisionModelWithProjection")
+        self._clip = Backbone(Path(path) / "backbone", "CLIPModel")
         self._layers = _linear_layers(Path(path) / "head.safetensors")
         self.backbone, self.digest = self._clip.name, digest_path(path)
 

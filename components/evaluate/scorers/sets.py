@@ -39,7 +39,7 @@ class Cmmd(_Features):
     """CMMD on a CLIP checkpoint: its unit-length image embeddings."""
 
     name = metric = "cmmd"
-    kind = "CLIPVisionModelWithProjection"
+    kind = "CLIPModel"
 
     def features(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
         """Image embeddings of length one, (N, d)."""
