@@ -147,7 +147,7 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
     weights = load_file(tmp_path / "model.safetensors")
     del weights["visual_projection.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(EvaluationError, match="lacks visual_projection.weight"):
+    with pytest.raises(EvaluationError, match=r"lacks visual_projection\.weight"):
         load_scorers([ScorerSettings(scorer="cmmd", weights=str(tmp_path))])
 
 
