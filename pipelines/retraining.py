@@ -83,6 +83,8 @@ def build_pipeline(image: str, retries: int = 0, sample_shards: int = 1) -> Any:
                     "evaluation": evaluation,
                     "incumbent_uri": decided["incumbent_uri"],
                     "incumbent_digest": decided["incumbent_digest"],
+                    "anchor_uri": decided["anchor_uri"],
+                    "anchor_digest": decided["anchor_digest"],
                     "candidate": tuned.outputs["candidate"],
                 }
                 scored = evaluate(**compared, training=training, validated=validated.outputs["validated"])
@@ -91,7 +93,6 @@ def build_pipeline(image: str, retries: int = 0, sample_shards: int = 1) -> Any:
                         drawn = draw_samples(**compared, shard=shard, shards=sample_shards)
                         finish(drawn)
                     scored.after(drawn)
-                judged = gate_step(run=run, gate=gate, scores=scored.outputs["scores"])
                 registered = register(
                     run=run,
                     registry=registry,
