@@ -93,6 +93,7 @@ def build_pipeline(image: str, retries: int = 0, sample_shards: int = 1) -> Any:
                         drawn = draw_samples(**compared, shard=shard, shards=sample_shards)
                         finish(drawn)
                     scored.after(drawn)
+                judged = gate_step(run=run, gate=gate, registry=registry, scores=scored.outputs["scores"])
                 registered = register(
                     run=run,
                     registry=registry,
