@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from components.validate_data.errors import DataValidationError
 from components.validate_data.settings import ValidationSettings
 
 if TYPE_CHECKING:
@@ -30,10 +31,6 @@ Severity = Literal["critical", "warning", "info"]
 UNIQUE = ("expect_column_values_to_be_unique", "expect_compound_columns_to_be_unique")
 POSITION = "triptych_position"
 COMPLETE = {"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]}
-
-
-class DataValidationError(Exception):
-    """The data is refused, or could not be judged; the message says what is wrong, where, and what to do."""
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.validate_data import quarantine
-from components.validate_data.facts import measure, read_manifest
+from components.validate_data.errors import DataValidationError
+from components.validate_data.facts import read_manifest, write_facts
 from components.validate_data.quarantine import Finding, failures, find_rows
 from components.validate_data.report import write_report
 from components.validate_data.settings import ValidationSettings
-from components.validate_data.suite import DataValidationError, Outcome, build_suite, read_suite, run_suite
+from components.validate_data.suite import Outcome, build_suite, read_suite, run_suite
 from lineage.digests import digest_file, manifest_digest
 
 
