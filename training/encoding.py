@@ -18,9 +18,9 @@ from torch import Tensor
 
 from lineage.digests import digest_path
 from training import features as folder_format
-from training.bundle import encoders_digest, resolution
-from training.encoders import Encoders
 from training.errors import TrainingError
+from training.families import family_of
+from training.families.family import Encoders, join_captions
 from training.features_info import FeaturesInfo, write_info
 from training.settings import TrainingSettings
 from training.targets import AlignmentReport, Phrasebook, align, centred
@@ -55,7 +55,8 @@ def encode(settings: TrainingSettings, corpus: Corpus, folder: Path) -> Features
         raise TrainingError("there are no pictures to encode: the validated manifest is empty")
     torch.set_num_threads(settings.processes * settings.threads_per_process)
     folder.mkdir(parents=True, exist_ok=True)
-    encoders, side = Encoders(settings.base_model), resolution(settings.base_model)
+    family = family_of(settings.base_model)
+    encoders, side = family.load_encoders(), family.resolution
     teacher_path = settings.teacher if settings.supervision.enabled else None
     teacher = Teacher(teacher_path) if teacher_path else None
     distinct = list(dict.fromkeys(["", *corpus.captions]))
@@ -74,7 +75,7 @@ def encode(settings: TrainingSettings, corpus: Corpus, folder: Path) -> Features
     info = FeaturesInfo(
         manifest=corpus.manifest,
         base_model=digest_path(settings.base_model),
-        encoders=encoders_digest(settings.base_model),
+        encoders=family.encoders_digest(),
         teacher=digest_path(teacher_path) if teacher_path else None,
         images=len(corpus),
         captions=len(distinct),
@@ -103,11 +104,11 @@ def _runs(count: int, size: int) -> Iterator[range]:
 
 
 def _encode_captions(encoders: Encoders, captions: list[str]) -> tuple[dict[str, Tensor], int]:
-    """CLIP conditioning of each caption, and how many were cut."""
-    batches = [encoders.encode_captions(captions[run.start : run.stop]) for run in _runs(len(captions), BATCH)]
-    embeddings = torch.cat([batch.embeddings for batch in batches])
-    pooled = torch.cat([batch.pooled for batch in batches])
-    return {"embeddings": embeddings, "pooled": pooled}, sum(batch.truncated for batch in batches)
+    """Conditioning of each caption, and how many were cut."""
+    whole = join_captions(
+        [encoders.encode_captions(captions[run.start : run.stop]) for run in _runs(len(captions), BATCH)]
+    )
+    return whole.conditioning, whole.truncated
 
 
 def _texts(teacher: Teacher, texts: list[str]) -> Tensor:

@@ -2,7 +2,7 @@
 
     features.json                what it was made from, sizes, how decided the alignment is
     captions.safetensors         one row for each distinct caption; row 0 is the empty caption
-        embeddings (U, L, D)     CLIP hidden states        pooled (U, P)    CLIP pooled outputs
+        embeddings (U, L, D)     text tokens               pooled (U, P), mask (U, L)    where the family has them
         teacher (U, d)           z_g, only with a teacher
     latents-00000.safetensors    a shard of pictures
         mean, std (N, C, h, w)   of the VAE posterior, scaled as the MM-DiT sees latents
@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.errors import TrainingError
+from training.families.family import CONDITIONING
 from training.features_info import INFO, read_info
 
 CAPTIONS = "captions.safetensors"
@@ -36,10 +37,8 @@ class FeatureBatch:
     """(B, C, h, w)."""
     std: Tensor
     """(B, C, h, w)."""
-    embeddings: Tensor
-    """(B, L, D)."""
-    pooled: Tensor
-    """(B, P)."""
+    conditioning: dict[str, Tensor]
+    """By names of `training.families.family.CONDITIONING`, each (B, ...)."""
     target: Tensor | None
     """C: (B, T_v, d) fp16."""
     caption_target: Tensor | None
@@ -84,8 +83,7 @@ class Features:
         return FeatureBatch(
             mean=torch.stack([shard["mean"][row] for shard, row in latents]),
             std=torch.stack([shard["std"][row] for shard, row in latents]),
-            embeddings=self._captions["embeddings"][shown],
-            pooled=self._captions["pooled"][shown],
+            conditioning={name: self._captions[name][shown] for name in CONDITIONING if name in self._captions},
             target=torch.stack([self._targets[s]["target"][r] for s, r in places]) if supervised else None,
             caption_target=self._captions["teacher"][own] if supervised else None,
         )

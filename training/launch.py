@@ -24,9 +24,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from lineage.digests import digest_path
-from training.bundle import check_bundle, encoders_digest
 from training.curves import CurvePoint
 from training.errors import TrainingError
+from training.families import family_of
 from training.features_info import read_info
 from training.fine_tune import JOB, POINT, RESULT, TETHER
 from training.processes import child, free_port, python_environment, termination_as_exit
@@ -85,7 +85,6 @@ def fine_tune(
     Raises:
         TrainingError: the inputs do not fit, or a training process failed.
     """
-    check_bundle(settings.base_model)
     _check_features(settings, features_dir)
     if candidate_dir.exists() and any(candidate_dir.iterdir()):
         raise TrainingError(f"{candidate_dir} is there already; a candidate is never overwritten: name another place")
@@ -120,8 +119,9 @@ def fine_tune(
 
 def _check_features(settings: TrainingSettings, features_dir: Path) -> None:
     """Refuse features that were made with other encoders or another teacher."""
+    family = family_of(settings.base_model)
     info = read_info(features_dir)
-    if info.encoders != encoders_digest(settings.base_model):
+    if info.encoders != family.encoders_digest():
         raise TrainingError(
             f"the features at {features_dir} were made with other encoders than those of {settings.base_model}; "
             "encode them again with this base model"

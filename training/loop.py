@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.bundle import check_bundle, schedule_shift
 from training.curves import CurvePoint
-from training.encoders import load_transformer
 from training.errors import TrainingError
 from training.export import export_candidate
+from training.families import family_of
 from training.features import Features
 from training.model import BACKBONE, Batches, Losses, SupervisedTransformer, move, parameter_groups
 from training.settings import TrainingSettings
@@ -114,22 +113,17 @@ def _accelerator() -> Any:
 
 def _prepare(settings: TrainingSettings, features: Features, accelerator: Any) -> tuple[Batches, Any, Any]:
     """Batches, DeepSpeed engine and ZeRO optimizer."""
-    check_bundle(settings.base_model)
+    family = family_of(settings.base_model)
     if settings.supervision.enabled and not features.teacher_width:
         raise TrainingError(f"{features.folder} has no teacher features; encode it with supervision enabled")
-    backbone = load_transformer(settings.base_model)
-    config = backbone.config
-    shift, timesteps = schedule_shift(settings.base_model)
     batches = Batches(
         features=features,
         settings=settings,
-        shift=shift,
-        timesteps=timesteps,
-        text_width=int(config.joint_attention_dim),
+        family=family,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
-    model = SupervisedTransformer(backbone, features, settings)
+    model = SupervisedTransformer(family, features, settings)
     groups = parameter_groups(model, settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
     engine, _ = accelerator.prepare(model, optimizer)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.draws import batch_samples, draw_null_tokens, draw_sample, is_dropped
+from training.families.family import Family
 from training.features import Features
 from training.settings import TrainingSettings
 from training.supervision import (
@@ -40,10 +41,8 @@ class Batch:
     """ε - x_0, what the MM-DiT is to predict: (B, C, h, w)."""
     timesteps: Tensor
     """σ times the number of training timesteps: (B,)."""
-    embeddings: Tensor
-    """(B, L + null tokens, joint_attention_dim)."""
-    pooled: Tensor
-    """(B, P)."""
+    conditioning: dict[str, Tensor]
+    """What `Family.predict` takes, each (B, ...)."""
     target: Tensor | None
     """C: (B, T_v, d)."""
     caption_target: Tensor | None
@@ -65,18 +64,18 @@ class Losses:
 class SupervisedTransformer(nn.Module):
     """An MM-DiT whose image stream is tapped and projected to the teacher's space while it trains."""
 
-    def __init__(self, backbone: Any, features: Features, settings: TrainingSettings) -> None:
+    def __init__(self, family: Family, features: Features, settings: TrainingSettings) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.family = family
+        self.backbone = family.load_transformer()
+        self.guidance = settings.guidance
         self.projector: Projector | None = None
         self.global_weight = settings.supervision.global_weight
-        config = backbone.config
-        self.patch = int(config.patch_size)
         if settings.supervision.enabled:
-            asked = settings.supervision.tap
+            asked, config = settings.supervision.tap, self.backbone.config
             tap = default_tap(config.num_layers) if asked is None else asked
             width = config.num_attention_heads * config.attention_head_dim
-            self._tap = Tap(backbone, tap)
+            self._tap = Tap(self.backbone, tap)
             self._grid = features.info.teacher_grid or (1, 1)
             torch.manual_seed(settings.seed)
             self.projector = Projector(width, settings.supervision.projector_hidden, features.teacher_width)
@@ -86,14 +85,7 @@ class SupervisedTransformer(nn.Module):
         supervised = self.projector is not None and phase.weight > 0
         if supervised:
             self._tap.clear()
-        dtype = next(self.backbone.parameters()).dtype
-        predicted = self.backbone(
-            hidden_states=batch.noisy.to(dtype),
-            encoder_hidden_states=batch.embeddings.to(dtype),
-            pooled_projections=batch.pooled.to(dtype),
-            timestep=batch.timesteps,
-            return_dict=False,
-        )[0]
+        predicted = self.family.predict(self.backbone, batch.noisy, batch.timesteps, batch.conditioning, self.guidance)
         flow = functional.mse_loss(predicted.float(), batch.velocity)
         if not supervised:
             return Losses(total=flow, flow=flow)
@@ -103,8 +95,7 @@ class SupervisedTransformer(nn.Module):
     def _supervise(self, batch: Batch, detached: bool) -> tuple[Tensor, Tensor]:
         assert self.projector is not None and batch.target is not None and batch.caption_target is not None
         stream = self._tap.stream()
-        height, width = batch.noisy.shape[-2:]
-        grid = (height // self.patch, width // self.patch)
+        grid = self.family.grid(*batch.noisy.shape[-2:])
         projected = self.projector(pool_tokens(stream.detach() if detached else stream, grid, self._grid))
         local = local_losses(projected, batch.target)
         caption = global_losses(projected, batch.caption_target)
@@ -126,12 +117,7 @@ class Batches:
 
     features: Features
     settings: TrainingSettings
-    shift: float
-    """The scheduler's time shift: σ = shift u / (1 + (shift - 1) u)."""
-    timesteps: int
-    """Training timesteps of the scheduler."""
-    text_width: int
-    """joint_attention_dim of the MM-DiT, to which text embeddings are padded with zeros."""
+    family: Family
     rank: int
     world: int
 
@@ -148,24 +134,20 @@ class Batches:
         noise = torch.from_numpy(np.stack([draw.noise for draw in draws]))
         posterior = torch.from_numpy(np.stack([draw.posterior_noise for draw in draws]))
         quantile = torch.tensor([draw.quantile for draw in draws])
-        sigma = self.shift * quantile / (1 + (self.shift - 1) * quantile)
         latents = cached.mean + cached.std * posterior
+        shift = self.family.time_shift(*latents.shape[-2:])
+        sigma = shift * quantile / (1 + (shift - 1) * quantile)
         spread = sigma[:, None, None, None]
         nulls = draw_null_tokens(settings.seed, step, *settings.null_tokens)
         return Batch(
             noisy=torch.lerp(latents, noise, spread),
             velocity=noise - latents,
-            timesteps=sigma * self.timesteps,
-            embeddings=self._pad(cached.embeddings, nulls),
-            pooled=cached.pooled,
+            timesteps=sigma * self.family.timesteps,
+            conditioning=self.family.prepare(cached.conditioning, nulls),
             target=cached.target,
             caption_target=cached.caption_target,
             shares=self._shares(drops, dropped),
         )
-
-    def _pad(self, embeddings: Tensor, nulls: int) -> Tensor:
-        """Zeros to the right of each token up to the MM-DiT's text width, and ``nulls`` zero tokens after them."""
-        return functional.pad(embeddings, (0, self.text_width - embeddings.shape[-1], 0, nulls))
 
     def _shares(self, everyone_dropped: list[bool], dropped: list[bool]) -> Tensor:
         """Weights by which the supervision is a mean over all kept samples of all processes.
@@ -182,5 +164,8 @@ def move(batch: Batch, device: torch.device) -> Batch:
     """``batch`` on ``device``; itself where it is there already."""
     if batch.noisy.device == device:
         return batch
-    tensors: dict[str, Any] = {name: None if t is None else t.to(device) for name, t in vars(batch).items()}
-    return Batch(**tensors)
+    fields: dict[str, Any] = dict(vars(batch))
+    for name, value in fields.items():
+        if isinstance(value, Tensor):
+            fields[name] = value.to(device)
+    return Batch(**fields | {"conditioning": {name: t.to(device) for name, t in batch.conditioning.items()}})

@@ -94,8 +94,11 @@ class TrainingSettings(_Section):
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of samples trained on the empty caption, which classifier-free guidance needs."""
     null_tokens: tuple[int, int] = (1, 1)
-    """Fewest and most zero tokens appended to the CLIP tokens, drawn anew each step. Diffusers' SD3 pipeline
-    without T5 appends ``max_sequence_length`` of them (256 unless told): train with what is sampled with."""
+    """Only for SD3 without T5: fewest and most zero tokens appended to the CLIP tokens, drawn anew each step.
+    Diffusers' pipeline appends ``max_sequence_length`` of them (256 unless told): train with what is sampled with."""
+    guidance: float = Field(default=1.0, ge=0)
+    """Only for guidance-distilled models (FLUX.1 dev): the guidance scale told to the model. At 1 it is asked for
+    the plain conditional velocity, which is what the velocity loss teaches."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Most decay of the moving average of the weights, a step; the average is what is exported."""
     log_every: int = Field(default=10, ge=1)

@@ -6,11 +6,11 @@ import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import fsspec
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
-from lineage.digests import digest_bytes, digest_json
+from lineage.digests import digest_json
+from lineage.pictures import PictureError, read_picture
 from training.encoding import Corpus, encode
 from training.errors import TrainingError
 from training.features_info import FeaturesInfo
@@ -18,6 +18,7 @@ from training.settings import TrainingSettings
 
 MANIFEST = "manifest.parquet"
 COLUMNS = ["file_name", "sha256", "text", "uri"]
+SPLIT = "split"
 READERS = 8
 """Pictures read at once: object stores answer slowly, and in parallel."""
 
@@ -28,7 +29,7 @@ def encode_pictures(settings: TrainingSettings, validated: Path, features: Path)
     Raises:
         TrainingError: a picture is missing, is not what was validated, or cannot be encoded.
     """
-    rows = pq.read_table(validated / MANIFEST, columns=COLUMNS).to_pylist()
+    rows = _training_rows(validated / MANIFEST)
     with ThreadPoolExecutor(READERS) as readers:
         corpus = Corpus(
             manifest=digest_json([[row["file_name"], row["sha256"], row["text"]] for row in rows]),
@@ -36,6 +37,13 @@ def encode_pictures(settings: TrainingSettings, validated: Path, features: Path)
             load=lambda run: list(readers.map(open_picture, rows[run.start : run.stop])),
         )
         return encode(settings, corpus, features)
+
+
+def _training_rows(manifest: Path) -> list[dict[str, str]]:
+    """Those of the split ``train``; without a split, all of them."""
+    splits = [SPLIT] if SPLIT in pq.read_schema(manifest).names else []
+    rows = pq.read_table(manifest, columns=[*COLUMNS, *splits]).to_pylist()
+    return [row for row in rows if (row.pop(SPLIT, None) or "train") == "train"]
 
 
 def open_picture(row: dict[str, str]) -> Image.Image:
@@ -46,16 +54,9 @@ def open_picture(row: dict[str, str]) -> Image.Image:
     """
     name, uri = row["file_name"], row["uri"]
     try:
-        with fsspec.open(uri, "rb") as stream:
-            content: bytes = stream.read()
-    except OSError as error:
-        raise TrainingError(f"{name} cannot be read from {uri}: {error}; take a new snapshot") from error
-    found = digest_bytes(content)
-    if found != row["sha256"]:
-        raise TrainingError(
-            f"{name} at {uri} has changed since it was validated: its digest was {row['sha256']} and now is {found}; "
-            "restore the file, or take a new snapshot"
-        )
+        content = read_picture(row)
+    except PictureError as error:
+        raise TrainingError(str(error)) from error
     try:
         picture = Image.open(io.BytesIO(content))
         picture.load()

@@ -7,7 +7,7 @@
 | `caption_length` | characters of the caption without the white space around it; 0 where it is missing |
 | `caption_tokens` | its tokens with those that mark start and end; null where no tokenizer is set |
 | `caption_control` | control characters in it, line ends and tabs among them; 0 where it is missing |
-| the others | `components.validate_data.images` |
+| the others | `components.validate_data.images`; `phash` as in the manifest, where it has one |
 
 Few images are measured in this process. More of them stream through Daft, which reads the manifest, calls
 `Measure` in as many processes as there are cores, and unchanged on a Ray cluster where ``DAFT_RUNNER=ray`` is set;
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.validate_data.errors import DataValidationError
@@ -81,6 +82,9 @@ class Measure:
         stated["caption_tokens"] = [None] * len(rows)
         if self.tokenizer is not None:
             stated["caption_tokens"] = [len(one.ids) for one in self.tokenizer.encode_batch_fast(captions)]
+        pinned = pa.array([row.get("phash") for row in rows], pa.string())
+        at = MEASURED.get_field_index("phash")
+        measured = measured.set_column(at, "phash", pc.coalesce(pinned, measured["phash"]))
         columns = pa.table(stated, schema=STATED).columns + measured.columns
         return pa.table([*columns, pa.array(changed, CHANGED.type)], schema=SCHEMA.append(CHANGED))
 
@@ -111,7 +115,7 @@ def write_facts(manifest: pa.Table, settings: ValidationSettings, path: Path) ->
     changed: list[str] = []
     with pq.ParquetWriter(path, SCHEMA) as writer:
         for table in track(tables, "measuring images", len(manifest), weight=BATCH):
-            for row in table.filter(pa.compute.is_valid(table["changed"])).to_pylist():
+            for row in table.filter(pc.is_valid(table["changed"])).to_pylist():
                 changed.append(f"row {row['row']}, {row['changed']}")
             writer.write_table(table.drop(["changed"]))
     if changed:

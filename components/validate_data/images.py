@@ -165,9 +165,7 @@ def _square(image: Image.Image, side: int) -> Image.Image:
     return rgb if rgb.size == (side, side) else rgb.resize((side, side), Image.Resampling.BILINEAR)
 
 
-def _measure_squares(
-    members: list[Square], side: int, columns: Columns, detector: FaceDetector | None
-) -> None:
+def _measure_squares(members: list[Square], side: int, columns: Columns, detector: FaceDetector | None) -> None:
     """Measure squares of one size together, as one strip: a call for each image would cost more than the work."""
     number = len(members)
     strip = Image.new("RGB", (side, side * number))

@@ -21,8 +21,9 @@ from components.snapshot_data.component import snapshot_data
 from components.snapshot_data.settings import DataSettings
 from components.snapshot_data.snapshot import take_snapshot
 from components.validate_data.component import validate_data
+from components.validate_data.errors import DataValidationError
 from components.validate_data.settings import ValidationSettings
-from components.validate_data.suite import DataValidationError, build_suite, check_suite, read_suite
+from components.validate_data.suite import build_suite, check_suite, read_suite
 from components.validate_data.validate import Validated, validate
 from lineage.records import read_records
 from tests.runs import run_context
@@ -171,6 +172,7 @@ def test_no_good_row_is_lost_and_the_counts_add_up(faulty: tuple[Portraits, Vali
     summary = json.loads((portraits.validated / "summary.json").read_text())
     assert (summary["status"], summary["accepted"], summary["quarantined"]) == ("accepted", GOOD, len(FAULTS))
     assert sorted(path.name for path in portraits.validated.iterdir()) == [
+        "expectations.html",
         "facts.parquet",
         "manifest.parquet",
         "quarantine.parquet",
@@ -322,6 +324,7 @@ def test_bad_data_stops_the_run_and_leaves_a_report(
     with pytest.raises(DataValidationError, match=message):
         portraits.validate(**settings)
     assert sorted(path.name for path in portraits.validated.iterdir()) == [
+        "expectations.html",
         "facts.parquet",
         "quarantine.parquet",
         "report.html",
@@ -350,7 +353,9 @@ def test_an_image_that_changed_since_the_snapshot_stops_the_run(
 ) -> None:
     snapshot = portraits.pin()
     spoil(portraits.source / "good-007.png")
-    with pytest.raises(DataValidationError, match=r"good-007\.png: changed or gone since the snapshot; put them back"):
+    with pytest.raises(
+        DataValidationError, match=r"changed or gone since the snapshot: row 7, .*good-007\.png.*put them"
+    ):
         validate(ValidationSettings(suite=str(AVATARS)), snapshot, portraits.validated)
     assert not portraits.validated.exists()
 
@@ -395,7 +400,7 @@ MALFORMED = {
 def test_a_malformed_expectation_is_never_passed_over(stated: Row) -> None:
     good = expectation(LICENSED, column="license")
     with pytest.raises(DataValidationError, match=rf"expectation 2 \({stated['type']}\) is malformed"):
-        build_suite([good, stated])
+        build_suite([good, stated], ValidationSettings(suite="none"))
 
 
 @pytest.mark.parametrize("severity", ["critical", "warning", "info"])
@@ -424,7 +429,7 @@ def test_a_suite_that_great_expectations_wrote_itself(tmp_path: Path) -> None:
 
 def test_the_avatars_suite_states_every_severity_and_description() -> None:
     expectations = read_suite(AVATARS)
-    build_suite(expectations)
+    build_suite(expectations, ValidationSettings(suite=str(AVATARS)))
     for stated in expectations:
         assert stated["severity"] in ("critical", "warning")
         assert stated["description"]

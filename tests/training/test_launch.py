@@ -77,8 +77,11 @@ def test_a_bundle_of_another_kind_is_refused(world: World, tmp_path: Path) -> No
     base = tmp_path / "base"
     shutil.copytree(world.base, base)
     index = json.loads((base / "model_index.json").read_text())
-    (base / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
-    with pytest.raises(TrainingError, match="FluxPipeline; only StableDiffusion3Pipeline"):
+    (base / "model_index.json").write_text(json.dumps(index | {"_class_name": "PixArtPipeline"}))
+    with pytest.raises(
+        TrainingError,
+        match="PixArtPipeline; the families trained here are Stable",
+    ):
         fine_tune(world.settings(base_model=base), world.features, tmp_path / "candidate", tmp_path / "curves.jsonl")
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.training.conftest import World
 from tests.training.tiny import save_teacher
-from training.encoders import load_transformer
 from training.errors import TrainingError
+from training.families import family_of
 from training.features import Features
 from training.model import Batches, SupervisedTransformer
 from training.settings import SupervisionSettings
@@ -49,7 +49,7 @@ def test_tokens_are_pooled_by_area_with_rows_and_columns_kept() -> None:
 
 
 def test_the_image_stream_is_tapped_and_its_first_firing_counts(world: World) -> None:
-    backbone = load_transformer(world.base)
+    backbone = family_of(world.base).load_transformer()
     tap = Tap(backbone, default_tap(3))
     latents, text = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 40)
     call = {"pooled_projections": torch.randn(2, 24), "timestep": torch.tensor([1.0, 900.0])}
@@ -65,7 +65,7 @@ def test_the_image_stream_is_tapped_and_its_first_firing_counts(world: World) ->
 
 def test_a_tap_beyond_the_last_block_is_refused(world: World) -> None:
     with pytest.raises(TrainingError, match="joint blocks 0 to 2"):
-        Tap(load_transformer(world.base), 3)
+        Tap(family_of(world.base).load_transformer(), 3)
 
 
 def test_the_schedule_warms_up_ramps_and_decays_to_zero() -> None:
@@ -82,8 +82,8 @@ def test_the_schedule_warms_up_ramps_and_decays_to_zero() -> None:
 def _model(world: World, caption_dropout: float) -> tuple[SupervisedTransformer, Batches]:
     settings = world.settings(processes=1, caption_dropout=caption_dropout)
     features = Features(world.features)
-    model = SupervisedTransformer(load_transformer(world.base), features, settings)
-    return model, Batches(features, settings, shift=1.0, timesteps=1000, text_width=40, rank=0, world=1)
+    model = SupervisedTransformer(family_of(world.base), features, settings)
+    return model, Batches(features, settings, family_of(world.base), rank=0, world=1)
 
 
 def test_detached_supervision_teaches_the_projector_alone(world: World) -> None:
