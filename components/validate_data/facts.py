@@ -144,7 +144,7 @@ def _engine(manifest: pa.Table, settings: ValidationSettings) -> Iterator[pa.Tab
         def __init__(self) -> None:
             self.measure = Measure(settings)
 
-        @daft.method.batch(return_dtype=dtype, batch_size=BATCH)
+        @daft.method.batch(return_dtype=dtype, batch_size=BATCH)  # type: ignore[untyped-decorator]
         def facts(self, *columns: daft.Series) -> Any:
             told = pa.table([column.to_arrow() for column in columns], names=names)
             return self.measure(told.to_pylist()).to_struct_array().combine_chunks()

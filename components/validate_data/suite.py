@@ -112,8 +112,11 @@ def build_suite(expectations: list[dict[str, Any]], settings: ValidationSettings
 
     from components.validate_data.expectations import TAKES_REFERENCE
 
-    unmeasured = {"validation.tokenizer": () if settings.tokenizer else ("caption_tokens",)}
-    unmeasured["validation.faces"] = () if settings.faces else ("faces", "face_score", "face_share")
+    unmeasured: list[tuple[str, set[str]]] = []
+    if not settings.tokenizer:
+        unmeasured.append(("validation.tokenizer", {"caption_tokens"}))
+    if not settings.faces:
+        unmeasured.append(("validation.faces", {"faces", "face_score", "face_share"}))
     built = []
     for position, written in enumerate(expectations):
         stated = {key: value for key, value in written.items() if key != "id"}
@@ -126,8 +129,8 @@ def build_suite(expectations: list[dict[str, Any]], settings: ValidationSettings
             raise DataValidationError(
                 f"expectation {position + 1} ({written['type']}) is malformed: {error}"
             ) from error
-        for setting, columns in unmeasured.items():
-            for column in set(columns) & set(_columns(expectation.configuration.kwargs)):
+        for setting, columns in unmeasured:
+            for column in columns & set(_columns(expectation.dict())):
                 raise DataValidationError(
                     f"expectation {position + 1} ({written['type']}) is about {column}, which is not measured: set "
                     f"{setting}, or take it out of the suite"
@@ -147,7 +150,7 @@ def run_suite(suite: Any, facts: Path) -> Judgement:
     from great_expectations.data_context.types.base import ProgressBarsConfig
     from great_expectations.exceptions import GreatExpectationsError
 
-    told = str([expectation.configuration.kwargs for expectation in suite.expectations])
+    told = str([expectation.dict() for expectation in suite.expectations])
     columns = [name for name in pq.read_schema(facts).names if name == "row" or re.search(rf"\b{name}\b", told)]
     context = gx.get_context(mode="ephemeral")
     context.enable_analytics(False)
@@ -160,7 +163,9 @@ def run_suite(suite: Any, facts: Path) -> Judgement:
     except GreatExpectationsError as error:
         raise DataValidationError(f"the expectation suite cannot be run: {error}") from error
     results = validated.results
-    outcomes = {result.expectation_config.meta[POSITION]: _outcome(result) for result in results}
+    about = {expectation.meta[POSITION]: _columns(expectation.dict()) for expectation in suite.expectations}
+    positions = [result.expectation_config.meta[POSITION] for result in results]
+    outcomes = {at: _outcome(result, about[at]) for at, result in zip(positions, results, strict=True)}
     if len(outcomes) != len(suite.expectations):
         raise DataValidationError(f"{len(outcomes)} of {len(suite.expectations)} expectations were evaluated")
     return Judgement(tuple(outcomes[position] for position in sorted(outcomes)), _page(validated))
@@ -175,9 +180,8 @@ def _page(validated: Any) -> str:
     return page
 
 
-def _outcome(result: Any) -> Outcome:
+def _outcome(result: Any, columns: tuple[str, ...]) -> Outcome:
     config = result.expectation_config
-    columns = _columns(config.kwargs)
     name = f"{config.type}({', '.join(columns)})" if columns else config.type
     found = result.result
     failing = found.get("unexpected_index_list")
@@ -196,9 +200,10 @@ def _outcome(result: Any) -> Outcome:
     )
 
 
-def _columns(kwargs: dict[str, Any]) -> tuple[str, ...]:
-    single = [kwargs[key] for key in ("column", "column_A", "column_B") if key in kwargs]
-    return tuple(single + list(kwargs.get("column_list") or []))
+def _columns(stated: dict[str, Any]) -> tuple[str, ...]:
+    """The columns that an expectation is about, those that its type implies among them."""
+    single = [stated[key] for key in ("column", "column_A", "column_B") if key in stated]
+    return tuple(single + list(stated.get("column_list") or []))
 
 
 def _error(info: dict[str, Any] | None) -> str | None:
