@@ -15,8 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import rfc8785
-
 PREFIX = "sha256:"
 
 
@@ -46,6 +44,9 @@ def canonical(value: Any) -> bytes:
     Raises:
         LineageError: the value has no JSON form (NaN, an integer beyond 53 bits, an unknown type).
     """
+    # Here, so that a machine that only trains need not have it.
+    import rfc8785
+
     try:
         return rfc8785.dumps(value)
     except rfc8785.CanonicalizationError as error:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # One stream per purpose, so that a new kind of draw never shifts the others.
-_ORDER, _SAMPLE, _DROPOUT, _STEP = range(4)
+_ORDER, _SAMPLE, _DROPOUT, _STEP, _PARTNERS = range(5)
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,14 @@ def draw_null_tokens(seed: int, step: int, fewest: int, most: int) -> int:
     """
     drawn = np.exp(_generator(seed, _STEP, step).uniform(np.log(fewest + 1), np.log(most + 2))) - 1
     return int(np.clip(np.floor(drawn), fewest, most))
+
+
+def partners(seed: int, count: int) -> NDArray[np.int64]:
+    """For each sample another one, (count,): nobody's partner is itself, everybody is somebody's, where count > 1."""
+    ring = _generator(seed, _PARTNERS).permutation(count)
+    partner = np.empty(count, dtype=np.int64)
+    partner[ring] = np.roll(ring, 1)
+    return partner
 
 
 def shift_factor(scheduler: Mapping[str, Any], tokens: int) -> float:

@@ -26,8 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from lineage.digests import digest_path
 from training.curves import CurvePoint
 from training.errors import TrainingError
-from training.families import family_of
-from training.features_info import read_info
+from training.features_info import check_features
 from training.fine_tune import JOB, POINT, RESULT, TETHER
 from training.processes import child, free_port, python_environment, termination_as_exit
 from training.settings import TrainingSettings
@@ -85,7 +84,7 @@ def fine_tune(
     Raises:
         TrainingError: the inputs do not fit, or a training process failed.
     """
-    _check_features(settings, features_dir)
+    check_features(settings, features_dir)
     if candidate_dir.exists() and any(candidate_dir.iterdir()):
         raise TrainingError(f"{candidate_dir} is there already; a candidate is never overwritten: name another place")
     curves_path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,24 +114,6 @@ def fine_tune(
     )
     candidate_dir.with_name(RECORD).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
     return record
-
-
-def _check_features(settings: TrainingSettings, features_dir: Path) -> None:
-    """Refuse features that were made with other encoders or another teacher."""
-    family = family_of(settings.base_model)
-    info = read_info(features_dir)
-    if info.encoders != family.encoders_digest():
-        raise TrainingError(
-            f"the features at {features_dir} were made with other encoders than those of {settings.base_model}; "
-            "encode them again with this base model"
-        )
-    if not settings.supervision.enabled:
-        return
-    if settings.teacher is None or info.teacher != digest_path(settings.teacher):
-        raise TrainingError(
-            f"the features at {features_dir} were made with another teacher than {settings.teacher}, or without one; "
-            "encode them again with this teacher"
-        )
 
 
 def deepspeed_config(settings: TrainingSettings) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def train(
     """
     began = time.perf_counter()
     accelerator = _accelerator()
-    features = Features(features_dir)
+    features = Features(features_dir, settings)
     batches, engine, zero = _prepare(settings, features, accelerator)
     shadow = ShadowWeights(zero, settings.ema_decay)
     meter = Meter(accelerator, settings)
@@ -80,7 +80,7 @@ def train(
     memory = accelerator.gather(torch.tensor([_peak_memory()], device=accelerator.device))
     if not accelerator.is_main_process:
         return None
-    export_candidate(settings.base_model, weights, candidate)
+    export_candidate(settings.base_model, weights, candidate, settings.adapter)
     seconds = {
         "loading": trained_from - began,
         "training": trained_to - trained_from,
@@ -114,8 +114,6 @@ def _accelerator() -> Any:
 def _prepare(settings: TrainingSettings, features: Features, accelerator: Any) -> tuple[Batches, Any, Any]:
     """Batches, DeepSpeed engine and ZeRO optimizer."""
     family = family_of(settings.base_model)
-    if settings.supervision.enabled and not features.teacher_width:
-        raise TrainingError(f"{features.folder} has no teacher features; encode it with supervision enabled")
     batches = Batches(
         features=features,
         settings=settings,
@@ -173,6 +171,9 @@ class Meter:
             loss_flow=losses["flow"],
             loss_local=losses.get("local"),
             loss_global=losses.get("caption"),
+            loss_structure=losses.get("structure"),
+            target_entropy=losses.get("entropy"),
+            target_variance=losses.get("variance"),
             supervision_weight=phase.weight,
             learning_rate=learning_rate(self._settings, step),
             gradient_norm=float(gradient_norm),

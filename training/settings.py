@@ -6,16 +6,21 @@ Read by two steps, encode features and fine-tune. Imports neither torch nor anyt
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
+
+Granularity = Literal["phrase", "clause", "caption"]
+Part = Literal["latents", "text", "teacher", "structure"]
+"""What is encoded: VAE posteriors, conditioning, the teacher's patches, the vision model's self-similarities."""
 
 
 class _Section(BaseModel):
@@ -32,33 +37,79 @@ class SupervisionSettings(_Section):
 
     enabled: bool = True
     """False: plain supervised fine-tuning, no teacher needed."""
+    target: Literal["text", "vision", "shuffled-text"] = "text"
+    """What the image stream is supervised with: ``text``, the vision-aligned text features of the caption;
+    ``vision``, the teacher's own patch features, no text in them; ``shuffled-text``, the control of an ablation,
+    as ``text`` but of another picture's caption, while the conditioning stays right."""
+    granularity: tuple[Granularity, ...] = ("phrase", "clause")
+    """What the text target is aligned with: the caption's phrases, its clauses, the caption as one; any of them."""
     tap: int | None = Field(default=None, ge=0)
     """Index of the joint block whose image stream is supervised; None: about a third of the depth."""
     weight: float = Field(default=0.5, ge=0)
-    """λ, the weight of the supervision beside the velocity loss, at its height."""
+    """λ, the weight of L_local and L_global beside the velocity loss, at its height."""
+    local_weight: float = Field(default=1.0, ge=0)
+    """The weight of L_local, patch by patch, within λ; 0 leaves it out."""
     global_weight: float = Field(default=0.5, ge=0)
-    """α, the weight of the caption-level loss beside the patch-level one."""
+    """α, the weight of L_global, the caption as a whole, within λ; 0 leaves it out."""
+    structure_weight: float = Field(default=0.1, ge=0)
+    """μ, the weight of L_structure beside the velocity loss, at its height; 0 leaves it out."""
+    structure_depths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.25, 0.5, 0.75)
+    """How deep the layers lie that L_structure compares, in the vision model and in the MM-DiT alike: shares of
+    their depth, here shallow, middle and deep."""
+    structure_grid: int = Field(default=8, ge=2)
+    """Most rows and columns of patches whose similarities are compared; finer grids are pooled to it."""
     warmup_fraction: float = Field(default=0.05, ge=0, le=1)
-    """Share of the steps in which only the projector learns: the tapped stream is detached."""
+    """Share of the steps in which only the projectors learn: the tapped streams are detached."""
     ramp_fraction: float = Field(default=0.05, ge=0, le=1)
-    """Share of the steps, after the warm-up, in which λ rises linearly from 0 to ``weight``."""
+    """Share of the steps, after the warm-up, in which λ and μ rise linearly from 0 to their height."""
     decay_end_fraction: float = Field(default=0.65, gt=0, le=1)
-    """Share of the steps after which λ is 0; it falls to it as a cosine from the end of the ramp."""
+    """Share of the steps after which λ and μ are 0; they fall to it as a cosine from the end of the ramp."""
+    decay: bool = True
+    """False: λ and μ stay at their height to the end."""
     projector_hidden: int = Field(default=2048, ge=1)
     """Width of the projector's two hidden layers."""
     mask_dropped: bool = True
     """Leave samples whose caption was dropped out of the supervision."""
-    target: Literal["text"] = "text"
-    """What the patches are supervised with: ``text``, the vision-aligned text features of their own caption."""
+
+    @field_validator("granularity", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("granularity")
+    @classmethod
+    def _some(cls, value: tuple[Granularity, ...]) -> tuple[Granularity, ...]:
+        if not value:
+            raise ValueError("granularity is empty; name phrase, clause or caption, or several of them")
+        return value
+
+    @property
+    def structured(self) -> bool:
+        """Whether L_structure is part of the loss."""
+        return self.enabled and self.structure_weight > 0 and bool(self.structure_depths)
 
     @model_validator(mode="after")
     def _phases_fit(self) -> Self:
-        if self.warmup_fraction + self.ramp_fraction > self.decay_end_fraction:
+        if self.decay and self.warmup_fraction + self.ramp_fraction > self.decay_end_fraction:
             raise ValueError(
                 f"warmup_fraction {self.warmup_fraction} and ramp_fraction {self.ramp_fraction} together end "
                 f"after decay_end_fraction {self.decay_end_fraction}; make them shorter or let the decay end later"
             )
         return self
+
+
+class LoraSettings(_Section):
+    """The adapter that ``method: lora`` trains instead of the MM-DiT's own weights."""
+
+    rank: int = Field(default=16, ge=1)
+    """r, the rank of the change that each matrix can learn."""
+    alpha: float = Field(default=16.0, gt=0)
+    """α; the change is scaled by α / r."""
+    target_modules: tuple[str, ...] = Field(
+        default=("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        min_length=1,
+    )
+    """Ends of the names of the linear layers that get an adapter: the joint attention's, in all families."""
 
 
 class TrainingSettings(_Section):
@@ -68,8 +119,18 @@ class TrainingSettings(_Section):
     """Folder of the diffusers SD3 bundle to start from (two CLIP text encoders, no T5)."""
     teacher: Path | None = None
     """Folder of the transformers SigLIP dual encoder and its tokenizer; needed while supervision is enabled."""
+    structure_model: Path | None = None
+    """Folder of the transformers vision model (such as DINOv2) that L_structure looks through; None: the teacher's
+    own vision tower."""
+    cached: tuple[Part, ...] = ("latents", "text", "teacher", "structure")
+    """Which features are encoded once and read from disk; the others are computed in every training step."""
+    cache_precision: Literal["fp32", "fp16"] = "fp32"
+    """Number format of latents and text embeddings on disk; teacher and structure features are always fp16."""
     steps: int = Field(default=1000, ge=1)
     """Optimizer steps."""
+    method: Literal["full", "lora"] = "full"
+    """Train all weights of the MM-DiT, or an adapter beside them."""
+    lora: LoraSettings = LoraSettings()
     batch_size: int = Field(default=32, ge=1)
     """Images in one optimizer step, over all processes; a multiple of ``processes``."""
     learning_rate: float = Field(default=1e-4, gt=0)
@@ -89,6 +150,9 @@ class TrainingSettings(_Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of forward and backward; master weights, optimizer, losses and average stay fp32. bf16
     pays on GPUs and on CPUs with AMX or AVX-512 bf16, and is far slower than fp32 on others: measure."""
+    gradient_checkpointing: bool = False
+    """Keep only each block's inputs for the backward pass and compute the rest again: less memory, about a third
+    more time."""
     seed: int = Field(default=0, ge=0, lt=2**53)
     """Decides data order, noise, timesteps, dropout and the projector's first weights."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
@@ -104,6 +168,11 @@ class TrainingSettings(_Section):
     log_every: int = Field(default=10, ge=1)
     """Steps between two points of the loss curves, each the mean over the steps since the last."""
     supervision: SupervisionSettings = SupervisionSettings()
+
+    @property
+    def adapter(self) -> LoraSettings | None:
+        """The adapter that is trained; None: all weights are."""
+        return self.lora if self.method == "lora" else None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
 
 from lineage.digests import digest_json
-from lineage.pictures import PictureError, read_picture
 from training.encoding import Corpus, encode
-from training.errors import TrainingError
 from training.features_info import FeaturesInfo
+from training.pictures import open_picture
 from training.settings import TrainingSettings
 
 MANIFEST = "manifest.parquet"
@@ -23,8 +20,12 @@ READERS = 8
 """Pictures read at once: object stores answer slowly, and in parallel."""
 
 
-def encode_pictures(settings: TrainingSettings, validated: Path, features: Path) -> FeaturesInfo:
+def encode_pictures(
+    settings: TrainingSettings, validated: Path, features: Path, cache: Path | None = None
+) -> FeaturesInfo:
     """Encode the accepted pictures of a validated artifact into a features folder.
+
+    ``cache``: a folder that outlives the step, where finished shards are found again.
 
     Raises:
         TrainingError: a picture is missing, is not what was validated, or cannot be encoded.
@@ -34,9 +35,10 @@ def encode_pictures(settings: TrainingSettings, validated: Path, features: Path)
         corpus = Corpus(
             manifest=digest_json([[row["file_name"], row["sha256"], row["text"]] for row in rows]),
             captions=[row["text"] for row in rows],
-            load=lambda run: list(readers.map(open_picture, rows[run.start : run.stop])),
+            load=lambda numbers: list(readers.map(open_picture, [rows[number] for number in numbers])),
+            rows=rows,
         )
-        return encode(settings, corpus, features)
+        return encode(settings, corpus, features, cache)
 
 
 def _training_rows(manifest: Path) -> list[dict[str, str]]:
@@ -44,22 +46,3 @@ def _training_rows(manifest: Path) -> list[dict[str, str]]:
     splits = [SPLIT] if SPLIT in pq.read_schema(manifest).names else []
     rows = pq.read_table(manifest, columns=[*COLUMNS, *splits]).to_pylist()
     return [row for row in rows if (row.pop(SPLIT, None) or "train") == "train"]
-
-
-def open_picture(row: dict[str, str]) -> Image.Image:
-    """The picture of a manifest row.
-
-    Raises:
-        TrainingError: it is gone, its bytes are not those that were validated, or it is no picture.
-    """
-    name, uri = row["file_name"], row["uri"]
-    try:
-        content = read_picture(row)
-    except PictureError as error:
-        raise TrainingError(str(error)) from error
-    try:
-        picture = Image.open(io.BytesIO(content))
-        picture.load()
-    except (UnidentifiedImageError, OSError) as error:
-        raise TrainingError(f"{name} at {uri} cannot be decoded: {error}; leave it out of the data") from error
-    return picture

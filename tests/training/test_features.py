@@ -21,18 +21,19 @@ from training.settings import SupervisionSettings
 
 
 def test_features_hold_what_training_reads(world: World) -> None:
-    features = Features(world.features)
+    features = Features(world.features, world.settings())
     batch = features.batch([0, 5, 23], [False, True, False])
     assert len(features) == 24 and features.latent_shape == (4, 8, 8) and features.teacher_width == 16
     assert batch.mean.shape == batch.std.shape == (3, 4, 8, 8) and (batch.std > 0).all()
     assert batch.conditioning["embeddings"].shape == (3, 40, 32) and batch.conditioning["pooled"].shape == (3, 24)
-    assert batch.target is not None and batch.target.shape == (3, 16, 16) and batch.target.dtype == torch.float16
-    assert batch.caption_target is not None and batch.caption_target.shape == (3, 16)
+    assert batch.target is not None and batch.target.local.shape == (3, 16, 16)
+    assert batch.target.caption.shape == (3, 16) and batch.target.entropy.shape == (3,)
+    assert batch.structure is not None and batch.structure.shape == (3, 3, 120), "3 layers, pairs of 16 patches"
     assert features.info.captions == 7, "six different ones and the empty one, each encoded once"
 
 
 def test_a_dropped_caption_is_the_empty_one(world: World) -> None:
-    features = Features(world.features)
+    features = Features(world.features, world.settings())
     dropped = features.batch([3], [True])
     empty = family_of(world.base).load_encoders().encode_captions([""])
     assert torch.allclose(dropped.conditioning["embeddings"], empty.conditioning["embeddings"], atol=1e-5)
@@ -70,7 +71,7 @@ def test_plain_fine_tuning_needs_no_teacher(world: World, tmp_path: Path) -> Non
     settings = world.settings(teacher=None, supervision=SupervisionSettings(enabled=False))
     info = encode_pictures(settings, world.validated, tmp_path / "plain")
     assert info.teacher is None
-    assert Features(tmp_path / "plain").batch([0], [False]).target is None
+    assert Features(tmp_path / "plain", settings).batch([0], [False]).target is None
 
 
 def _changed(row: dict[str, object], folder: Path) -> dict[str, object]:
@@ -106,6 +107,6 @@ def test_an_empty_manifest_is_refused(world: World, tmp_path: Path) -> None:
         encode_pictures(world.settings(), tmp_path / "validated", tmp_path / "features")
 
 
-def test_unfinished_features_are_refused(tmp_path: Path) -> None:
+def test_unfinished_features_are_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"features\.json is missing"):
-        Features(tmp_path)
+        Features(tmp_path, world.settings())
