@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.evaluate.settings import EvaluationSettings
-from components.gate.settings import AXES, GateSettings
+from components.gate.settings import GateSettings, missing_axes
 from components.snapshot_data.settings import DataSettings
 from components.validate_data.settings import ValidationSettings
 from lineage.embedded import LineageSettings
@@ -78,8 +78,7 @@ def read_configuration(path: Path) -> Configuration:
     for key, place in configuration.places():
         if is_local(place) and not Path(place).exists():
             raise ConfigurationError(f"{path}: {key} is {place}, and nothing is there")
-    unset = sorted(set(AXES) - set(configuration.gate.margins))
-    if unset:
+    if unset := missing_axes(configuration.gate.margins):
         raise ConfigurationError(f"{path}: gate.margins has no margin for {', '.join(unset)}; every axis needs one")
     return configuration
 

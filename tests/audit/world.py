@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from components.gate.gate import judge
+from components.gate.gate import Docket, judge
 from components.gate.settings import AXES, GateSettings
 from components.register.register import register_candidate
 from components.snapshot_data.settings import DataSettings
@@ -113,7 +113,8 @@ class World:
             record.input("scores", made["scores"])
             settings = GateSettings(margins=dict.fromkeys(AXES, 0.1), resamples=1000, minimum_prompts=2)
             signer = context.signer("gate")
-            ruling, judged = judge(settings, made["scores"], made["verdict"], scratch / "pareto.html", run, signer)
+            docket = Docket(run, self.store, context.open_ledger().state)
+            ruling, judged = judge(settings, made["scores"], made["verdict"], docket, signer)
             context.open_ledger().append(judged, signer)
             record.facts |= ruling.model_dump(mode="json")
             record.output("verdict", made["verdict"])
@@ -221,6 +222,7 @@ def _evaluate(context: RunContext, made: dict[str, Path], incumbent: str, gain: 
                 "version": 1,
                 "digest": SET,
                 "prompts": {f"p{prompt}": {"glasses": True} for prompt in range(4)},
+                "seeds": {f"p{prompt}": [7] for prompt in range(4)},
             },
             "sampling": SAMPLING,
             "scorers": [
