@@ -82,7 +82,7 @@ def build_pipeline(image: str, retries: int = 0) -> Any:
                     incumbent_digest=decided["incumbent_digest"],
                     candidate=tuned.outputs["candidate"],
                 )
-                judged = gate_step(run=run, gate=gate, scores=scored.outputs["scores"])
+                judged = gate_step(run=run, gate=gate, registry=registry, scores=scored.outputs["scores"])
                 registered = register(
                     run=run,
                     registry=registry,

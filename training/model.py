@@ -16,6 +16,7 @@ from torch.nn import functional
 from training.draws import batch_samples, draw_null_tokens, draw_sample, is_dropped
 from training.families.family import Family
 from training.features import Features
+from training.lora import add_adapter
 from training.settings import TrainingSettings
 from training.structure import StructureHeads, check_grid, layers_at, pool_tokens
 from training.supervision import (
@@ -74,6 +75,10 @@ class SupervisedTransformer(nn.Module):
         super().__init__()
         self.family = family
         self.backbone = family.load_transformer()
+        if settings.gradient_checkpointing:
+            self.backbone.enable_gradient_checkpointing()
+        if settings.method == "lora":
+            add_adapter(self.backbone, settings.lora, settings.seed)
         self.guidance = settings.guidance
         self.projector: Projector | None = None
         self.structure_heads: StructureHeads | None = None
@@ -135,10 +140,9 @@ def _stream(tap: Tap, phase: Phase) -> Tensor:
 def parameter_groups(model: SupervisedTransformer, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's groups: matrices, which decay, and biases and norms, which do not."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    matrices, rest = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    groups = ({"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
 
 
 @dataclass(frozen=True)

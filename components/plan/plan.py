@@ -29,6 +29,9 @@ class Plan:
     reuse_digest: str
     incumbent_uri: str
     incumbent_digest: str
+    anchor_uri: str
+    """The last version that a person approved; empty where there is none, or it is the incumbent."""
+    anchor_digest: str
     incumbent_name: str
     base_digest: str
 
@@ -51,7 +54,9 @@ def make_plan(
         force: train and judge although nothing is new.
     """
     versions = [version for (name, _), version in state.versions.items() if name == model]
-    champion = state.champion(model)
+    champion, anchor = state.champion(model), state.anchor(model)
+    if anchor and champion and anchor.candidate == champion.candidate:
+        anchor = None
     base_digest = digest_path(training["base_model"])
     incumbent_digest = champion.candidate if champion else base_digest
     key = training_key(snapshot_digest, training)
@@ -68,6 +73,8 @@ def make_plan(
         reuse_digest=reuse.candidate if reuse else "",
         incumbent_uri=f"models:/{model}/{champion.version}" if champion else str(training["base_model"]),
         incumbent_digest=incumbent_digest,
+        anchor_uri=f"models:/{model}/{anchor.version}" if anchor else "",
+        anchor_digest=anchor.candidate if anchor else "",
         incumbent_name=f"champion (version {champion.version})" if champion else "base model",
         base_digest=base_digest,
     )
