@@ -13,9 +13,11 @@ import tempfile
 from pathlib import Path
 
 import atheris
-from PIL import Image
 
-from components.validate_data.images import FORMATS, MEASURED, measure_images
+with atheris.instrument_imports(include=["PIL", "components.validate_data"]):
+    from PIL import Image
+
+    from components.validate_data.images import FORMATS, MEASURED, measure_images
 
 TIMEOUT = 10
 MOST_PIXELS = 2**20
@@ -50,7 +52,13 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
         write_seeds(Path(folder))
-        options = [f"-timeout={TIMEOUT}", f"-max_len={LONGEST}", "-rss_limit_mb=2048", "-print_final_stats=1"]
+        options = [
+            f"-timeout={TIMEOUT}",
+            f"-max_len={LONGEST}",
+            "-rss_limit_mb=2048",
+            "-len_control=0",
+            "-print_final_stats=1",
+        ]
         atheris.Setup([sys.argv[0], *options, *sys.argv[1:], folder], one_input)
         atheris.Fuzz()
 
