@@ -26,6 +26,7 @@ from training.settings import TrainingSettings
 PLACES = (
     ("data", "source"),
     ("validation", "suite"),
+    ("validation", "tokenizer"),
     ("training", "base_model"),
     ("training", "teacher"),
     ("evaluation", "evaluation_set"),
@@ -57,7 +58,8 @@ class Configuration(BaseModel):
         """(key, place) of everything the run reads: local paths or URIs."""
         sections = self.model_dump(mode="json")
         for section, key in PLACES:
-            yield f"{section}.{key}", sections[section][key]
+            if sections[section][key] is not None:
+                yield f"{section}.{key}", sections[section][key]
         for index, scorer in enumerate(self.evaluation.scorers):
             yield f"evaluation.scorers[{index}].weights", scorer.weights
 
