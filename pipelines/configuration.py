@@ -26,6 +26,7 @@ from training.settings import TrainingSettings
 PLACES = (
     ("data", "source"),
     ("validation", "suite"),
+    ("validation", "tokenizer"),
     ("training", "base_model"),
     ("training", "teacher"),
     ("evaluation", "evaluation_set"),
@@ -57,20 +58,27 @@ class Configuration(BaseModel):
         """(key, place) of everything the run reads: local paths or URIs."""
         sections = self.model_dump(mode="json")
         for section, key in PLACES:
-            yield f"{section}.{key}", sections[section][key]
+            if sections[section][key] is not None:
+                yield f"{section}.{key}", sections[section][key]
         for index, scorer in enumerate(self.evaluation.scorers):
             yield f"evaluation.scorers[{index}].weights", scorer.weights
 
 
-def read_configuration(path: Path) -> Configuration:
+def read_configuration(path: Path, source: str | None = None) -> Configuration:
     """Read and check a configuration file.
+
+    Args:
+        source: takes the place of ``data.source``.
 
     Raises:
         ConfigurationError: the file is missing, is not YAML, has an unknown or wrong key, or names a place that is
             not there.
     """
     try:
-        configuration = Configuration.model_validate(_read_yaml(path.resolve(), ()))
+        content = _read_yaml(path.resolve(), ())
+        if source is not None:
+            content = _merge(content, {"data": {"source": source}})
+        configuration = Configuration.model_validate(content)
     except ValidationError as error:
         raise ConfigurationError(f"{path}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
     for key, place in configuration.places():
