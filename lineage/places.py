@@ -15,7 +15,7 @@ from pathlib import Path
 from lineage.digests import LineageError
 
 HUB = "hf://"
-FETCHED = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
+FETCHED = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
 """Files that models are loaded from. Nothing pickled is fetched."""
 VARIANTS = ("*.fp16.safetensors", "*.fp16-*.safetensors", "*.bf16.safetensors", "*.safetensors.index.fp16.json")
 """Second copies of weights."""
