@@ -27,8 +27,9 @@ from training.features import CORPUS, Features
 from training.features_info import FeaturesInfo, needed_parts, structure_of, write_info
 from training.frozen import BATCH, Frozen, Tensors, fitted, join_conditioning, pictures_at_once
 from training.phrases import Phrasebook
-from training.settings import TrainingSettings
+from training.settings import Part, TrainingSettings
 from training.shelf import Shelf
+from training.structure import check_grid
 
 SHARD_ROWS = 1024
 SHARD_BYTES = 256 * 2**20
@@ -87,15 +88,15 @@ class _Encoding:
         self.frozen, self.parts = Frozen(settings), needed_parts(settings)
         self.captions = list(dict.fromkeys(["", *corpus.captions]))
         self.strings = Phrasebook.of(self.captions).strings if "teacher" in self.parts else []
-        family = family_of(settings.base_model)
-        side = family.resolution
+        self.family = family_of(settings.base_model)
+        side = self.family.resolution
         sizes = corpus.sizes or [(side, side)] * len(corpus)
         self.order = sorted(range(len(corpus)), key=lambda row: sizes[row])
         self.sizes = [sizes[row] for row in self.order]
         self.layout = digest_json([[row, *size] for row, size in zip(self.order, self.sizes, strict=True)])
         self.structure = structure_of(settings)
         teacher = settings.teacher if "teacher" in self.parts else None
-        self.encoders = family.encoders_digest()
+        self.encoders = self.family.encoders_digest()
         self.teacher = digest_path(teacher) if teacher else None
 
     def run(self) -> FeaturesInfo:
@@ -112,7 +113,7 @@ class _Encoding:
         shelves |= {name: part.shelf for name, part in pictures.items()}
         return self._finish(shelves)
 
-    def _kept(self) -> list[str]:
+    def _kept(self) -> list[Part]:
         return [part for part in self.parts if part in self.settings.cached]
 
     def _key(self, part: str, rows: int) -> dict[str, Any]:
@@ -150,8 +151,10 @@ class _Encoding:
         size = max(self.sizes, key=lambda size: size[0] * size[1])
         blank = [Image.new("RGB", size)]
         kept, measured = self._kept(), {}
+        latents = self.frozen.latents(blank)
+        self._check_grids(*latents["mean"].shape[-2:])
         if "latents" in kept:
-            measured["latents"] = _bytes(self.frozen.latents(blank))
+            measured["latents"] = _bytes(latents)
         if "text" in kept:
             measured["text"] = _bytes(self.frozen.text([""]))
         if "teacher" in kept:
@@ -161,6 +164,14 @@ class _Encoding:
         if self.strings:
             measured["strings"] = _bytes(self.frozen.strings([""]))
         return measured
+
+    def _check_grids(self, height: int, width: int) -> None:
+        """Refuse a teacher or vision model that looks more finely than latents of this height and width have tokens."""
+        grid = self.family.grid(height, width)
+        if "teacher" in self.parts:
+            check_grid(grid, self.frozen.teacher.grid)
+        if "structure" in self.parts:
+            check_grid(grid, (self.frozen.structure_model.grid,) * 2)
 
     def _check_room(self, bytes_a_row: dict[str, int]) -> None:
         counts = {"text": len(self.captions), "strings": len(self.strings)}
@@ -239,6 +250,7 @@ class _Encoding:
             truncated_captions=None,
             sizes=[(count, width, height) for width, height, count in self._size_runs()],
             corpus=digest_file(self.folder / CORPUS),
+            cached=tuple(self._kept()),
             parts={name: shelf.shards() for name, shelf in shelves.items()},
             alignment={},
         )
