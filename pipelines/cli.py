@@ -113,6 +113,33 @@ def ui(work_dir: WorkOption = WORK, port: Annotated[int, typer.Option(help="On t
     os.execve(command[0], command, server_environment(place))
 
 
+@app.command()
+def gate(
+    scores: Annotated[Path, typer.Argument(help="The scores artifact, or the evidence folder of a model version.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Decide on this configuration, not on the stored verdict's.")
+    ] = None,
+) -> None:
+    """Decide again from stored scores; status 0 where the stored verdict, or without one promote, comes out."""
+    from components.gate.settings import GateSettings
+    from lineage.digests import LineageError
+    from pipelines.rejudge import rejudge
+
+    settings: GateSettings | None = configuration_of(config).gate if config else None
+    try:
+        made = rejudge(scores, settings)
+    except LineageError as error:
+        refuse(str(error))
+    typer.echo(f"verdict: {made.ruling.decision}")
+    for reason in made.ruling.reasons:
+        typer.echo(f"  {reason}")
+    if made.stored:
+        same = f"not the same in: {', '.join(made.differs)}" if made.differs else "the same"
+        typer.echo(f"stored in {made.stored}: {same} (its signature: triptych audit)")
+    agrees = not made.differs if made.stored else made.ruling.decision == "promote"
+    raise typer.Exit(0 if agrees else 1)
+
+
 class ReportFormat(StrEnum):
     """How an audit is written."""
 

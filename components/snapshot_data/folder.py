@@ -145,19 +145,22 @@ def _list_remote(uri: str) -> Folder:
     with reaching(uri):
         filesystem.invalidate_cache()
         root = filesystem._strip_protocol(uri)
-        found = filesystem.find(root, detail=True)
+        try:
+            found = filesystem.find(root, detail=True)
+        except FileNotFoundError as error:
+            raise SnapshotError(f"there is no {uri}: no such bucket or folder; correct data.source") from error
     files = {}
     for path, facts in found.items():
-        said = [str(facts[key]) for key in _STAMPS if facts.get(key)]
+        said = next((str(facts[key]) for key in _STAMPS if facts.get(key)), "")
         size = int(facts.get("size") or 0)
-        files[path.removeprefix(root).lstrip("/")] = File(size, f"{size}-{'-'.join(said)}" if said else "")
+        files[path.removeprefix(root).lstrip("/")] = File(size, f"{size}-{said}" if said else "")
     if "" in files:  # the source is a file itself
         return Folder(uri.rpartition("/")[0], {uri.rpartition("/")[2]: files[""]})
     return Folder(uri, files)
 
 
 _STAMPS = ("ETag", "etag", "blob_id", "generation", "LastModified", "mtime")
-"""What S3, the Hub and Google say of a file that changes with it."""
+"""What S3, Google and the Hub say of a file that changes with it; the first that is there counts."""
 
 
 def _file(status: os.stat_result) -> File:

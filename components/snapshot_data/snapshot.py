@@ -15,6 +15,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -71,17 +72,26 @@ def take_snapshot(settings: DataSettings, target: Path, state: Path | None = Non
     source = open_source(settings)
     kept, metadata = Kept(state, settings.source), _metadata(source)
     fingerprint = _fingerprint(settings, source, metadata)
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    if kept.snapshot(fingerprint, partial):
-        taken = Snapshot(**{**json.loads((partial / "snapshot.json").read_bytes()), "read": 0})
-    else:
+    with _whole(target) as partial:
+        if kept.snapshot(fingerprint, partial):
+            return Snapshot(**{**json.loads((partial / "snapshot.json").read_bytes()), "read": 0})
         partial.mkdir(parents=True)
         taken = _take(settings, source, metadata, partial, _Reader(kept, Store.of(settings, state)))
         kept.keep_snapshot(fingerprint, partial)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.replace(target)
-    return taken
+        return taken
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """Where to make a folder, which takes the place of ``target`` once it is whole."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        shutil.rmtree(target, ignore_errors=True)
+        partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _metadata(source: Source) -> str:
