@@ -91,7 +91,7 @@ class _Encoding:
         self.family = family_of(settings.base_model)
         side = self.family.resolution
         sizes = corpus.sizes or [(side, side)] * len(corpus)
-        family.check_sizes(set(sizes))
+        self.family.check_sizes(set(sizes))
         self.order = sorted(range(len(corpus)), key=lambda row: sizes[row])
         self.sizes = [sizes[row] for row in self.order]
         self.layout = digest_json([[row, *size] for row, size in zip(self.order, self.sizes, strict=True)])
@@ -101,6 +101,7 @@ class _Encoding:
         self.teacher = digest_path(teacher) if teacher else None
 
     def run(self) -> FeaturesInfo:
+        self._check_grids()
         bytes_a_row = self._measure()
         self._check_room(bytes_a_row)
         rows = max(1, min(SHARD_ROWS, SHARD_BYTES // max(bytes_a_row.values(), default=1)))
@@ -153,10 +154,8 @@ class _Encoding:
         size = max(self.sizes, key=lambda size: size[0] * size[1])
         blank = [Image.new("RGB", size)]
         kept, measured = self._kept(), {}
-        latents = self.frozen.latents(blank)
-        self._check_grids(*latents["mean"].shape[-2:])
         if "latents" in kept:
-            measured["latents"] = _bytes(latents)
+            measured["latents"] = _bytes(self.frozen.latents(blank))
         if "text" in kept:
             measured["text"] = _bytes(self.frozen.text([""]))
         if "teacher" in kept:
@@ -167,13 +166,15 @@ class _Encoding:
             measured["strings"] = _bytes(self.frozen.strings([""]))
         return measured
 
-    def _check_grids(self, height: int, width: int) -> None:
-        """Refuse a teacher or vision model that looks more finely than latents of this height and width have tokens."""
-        grid = self.family.grid(height, width)
-        if "teacher" in self.parts:
-            check_grid(grid, self.frozen.teacher.grid)
+    def _check_grids(self) -> None:
+        """Refuse a teacher or vision model that looks more finely than pictures have image tokens."""
+        finest = [self.frozen.teacher.grid] if "teacher" in self.parts else []
         if "structure" in self.parts:
-            check_grid(grid, (self.frozen.structure_model.grid,) * 2)
+            finest.append((self.frozen.structure_model.grid,) * 2)
+        factor = self.family.vae_factor
+        for width, height in set(self.sizes):
+            for patches in finest:
+                check_grid(self.family.grid(height // factor, width // factor), patches)
 
     def _check_room(self, bytes_a_row: dict[str, int]) -> None:
         counts = {"text": len(self.captions), "strings": len(self.strings)}
