@@ -128,6 +128,12 @@ class TrainingSettings(_Section):
     """Number format of latents and text embeddings on disk; teacher and structure features are always fp16."""
     steps: int = Field(default=1000, ge=1)
     """Optimizer steps."""
+    buckets: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], ...] = ()
+    """Sizes, [width, height] in pixels, to which pictures are resized and cropped about their centre, each to the one
+    nearest in shape; a batch is of one size. Empty: the base model's own square."""
+    max_sequence_length: int | None = Field(default=None, ge=1)
+    """Most tokens that a T5, or Qwen-Image's language model, reads of a caption; None: as many as a plain call of
+    the pipeline. Train with what is sampled with."""
     method: Literal["full", "lora"] = "full"
     """Train all weights of the MM-DiT, or an adapter beside them."""
     lora: LoraSettings = LoraSettings()

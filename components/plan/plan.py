@@ -52,6 +52,9 @@ def make_plan(
         model: name of the registered model.
         training, evaluation, gate: the sections of the configuration.
         force: train and judge although nothing is new.
+
+    Raises:
+        TrainingError: something has to run, and a scorer holds weights of a network that supervises training.
     """
     versions = [version for (name, _), version in state.versions.items() if name == model]
     champion, anchor = state.champion(model), state.anchor(model)
@@ -63,6 +66,10 @@ def make_plan(
     terms = evaluation_terms(evaluation, gate)
     known = next((v for v in reversed(versions) if v.training_key == key), None)
     needed, reason = _decide(state, versions, known, champion, incumbent_digest, terms)
+    if needed or force:
+        from training.leakage import refuse_leakage  # loads torch, which a run with nothing new does without
+
+        refuse_leakage(evaluation, training)
     reuse = None if force else known
     return Plan(
         needed=needed or force,
