@@ -20,7 +20,8 @@ from typing import Any
 
 from training.settings import SupervisionSettings, TrainingSettings
 
-MODELS = Path(__file__).parents[1] / "examples" / "avatars" / "models"
+AVATARS = (Path(__file__).parents[1] / "examples" / "avatars").resolve()
+MODELS, DATA = AVATARS / "models", AVATARS / "data" / "new"
 WARM = 3
 
 
@@ -127,6 +128,33 @@ def the_accelerator() -> Any:
 BATCH = [16]
 
 
+def encode_some(count: int, batch: int, features: Path) -> None:
+    """Encode the first ``count`` of the new avatars (`make data` draws them)."""
+    import json
+
+    from lineage.digests import digest_file
+    from training.encoding import Corpus, encode
+    from training.pictures import open_picture
+
+    lines = (DATA / "metadata.jsonl").read_text("utf-8").splitlines()[:count]
+    rows = [
+        {
+            "file_name": row["file_name"],
+            "text": row["text"],
+            "uri": (DATA / row["file_name"]).as_uri(),
+            "sha256": digest_file(DATA / row["file_name"]),
+        }
+        for row in map(json.loads, lines)
+    ]
+    corpus = Corpus(
+        manifest=digest_file(DATA / "metadata.jsonl"),
+        captions=[row["text"] for row in rows],
+        load=lambda numbers: [open_picture(rows[number]) for number in numbers],
+        rows=rows,
+    )
+    encode(settings_of(1, batch, True), corpus, features)
+
+
 def take_turns(sides: dict[str, Callable[[int], None]], rounds: int, block: int) -> dict[str, list[float]]:
     """Seconds a step of each side in each round."""
     for side in sides.values():
@@ -181,17 +209,20 @@ def together(features: Path, batch: int, steps: int) -> None:
 def main() -> None:
     """Encode what is needed and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--features", type=Path, required=True, help="python -m benchmarks.supervision encode FEATURES")
+    parser.add_argument("--pictures", type=int, default=256, help="avatars to encode and train on")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--block", type=int, default=5, help="steps between two changes of side")
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
     asked = parser.parse_args()
     BATCH[0] = asked.batch
-    if asked.processes == 2:
-        together(asked.features, asked.batch, asked.rounds * asked.block)
-    else:
-        alone(asked.features, asked.batch, asked.rounds, asked.block)
+    with tempfile.TemporaryDirectory() as place:
+        features = Path(place) / "features"
+        encode_some(asked.pictures, asked.batch, features)
+        if asked.processes == 2:
+            together(features, asked.batch, asked.rounds * asked.block)
+        else:
+            alone(features, asked.batch, asked.rounds, asked.block)
 
 
 if __name__ == "__main__":
