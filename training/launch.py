@@ -29,8 +29,9 @@ from training.curves import CurvePoint
 from training.errors import TrainingError
 from training.features_info import read_info
 from training.fine_tune import JOB, POINT, RESULT, TETHER
-from training.processes import child, free_port, python_environment, termination_as_exit
+from training.processes import child, python_environment, termination_as_exit
 from training.settings import TrainingSettings
+from training.topology import ALONE, Topology
 from training.watching import MlflowCurves, MlflowRun, Terminal
 
 RECORD = "training.json"
@@ -71,6 +72,9 @@ def fine_tune(
     candidate_dir: Path,
     curves_path: Path,
     mlflow: MlflowRun | None = None,
+    checkpoints: Path | None = None,
+    topology: Topology = ALONE,
+    terminal: Terminal | None = None,
 ) -> TrainingRecord:
     """Fine-tune the base model on encoded features; write the candidate, its loss curves and its record.
 
@@ -81,6 +85,8 @@ def fine_tune(
             written beside it.
         curves_path: JSON lines, one `CurvePoint` each, appended while training runs.
         mlflow: a run that takes the loss curves too.
+        topology: the machines that train, of which this is the first; each of the others has to call `join`.
+        terminal: where points and lines are shown; None: on standard output, for people.
 
     Raises:
         TrainingError: the inputs do not fit, or a training process failed.
@@ -94,9 +100,9 @@ def fine_tune(
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="triptych-training-") as job:
         folder = Path(job)
-        _write_job(folder, settings, features_dir, candidate_dir, curves_path)
+        _write_job(folder, settings, features_dir, candidate_dir, curves_path, topology)
         curves = MlflowCurves(mlflow)
-        _run(folder, settings, curves)
+        _run(folder, settings, curves, topology, terminal or Terminal(settings))
         result = json.loads((folder / RESULT).read_text("utf-8"))
     record = TrainingRecord(
         candidate=digest_path(candidate_dir),
@@ -116,6 +122,19 @@ def fine_tune(
     )
     candidate_dir.with_name(RECORD).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
     return record
+
+
+def join(
+    settings: TrainingSettings, features_dir: Path, work: Path, topology: Topology, checkpoints: Path | None = None
+) -> None:
+    """Run this machine's processes of a training whose first machine runs `fine_tune` with the same arguments.
+
+    Raises:
+        TrainingError: a training process failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="triptych-training-") as job:
+        _write_job(Path(job), settings, features_dir, work / "candidate", work / "curves.jsonl", topology)
+        _run(Path(job), settings, MlflowCurves(None), topology, Terminal(settings))
 
 
 def _check_features(settings: TrainingSettings, features_dir: Path) -> None:
@@ -152,7 +171,12 @@ def deepspeed_config(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def _write_job(
-    folder: Path, settings: TrainingSettings, features_dir: Path, candidate_dir: Path, curves_path: Path
+    folder: Path,
+    settings: TrainingSettings,
+    features_dir: Path,
+    candidate_dir: Path,
+    curves_path: Path,
+    topology: Topology,
 ) -> None:
     """The files that the processes read: the job, and the configurations of accelerate and DeepSpeed."""
     job = {
@@ -169,12 +193,9 @@ def _write_job(
         "deepspeed_config": {
             "deepspeed_config_file": str(folder / "deepspeed.json"),
             "zero3_init_flag": False,
+            "deepspeed_multinode_launcher": "standard",
         },
-        "machine_rank": 0,
-        "num_machines": 1,
-        "num_processes": settings.processes,
-        "main_process_ip": "127.0.0.1",
-        "main_process_port": free_port(),
+        **topology.accelerate(settings.processes),
         "main_training_function": "main",
         # `use_cpu: true` would turn DeepSpeed off without a word.
         "use_cpu": False,
@@ -182,16 +203,18 @@ def _write_job(
     (folder / "accelerate.yaml").write_text(yaml.safe_dump(accelerate), "utf-8")
 
 
-def _run(folder: Path, settings: TrainingSettings, curves: MlflowCurves) -> None:
+def _run(
+    folder: Path, settings: TrainingSettings, curves: MlflowCurves, topology: Topology, terminal: Terminal
+) -> None:
     """Start the processes and watch them to their end."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml")]
     command += ["-m", "training.fine_tune", "--job", str(folder)]
-    environment = python_environment(settings.threads_per_process) | {TETHER: "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = topology.environment(python_environment(settings.threads_per_process) | {TETHER: "1"})
     lines: deque[str] = deque(maxlen=LINES_KEPT)
     with termination_as_exit(), child(command, environment) as process:
-        _watch(process, Terminal(settings), curves, lines)
+        _watch(process, terminal, curves, lines)
         status = process.wait()
-    if status != 0 or not (folder / RESULT).is_file():
+    if status != 0 or (topology.rank == 0 and not (folder / RESULT).is_file()):
         raise TrainingError(_failure(folder, status, lines))
 
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from components.fine_tune.settings import TrainJobSettings
+from components.fine_tune.trainjob import train_on_cluster
 from lineage.registry import fetch_weights
 from training.curves import draw_curves, read_points
 from training.launch import RECORD, fine_tune
@@ -15,15 +17,23 @@ from training.watching import MlflowRun
 
 def train_candidate(
     settings: TrainingSettings,
+    trainjob: TrainJobSettings | None,
+    run: str,
     features: Path,
     candidate: Path,
     curves: Path,
     training_record: Path,
     mlflow: MlflowRun | None,
 ) -> dict[str, Any]:
-    """Fine-tune; write the candidate, a page with its loss curves, and its training record. Gives the record."""
+    """Fine-tune here, or on a cluster where ``trainjob`` says so.
+
+    Writes the candidate, a page with its loss curves, and its training record. Gives the record.
+    """
     points = curves.with_name(f"{curves.name}.jsonl")
-    record = fine_tune(settings, features, candidate, points, mlflow)
+    if trainjob is None:
+        record = fine_tune(settings, features, candidate, points, mlflow)
+    else:
+        record = train_on_cluster(trainjob, run, settings, features, candidate, points, mlflow)
     curves.write_text(draw_curves(read_points(points), "Fine-tuning"), "utf-8")
     training_record.write_bytes(candidate.with_name(RECORD).read_bytes())
     return record.model_dump(mode="json")
