@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 from components.fine_tune.trainer_api import TrainerApi
 
-FIRST_NODE = "node-0"
 MARGIN = 60
 """Seconds that are asked for again after a lost connection; what was seen in them is left out."""
 LAST_LINES = 30.0
@@ -54,8 +53,8 @@ class PodLog:
             self._over.wait(self._pause)
 
     def _read(self, follow: bool) -> None:
-        pod, phase = self._api.pods(self._job).get(FIRST_NODE, ("", "Pending"))
-        if phase == "Pending":
+        pod = self._api.first_node(self._job)
+        if not pod:
             return
         if pod != self._pod:
             self._pod, self._seen = pod, ""

@@ -139,9 +139,15 @@ class TrainerApi:
                 )
             time.sleep(min(1.0, self._settings.poll_seconds))
 
-    def pods(self, name: str) -> dict[str, tuple[str, str]]:
-        """(name, phase) of the newest pod of each node, by node: ``node-0`` is the first. One attempt."""
-        return {step.name: (step.pod_name, step.status) for step in self._client.get_job(name).steps}
+    def first_node(self, name: str) -> str:
+        """The newest pod of the job's first node that has begun to run; empty where there is none. One attempt."""
+        from kubeflow.trainer.constants import constants as api
+
+        # Not through the SDK's get_job: where a pod was restarted, that shows any of them.
+        selector = api.POD_LABEL_SELECTOR.format(trainjob_name=name) + f",{api.JOB_INDEX_LABEL}=0"
+        pods = self._client.backend.core_api.list_namespaced_pod(self.namespace, label_selector=selector).items
+        begun = [pod for pod in pods if pod.status.phase != api.POD_PENDING]
+        return max(begun, key=lambda pod: pod.metadata.creation_timestamp).metadata.name if begun else ""
 
     def log(self, pod: str, follow: bool, since_seconds: int | None) -> Any:
         """A node's log as an HTTP response whose lines begin with their time (RFC 3339). One attempt."""

@@ -59,10 +59,15 @@ class Step:
         return train_on_cluster(self.trainjob, RUN, settings, self.world.features, self.candidate, curves, None)
 
 
+def use(kubeconfig: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let the client find ``kubeconfig``; it reads KUBECONFIG once, when it is imported."""
+    patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(kubeconfig))
+
+
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     running = Server(tmp_path)
-    monkeypatch.setenv("KUBECONFIG", str(running.kubeconfig))
+    use(running.kubeconfig, monkeypatch)
     yield running
     running.stop()
 
@@ -122,7 +127,7 @@ def real(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rea
     root = tmp_path_factory.mktemp("cluster")
     running = Server(root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KUBECONFIG", str(running.kubeconfig))
+        use(running.kubeconfig, patch)
         cluster = running.cluster
         cluster.on_create = lambda name: threading.Thread(target=train_for_real, args=(cluster, name)).start()
         step = Step(world, cluster, root, {"labels": {"kueue.x-k8s.io/queue-name": "portraits"}})
@@ -133,4 +138,6 @@ def real(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rea
 
 def leave_results(real: RealJob, place: Path) -> None:
     """What the nodes of a job that trained leave."""
-    Place(str(place)).upload(real.place)
+    (Place(str(place)) / "candidate").upload(real.place / "candidate")
+    for name in ("curves.jsonl", "training.json"):
+        (place / name).write_bytes((real.place / name).read_bytes())

@@ -100,6 +100,13 @@ class Cluster:
             self.logs[pod], self.log_open[pod] = [], True
         return pod
 
+    def select(self, selector: str) -> list[dict[str, Any]]:
+        """The pods whose labels fit each ``label=value`` of the selector."""
+        asked = [part.split("=") for part in selector.split(",") if "=" in part]
+        with self.lock:
+            pods = list(self.pods.values())
+        return [pod for pod in pods if all(pod["metadata"]["labels"].get(name) == value for name, value in asked)]
+
     def write(self, pod: str, line: str) -> None:
         with self.written:
             number = sum(len(lines) for lines in self.logs.values())
@@ -165,7 +172,8 @@ class Handler(BaseHTTPRequestHandler):
         elif found:
             self.answer(*self.resource(method, found, body))
         elif url.path.endswith("/pods"):
-            self.answer(200, {"kind": "PodList", "apiVersion": "v1", "items": list(self.cluster.pods.values())})
+            selector = parse_qs(url.query)["labelSelector"][0]
+            self.answer(200, {"kind": "PodList", "apiVersion": "v1", "items": self.cluster.select(selector)})
         else:
             self.answer(*refusal(404, "not found"))
 

@@ -17,7 +17,7 @@ import pytest
 from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainer_api import pod_patch
 from lineage.digests import digest_path
-from tests.cluster.conftest import NAME, RUN, RealJob, Step, leave_results
+from tests.cluster.conftest import NAME, RUN, RealJob, Step, leave_results, use
 from tests.cluster.kubernetes import Cluster, Server
 from training.errors import TrainingError
 from training.node import Request
@@ -116,7 +116,13 @@ def test_a_job_that_is_being_deleted_is_not_attached_to(step: Step, real: RealJo
 def test_two_attempts_at_once_share_one_job(step: Step, real: RealJob) -> None:
     step.cluster.trouble.append(("GET trainjobs", 404))  # the job comes between the look and the creation
     put_job(step)
-    threading.Thread(target=finish, args=(step, real)).start()
+
+    def finish_later() -> None:
+        while not created(step.cluster):
+            time.sleep(0.01)
+        finish(step, real)
+
+    threading.Thread(target=finish_later).start()
     step.run()
     assert len(step.cluster.jobs) == 1
 
@@ -203,7 +209,7 @@ def test_a_missing_runtime_is_named(step: Step) -> None:
 
 
 def test_without_a_cluster_the_section_is_to_blame(step: Step, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    use(tmp_path / "none", monkeypatch)
     with pytest.raises(TrainingError, match="leave out the trainjob section"):
         step.run()
 
