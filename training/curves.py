@@ -27,6 +27,12 @@ class CurvePoint(BaseModel):
     """L_local; None without supervision."""
     loss_global: float | None = None
     """L_global; None without supervision."""
+    loss_structure: float | None = None
+    """L_structure; None without it."""
+    target_entropy: float | None = None
+    """Of the attention that makes the text target, in nats; None without supervision."""
+    target_variance: float | None = None
+    """Of the target across patches, summed over features; None without supervision."""
     supervision_weight: float
     """λ of the last step."""
     learning_rate: float

@@ -1,33 +1,40 @@
 """Encoding: from pictures and captions to the features folder, each picture read once.
 
-The corpus means that the supervision target needs are known only after the last picture: patch features wait
-in a temporary file beside each shard and become targets in a second pass over those files.
+Which features are kept is a setting. What is kept goes into shards (`training.shelf`); a second try takes up what
+the first one finished. The disk that all of it needs is reckoned from one blank picture before anything is written.
 """
 
 from __future__ import annotations
 
-import tempfile
+import json
+import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image, ImageOps
-from safetensors.torch import load_file
+from PIL import Image
 from torch import Tensor
 
-from lineage.digests import digest_path
-from training import features as folder_format
-from training.bundle import encoders_digest, resolution
-from training.encoders import Encoders
+from lineage.digests import digest_file, digest_json, digest_path
+from lineage.progress import track
 from training.errors import TrainingError
-from training.features_info import FeaturesInfo, write_info
+from training.families import family_of
+from training.families.family import CONDITIONING
+from training.features import CORPUS, Features
+from training.features_info import FeaturesInfo, needed_parts, structure_of, write_info
+from training.frozen import BATCH, Frozen, Tensors, fitted, join_conditioning, pictures_at_once
+from training.phrases import Phrasebook
 from training.settings import TrainingSettings
-from training.targets import AlignmentReport, Phrasebook, align, centred
-from training.teacher import Teacher, pixel_tensor
+from training.shelf import Shelf
 
 SHARD_ROWS = 1024
-BATCH = 64
+SHARD_BYTES = 256 * 2**20
+"""Most rows, and about the most bytes, of a shard: what a kill can cost."""
+REPORTED = 1024
+"""Pictures, from the first, over which the alignment is reported."""
 
 
 @dataclass(frozen=True)
@@ -38,63 +45,210 @@ class Corpus:
     """Digest of the manifest that lists them."""
     captions: Sequence[str]
     """One caption a picture."""
-    load: Callable[[range], list[Image.Image]]
-    """Gives the pictures of a run of rows."""
+    load: Callable[[Sequence[int]], list[Image.Image]]
+    """Gives the pictures of some rows."""
+    rows: Sequence[dict[str, Any]]
+    """Of each picture ``file_name``, ``sha256`` and ``uri``."""
+    sizes: Sequence[tuple[int, int]] | None = None
+    """Width and height that each picture is brought to, in pixels; None: the base model's own square."""
 
     def __len__(self) -> int:
         return len(self.captions)
 
 
-def encode(settings: TrainingSettings, corpus: Corpus, folder: Path) -> FeaturesInfo:
+@dataclass(frozen=True)
+class _Part:
+    """Something that is encoded from pictures."""
+
+    shelf: Shelf
+    encode: Callable[[Sequence[Image.Image]], Tensors]
+    sums: bool = False
+    """Only the sum over pictures is kept."""
+
+
+def encode(settings: TrainingSettings, corpus: Corpus, folder: Path, cache: Path | None = None) -> FeaturesInfo:
     """Encode ``corpus`` into a features folder.
 
+    ``cache``: a folder that outlives the call, where finished shards are kept and found again; None: nothing is.
+
     Raises:
-        TrainingError: the corpus is empty, or a model cannot be used.
+        TrainingError: the corpus is empty, a model cannot be used, or the disk has too little room.
     """
     if not len(corpus):
         raise TrainingError("there are no pictures to encode: the validated manifest is empty")
     torch.set_num_threads(settings.processes * settings.threads_per_process)
     folder.mkdir(parents=True, exist_ok=True)
-    encoders, side = Encoders(settings.base_model), resolution(settings.base_model)
-    teacher_path = settings.teacher if settings.supervision.enabled else None
-    teacher = Teacher(teacher_path) if teacher_path else None
-    distinct = list(dict.fromkeys(["", *corpus.captions]))
-    tensors, truncated = _encode_captions(encoders, distinct)
-    numbers = {caption: number for number, caption in enumerate(distinct)}
-    rows = torch.tensor([numbers[caption] for caption in corpus.captions])
-    alignment, phrases = AlignmentReport(), 0
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        mean = _encode_images(encoders, teacher, corpus, side, rows, folder, Path(scratch))
-        if teacher:
-            tensors["teacher"] = _caption_targets(teacher, distinct)
-            book = Phrasebook.of(distinct)
-            phrases = len(book.phrases)
-            alignment = _write_targets(teacher, book, mean, rows, folder, Path(scratch))
-    folder_format.write_tensors(folder / folder_format.CAPTIONS, tensors)
-    info = FeaturesInfo(
-        manifest=corpus.manifest,
-        base_model=digest_path(settings.base_model),
-        encoders=encoders_digest(settings.base_model),
-        teacher=digest_path(teacher_path) if teacher_path else None,
-        images=len(corpus),
-        captions=len(distinct),
-        phrases=phrases,
-        truncated_captions=truncated,
-        resolution=side,
-        shard_rows=SHARD_ROWS,
-        teacher_grid=teacher.grid if teacher else None,
-        alignment=alignment.summary(),
-    )
-    write_info(folder, info)
-    return info
+    return _Encoding(settings, corpus, folder, cache).run()
 
 
-def square(image: Image.Image, side: int) -> Image.Image:
-    """The picture upright, in RGB, its centre square, ``side`` pixels high and wide."""
-    upright = ImageOps.exif_transpose(image).convert("RGB")
-    if upright.size == (side, side):
-        return upright
-    return ImageOps.fit(upright, (side, side), Image.Resampling.LANCZOS)
+class _Encoding:
+    def __init__(self, settings: TrainingSettings, corpus: Corpus, folder: Path, cache: Path | None) -> None:
+        self.settings, self.corpus, self.folder, self.cache = settings, corpus, folder, cache
+        self.frozen, self.parts = Frozen(settings), needed_parts(settings)
+        self.captions = list(dict.fromkeys(["", *corpus.captions]))
+        self.strings = Phrasebook.of(self.captions).strings if "teacher" in self.parts else []
+        family = family_of(settings.base_model)
+        side = family.resolution
+        sizes = corpus.sizes or [(side, side)] * len(corpus)
+        self.order = sorted(range(len(corpus)), key=lambda row: sizes[row])
+        self.sizes = [sizes[row] for row in self.order]
+        self.layout = digest_json([[row, *size] for row, size in zip(self.order, self.sizes, strict=True)])
+        self.structure = structure_of(settings)
+        teacher = settings.teacher if "teacher" in self.parts else None
+        self.encoders = family.encoders_digest()
+        self.teacher = digest_path(teacher) if teacher else None
+
+    def run(self) -> FeaturesInfo:
+        bytes_a_row = self._measure()
+        self._check_room(bytes_a_row)
+        rows = max(1, min(SHARD_ROWS, SHARD_BYTES // max(bytes_a_row.values(), default=1)))
+        shelves: dict[str, Shelf] = {}
+        if "text" in self._kept():
+            shelves["text"] = self._encode_texts("text", self.captions, self.frozen.text, rows)
+        if self.strings:
+            shelves["strings"] = self._encode_texts("strings", self.strings, self.frozen.strings, rows)
+        pictures = self._picture_parts(rows)
+        self._encode_pictures({part.shelf: part for part in pictures.values()}, rows)
+        shelves |= {name: part.shelf for name, part in pictures.items()}
+        return self._finish(shelves)
+
+    def _kept(self) -> list[str]:
+        return [part for part in self.parts if part in self.settings.cached]
+
+    def _key(self, part: str, rows: int) -> dict[str, Any]:
+        """All that decides a part's shards."""
+        model: Any = self.encoders if part in ("latents", "text") else self.teacher
+        if part == "structure" and self.structure:
+            model = self.structure.model_dump(mode="json")
+        return {
+            "manifest": self.corpus.manifest,
+            "sizes": self.layout,
+            "rows": rows,
+            "model": model,
+            "precision": self.settings.cache_precision,
+            "kept": part in self.settings.cached,
+        }
+
+    def _shelf(self, part: str, rows: int) -> Shelf:
+        return Shelf(self.folder, self.cache, part, self._key(part, rows))
+
+    def _picture_parts(self, rows: int) -> dict[str, _Part]:
+        kept, made = self._kept(), {}
+        if "latents" in kept:
+            made["latents"] = _Part(self._shelf("latents", rows), self.frozen.latents)
+        if "teacher" in self.parts:
+            # The target is centred by the mean patch of the whole corpus, also where patches are not kept.
+            made["teacher"] = _Part(
+                self._shelf("teacher", rows), self.frozen.teacher_patches, sums="teacher" not in kept
+            )
+        if "structure" in kept:
+            made["structure"] = _Part(self._shelf("structure", rows), self.frozen.structure)
+        return made
+
+    def _measure(self) -> dict[str, int]:
+        """Bytes that one row of each kept part takes, from a blank picture of the largest size."""
+        size = max(self.sizes, key=lambda size: size[0] * size[1])
+        blank = [Image.new("RGB", size)]
+        kept, measured = self._kept(), {}
+        if "latents" in kept:
+            measured["latents"] = _bytes(self.frozen.latents(blank))
+        if "text" in kept:
+            measured["text"] = _bytes(self.frozen.text([""]))
+        if "teacher" in kept:
+            measured["teacher"] = _bytes(self.frozen.teacher_patches(blank))
+        if "structure" in kept:
+            measured["structure"] = _bytes(self.frozen.structure(blank))
+        if self.strings:
+            measured["strings"] = _bytes(self.frozen.strings([""]))
+        return measured
+
+    def _check_room(self, bytes_a_row: dict[str, int]) -> None:
+        counts = {"text": len(self.captions), "strings": len(self.strings)}
+        needed = {part: size * counts.get(part, len(self.corpus)) for part, size in bytes_a_row.items()}
+        place = self.cache or self.folder
+        place.mkdir(parents=True, exist_ok=True)
+        there = sum(f.stat().st_size for f in place.glob("*-*/*.safetensors")) if self.cache else 0
+        total, free = sum(needed.values()), shutil.disk_usage(place).free
+        listed = ", ".join(f"{part} {_readable(size)}" for part, size in needed.items())
+        print(f"features of {len(self.corpus)} pictures take about {_readable(total)} ({listed}); "
+              f"{_readable(free)} are free at {place}", flush=True)  # fmt: skip
+        if total - there > free:
+            raise TrainingError(
+                f"features would take about {_readable(total)} ({listed}), but {place} has {_readable(free)} free; "
+                "make room, take names out of training.cached, or set training.cache_precision to fp16"
+            )
+
+    def _encode_texts(self, part: str, texts: list[str], make: Callable[[Sequence[str]], Tensors], rows: int) -> Shelf:
+        shelf = self._shelf(part, rows)
+        for number, run in enumerate(_runs(len(texts), rows)):
+            if not shelf.take(number, len(run)):
+                batches = [make([texts[i] for i in batch]) for batch in _batches(run, BATCH)]
+                shelf.write(number, len(run), _joined(batches))
+        return shelf
+
+    def _encode_pictures(self, parts: dict[Shelf, _Part], rows: int) -> None:
+        """Write what is missing of every shard; each picture is read once for all parts that lack it."""
+        runs = list(self._picture_runs(rows))
+        for number, run in enumerate(track(runs, "encoding shard", len(runs))):
+            missing = [part for part in parts.values() if not part.shelf.take(number, len(run))]
+            made: dict[Shelf, list[Tensors]] = {part.shelf: [] for part in missing}
+            size = self.sizes[run.start]
+            for batch in _batches(run, pictures_at_once(size)) if missing else ():
+                images = [fitted(image, size) for image in self.corpus.load([self.order[i] for i in batch])]
+                for part in missing:
+                    tensors = part.encode(images)
+                    made[part.shelf].append({"sum": tensors["sum"]} if part.sums else tensors)
+            for part in missing:
+                part.shelf.write(number, len(run), _joined(made[part.shelf]))
+
+    def _picture_runs(self, rows: int) -> Iterator[range]:
+        """Runs of samples that make a shard: pictures of one size."""
+        start = 0
+        for _, _, count in self._size_runs():
+            yield from (range(start + run.start, start + run.stop) for run in _runs(count, rows))
+            start += count
+
+    def _size_runs(self) -> Iterator[tuple[int, int, int]]:
+        for size, count in Counter(self.sizes).items():
+            yield (*size, count)
+
+    def _finish(self, shelves: dict[str, Shelf]) -> FeaturesInfo:
+        """Write the corpus, and ``features.json`` last."""
+        numbers = {caption: number for number, caption in enumerate(self.captions)}
+        corpus: dict[str, Any] = {
+            "captions": self.captions,
+            "strings": self.strings,
+            "rows": [numbers[self.corpus.captions[row]] for row in self.order],
+        }
+        if set(self.parts) - {"text"} - set(self._kept()):
+            # Where pictures lie is named only if training has to read them: it changes nothing else.
+            named = [self.corpus.rows[row] for row in self.order]
+            corpus["pictures"] = [{name: row[name] for name in ("file_name", "sha256", "uri")} for row in named]
+        (self.folder / CORPUS).write_text(json.dumps(corpus, ensure_ascii=False), "utf-8")
+        info = FeaturesInfo(
+            manifest=self.corpus.manifest,
+            base_model=digest_path(self.settings.base_model),
+            encoders=self.encoders,
+            teacher=self.teacher,
+            temperature=self.frozen.teacher.temperature if self.strings else None,
+            structure=self.structure,
+            precision=self.settings.cache_precision,
+            images=len(self.corpus),
+            captions=len(self.captions),
+            phrases=len(self.strings),
+            truncated_captions=None,
+            sizes=[(count, width, height) for width, height, count in self._size_runs()],
+            corpus=digest_file(self.folder / CORPUS),
+            parts={name: shelf.shards() for name, shelf in shelves.items()},
+            alignment={},
+        )
+        write_info(self.folder, info)
+        features = Features(self.folder, self.settings)
+        info = info.model_copy(
+            update={"alignment": features.alignment(REPORTED), "truncated_captions": features.truncated_captions()}
+        )
+        write_info(self.folder, info)
+        return info
 
 
 def _runs(count: int, size: int) -> Iterator[range]:
@@ -102,69 +256,23 @@ def _runs(count: int, size: int) -> Iterator[range]:
         yield range(start, min(start + size, count))
 
 
-def _encode_captions(encoders: Encoders, captions: list[str]) -> tuple[dict[str, Tensor], int]:
-    """CLIP conditioning of each caption, and how many were cut."""
-    batches = [encoders.encode_captions(captions[run.start : run.stop]) for run in _runs(len(captions), BATCH)]
-    embeddings = torch.cat([batch.embeddings for batch in batches])
-    pooled = torch.cat([batch.pooled for batch in batches])
-    return {"embeddings": embeddings, "pooled": pooled}, sum(batch.truncated for batch in batches)
+def _batches(run: range, size: int) -> Iterator[range]:
+    for start in range(0, len(run), size):
+        yield run[start : start + size]
 
 
-def _texts(teacher: Teacher, texts: list[str]) -> Tensor:
-    return torch.cat([teacher.text_features(texts[run.start : run.stop]) for run in _runs(len(texts), BATCH)])
+def _joined(batches: list[Tensors]) -> dict[str, Tensor]:
+    rest = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0] if name not in CONDITIONING}
+    return rest | join_conditioning(batches)
 
 
-def _caption_targets(teacher: Teacher, captions: list[str]) -> Tensor:
-    """z_g: whole captions, less their mean (the empty one, row 0, left out of it), of length one: (U, d)."""
-    features = _texts(teacher, captions)
-    return centred(features, features[1:].mean(dim=0) if len(captions) > 1 else features[0])
+def _bytes(tensors: Tensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def _encode_images(
-    encoders: Encoders,
-    teacher: Teacher | None,
-    corpus: Corpus,
-    side: int,
-    rows: Tensor,
-    folder: Path,
-    scratch: Path,
-) -> Tensor:
-    """Write latents, and the teacher's patches to ``scratch``; gives the mean patch, (d,)."""
-    total = torch.zeros(teacher.width if teacher else 0, dtype=torch.float64)
-    patch_count = 0
-    for shard, run in enumerate(_runs(len(corpus), SHARD_ROWS)):
-        means, stds, patches = [], [], []
-        for part in (run[start : start + BATCH] for start in range(0, len(run), BATCH)):
-            images = [square(image, side) for image in corpus.load(part)]
-            mean, std = encoders.encode_images(pixel_tensor(images, [0.5] * 3, [0.5] * 3))
-            means.append(mean)
-            stds.append(std)
-            if teacher:
-                seen = teacher.patch_features(teacher.prepare(images))
-                total += seen.double().sum(dim=(0, 1))
-                patch_count += seen.shape[0] * seen.shape[1]
-                patches.append(seen)
-        latents = {"mean": torch.cat(means), "std": torch.cat(stds), "caption": rows[run.start : run.stop]}
-        folder_format.write_tensors(folder / folder_format.latents_name(shard), latents)
-        if teacher:
-            folder_format.write_tensors(scratch / folder_format.targets_name(shard), {"patches": torch.cat(patches)})
-    return (total / max(patch_count, 1)).float()
-
-
-def _write_targets(
-    teacher: Teacher, book: Phrasebook, mean: Tensor, rows: Tensor, folder: Path, scratch: Path
-) -> AlignmentReport:
-    """Turn the waiting patches into targets C."""
-    spoken = _texts(teacher, book.phrases)
-    phrases = centred(spoken, spoken[1:].mean(dim=0) if len(spoken) > 1 else spoken[0])
-    report = AlignmentReport()
-    for shard, run in enumerate(_runs(len(rows), SHARD_ROWS)):
-        name = folder_format.targets_name(shard)
-        patches = centred(load_file(scratch / name)["patches"], mean)
-        targets = []
-        for picture, caption in zip(patches, rows[run.start : run.stop].tolist(), strict=True):
-            target, assignment = align(picture, phrases[book.rows[caption]], teacher.temperature)
-            report.add(target, assignment)
-            targets.append(target.half())
-        folder_format.write_tensors(folder / name, {"target": torch.stack(targets)})
-    return report
+def _readable(size: float) -> str:
+    for unit in ("bytes", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

@@ -24,10 +24,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from lineage.digests import digest_path
-from training.bundle import check_bundle, encoders_digest
 from training.curves import CurvePoint
 from training.errors import TrainingError
-from training.features_info import read_info
+from training.features_info import check_features
 from training.fine_tune import JOB, POINT, RESULT, TETHER
 from training.processes import child, python_environment, termination_as_exit
 from training.settings import TrainingSettings
@@ -91,8 +90,7 @@ def fine_tune(
     Raises:
         TrainingError: the inputs do not fit, or a training process failed.
     """
-    check_bundle(settings.base_model)
-    _check_features(settings, features_dir)
+    check_features(settings, features_dir)
     if candidate_dir.exists() and any(candidate_dir.iterdir()):
         raise TrainingError(f"{candidate_dir} is there already; a candidate is never overwritten: name another place")
     curves_path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,23 +133,6 @@ def join(
     with tempfile.TemporaryDirectory(prefix="triptych-training-") as job:
         _write_job(Path(job), settings, features_dir, work / "candidate", work / "curves.jsonl", topology)
         _run(Path(job), settings, MlflowCurves(None), topology, Terminal(settings))
-
-
-def _check_features(settings: TrainingSettings, features_dir: Path) -> None:
-    """Refuse features that were made with other encoders or another teacher."""
-    info = read_info(features_dir)
-    if info.encoders != encoders_digest(settings.base_model):
-        raise TrainingError(
-            f"the features at {features_dir} were made with other encoders than those of {settings.base_model}; "
-            "encode them again with this base model"
-        )
-    if not settings.supervision.enabled:
-        return
-    if settings.teacher is None or info.teacher != digest_path(settings.teacher):
-        raise TrainingError(
-            f"the features at {features_dir} were made with another teacher than {settings.teacher}, or without one; "
-            "encode them again with this teacher"
-        )
 
 
 def deepspeed_config(settings: TrainingSettings) -> dict[str, Any]:

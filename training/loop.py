@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.bundle import check_bundle, schedule_shift
 from training.curves import CurvePoint
-from training.encoders import load_transformer
 from training.errors import TrainingError
 from training.export import export_candidate
+from training.families import family_of
 from training.features import Features
 from training.model import BACKBONE, Batches, Losses, SupervisedTransformer, move, parameter_groups
 from training.settings import TrainingSettings
@@ -60,7 +59,7 @@ def train(
     """
     began = time.perf_counter()
     accelerator = _accelerator()
-    features = Features(features_dir)
+    features = Features(features_dir, settings)
     batches, engine, zero = _prepare(settings, features, accelerator)
     shadow = ShadowWeights(zero, settings.ema_decay)
     meter = Meter(accelerator, settings)
@@ -114,22 +113,15 @@ def _accelerator() -> Any:
 
 def _prepare(settings: TrainingSettings, features: Features, accelerator: Any) -> tuple[Batches, Any, Any]:
     """Batches, DeepSpeed engine and ZeRO optimizer."""
-    check_bundle(settings.base_model)
-    if settings.supervision.enabled and not features.teacher_width:
-        raise TrainingError(f"{features.folder} has no teacher features; encode it with supervision enabled")
-    backbone = load_transformer(settings.base_model)
-    config = backbone.config
-    shift, timesteps = schedule_shift(settings.base_model)
+    family = family_of(settings.base_model)
     batches = Batches(
         features=features,
         settings=settings,
-        shift=shift,
-        timesteps=timesteps,
-        text_width=int(config.joint_attention_dim),
+        family=family,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
-    model = SupervisedTransformer(backbone, features, settings)
+    model = SupervisedTransformer(family, features, settings)
     groups = parameter_groups(model, settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
     engine, _ = accelerator.prepare(model, optimizer)
@@ -179,6 +171,9 @@ class Meter:
             loss_flow=losses["flow"],
             loss_local=losses.get("local"),
             loss_global=losses.get("caption"),
+            loss_structure=losses.get("structure"),
+            target_entropy=losses.get("entropy"),
+            target_variance=losses.get("variance"),
             supervision_weight=phase.weight,
             learning_rate=learning_rate(self._settings, step),
             gradient_norm=float(gradient_norm),

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.draws import batch_samples, draw_null_tokens, draw_sample, is_dropped
+from training.families.family import Family
 from training.features import Features
 from training.settings import TrainingSettings
+from training.structure import StructureHeads, check_grid, layers_at, pool_tokens
 from training.supervision import (
     Phase,
     Projector,
@@ -23,8 +25,8 @@ from training.supervision import (
     default_tap,
     global_losses,
     local_losses,
-    pool_tokens,
 )
+from training.targets import Target
 
 BACKBONE = "backbone."
 """Prefix of the backbone's parameters in `SupervisedTransformer`."""
@@ -40,14 +42,12 @@ class Batch:
     """ε - x_0, what the MM-DiT is to predict: (B, C, h, w)."""
     timesteps: Tensor
     """σ times the number of training timesteps: (B,)."""
-    embeddings: Tensor
-    """(B, L + null tokens, joint_attention_dim)."""
-    pooled: Tensor
-    """(B, P)."""
-    target: Tensor | None
-    """C: (B, T_v, d)."""
-    caption_target: Tensor | None
-    """z_g: (B, d)."""
+    conditioning: dict[str, Tensor]
+    """What `Family.predict` takes, each (B, ...)."""
+    target: Target | None
+    """C, z_g and what is reported about them; None without supervision."""
+    structure: Tensor | None
+    """G(F_m) above the diagonal: (B, layers, pairs); None without L_structure."""
     shares: Tensor
     """(B,): each sample's weight in the supervision, 0 where masked; over all processes they average to 1 / B."""
 
@@ -60,55 +60,76 @@ class Losses:
     flow: Tensor
     local: Tensor | None = None
     caption: Tensor | None = None
+    structure: Tensor | None = None
+    entropy: Tensor | None = None
+    """Of the target's attention A, in nats; a report, no loss."""
+    variance: Tensor | None = None
+    """Of the target C across patches; a report, no loss."""
 
 
 class SupervisedTransformer(nn.Module):
     """An MM-DiT whose image stream is tapped and projected to the teacher's space while it trains."""
 
-    def __init__(self, backbone: Any, features: Features, settings: TrainingSettings) -> None:
+    def __init__(self, family: Family, features: Features, settings: TrainingSettings) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.family = family
+        self.backbone = family.load_transformer()
+        self.guidance = settings.guidance
         self.projector: Projector | None = None
-        self.global_weight = settings.supervision.global_weight
-        config = backbone.config
-        self.patch = int(config.patch_size)
+        self.structure_heads: StructureHeads | None = None
+        self.supervision = settings.supervision
+        config = self.backbone.config
+        width = config.num_attention_heads * config.attention_head_dim
         if settings.supervision.enabled:
             asked = settings.supervision.tap
-            tap = default_tap(config.num_layers) if asked is None else asked
-            width = config.num_attention_heads * config.attention_head_dim
-            self._tap = Tap(backbone, tap)
-            self._grid = features.info.teacher_grid or (1, 1)
+            self._tap = Tap(self.backbone, default_tap(config.num_layers) if asked is None else asked)
+            self._grid = features.teacher_grid
+            check_grid(family.grid(*features.latent_shape[-2:]), self._grid)
             torch.manual_seed(settings.seed)
             self.projector = Projector(width, settings.supervision.projector_hidden, features.teacher_width)
+        if settings.supervision.structured:
+            layers = layers_at(settings.supervision.structure_depths, config.num_layers)
+            self._structure_taps = [Tap(self.backbone, layer) for layer in layers]
+            self.structure_heads = StructureHeads(width, len(layers))
 
     def forward(self, batch: Batch, phase: Phase) -> Losses:
         """The losses of ``batch``: the velocity loss, and the supervision while ``phase`` has weight."""
-        supervised = self.projector is not None and phase.weight > 0
+        supervised = self.projector is not None and phase.supervised
         if supervised:
-            self._tap.clear()
-        dtype = next(self.backbone.parameters()).dtype
-        predicted = self.backbone(
-            hidden_states=batch.noisy.to(dtype),
-            encoder_hidden_states=batch.embeddings.to(dtype),
-            pooled_projections=batch.pooled.to(dtype),
-            timestep=batch.timesteps,
-            return_dict=False,
-        )[0]
+            self._clear_taps()
+        predicted = self.family.predict(self.backbone, batch.noisy, batch.timesteps, batch.conditioning, self.guidance)
         flow = functional.mse_loss(predicted.float(), batch.velocity)
         if not supervised:
             return Losses(total=flow, flow=flow)
-        local, caption = self._supervise(batch, phase.detached)
-        return Losses(flow + phase.weight * (local + self.global_weight * caption), flow, local, caption)
+        return self._supervised(batch, phase, flow)
 
-    def _supervise(self, batch: Batch, detached: bool) -> tuple[Tensor, Tensor]:
-        assert self.projector is not None and batch.target is not None and batch.caption_target is not None
-        stream = self._tap.stream()
-        height, width = batch.noisy.shape[-2:]
-        grid = (height // self.patch, width // self.patch)
-        projected = self.projector(pool_tokens(stream.detach() if detached else stream, grid, self._grid))
-        local = local_losses(projected, batch.target)
-        caption = global_losses(projected, batch.caption_target)
-        return (local * batch.shares).sum(), (caption * batch.shares).sum()
+    def _clear_taps(self) -> None:
+        for tap in [self._tap, *(self._structure_taps if self.structure_heads else ())]:
+            tap.clear()
+
+    def _supervised(self, batch: Batch, phase: Phase, flow: Tensor) -> Losses:
+        """``flow`` and the supervision; terms that have no weight are not computed."""
+        assert self.projector is not None and batch.target is not None
+        settings, target = self.supervision, batch.target
+        grid = self.family.grid(*batch.noisy.shape[-2:])
+        total, local, caption, structure = flow, None, None, None
+        if phase.weight > 0 and (settings.local_weight or settings.global_weight):
+            projected = self.projector(pool_tokens(_stream(self._tap, phase), grid, self._grid))
+            if settings.local_weight:
+                local = (local_losses(projected, target.local) * batch.shares).sum()
+                total = total + phase.weight * settings.local_weight * local
+            if settings.global_weight:
+                caption = (global_losses(projected, target.caption) * batch.shares).sum()
+                total = total + phase.weight * settings.global_weight * caption
+        if phase.structure > 0 and self.structure_heads is not None and batch.structure is not None:
+            streams = [_stream(tap, phase) for tap in self._structure_taps]
+            structure = (self.structure_heads.losses(streams, grid, batch.structure) * batch.shares).sum()
+            total = total + phase.structure * structure
+        return Losses(total, flow, local, caption, structure, target.entropy.mean(), target.variance.mean())
+
+
+def _stream(tap: Tap, phase: Phase) -> Tensor:
+    return tap.stream().detach() if phase.detached else tap.stream()
 
 
 def parameter_groups(model: SupervisedTransformer, weight_decay: float) -> list[dict[str, Any]]:
@@ -126,12 +147,7 @@ class Batches:
 
     features: Features
     settings: TrainingSettings
-    shift: float
-    """The scheduler's time shift: σ = shift u / (1 + (shift - 1) u)."""
-    timesteps: int
-    """Training timesteps of the scheduler."""
-    text_width: int
-    """joint_attention_dim of the MM-DiT, to which text embeddings are padded with zeros."""
+    family: Family
     rank: int
     world: int
 
@@ -148,24 +164,20 @@ class Batches:
         noise = torch.from_numpy(np.stack([draw.noise for draw in draws]))
         posterior = torch.from_numpy(np.stack([draw.posterior_noise for draw in draws]))
         quantile = torch.tensor([draw.quantile for draw in draws])
-        sigma = self.shift * quantile / (1 + (self.shift - 1) * quantile)
         latents = cached.mean + cached.std * posterior
+        shift = self.family.time_shift(*latents.shape[-2:])
+        sigma = shift * quantile / (1 + (shift - 1) * quantile)
         spread = sigma[:, None, None, None]
         nulls = draw_null_tokens(settings.seed, step, *settings.null_tokens)
         return Batch(
             noisy=torch.lerp(latents, noise, spread),
             velocity=noise - latents,
-            timesteps=sigma * self.timesteps,
-            embeddings=self._pad(cached.embeddings, nulls),
-            pooled=cached.pooled,
+            timesteps=sigma * self.family.timesteps,
+            conditioning=self.family.prepare(cached.conditioning, nulls),
             target=cached.target,
-            caption_target=cached.caption_target,
+            structure=cached.structure,
             shares=self._shares(drops, dropped),
         )
-
-    def _pad(self, embeddings: Tensor, nulls: int) -> Tensor:
-        """Zeros to the right of each token up to the MM-DiT's text width, and ``nulls`` zero tokens after them."""
-        return functional.pad(embeddings, (0, self.text_width - embeddings.shape[-1], 0, nulls))
 
     def _shares(self, everyone_dropped: list[bool], dropped: list[bool]) -> Tensor:
         """Weights by which the supervision is a mean over all kept samples of all processes.
@@ -182,5 +194,12 @@ def move(batch: Batch, device: torch.device) -> Batch:
     """``batch`` on ``device``; itself where it is there already."""
     if batch.noisy.device == device:
         return batch
-    tensors: dict[str, Any] = {name: None if t is None else t.to(device) for name, t in vars(batch).items()}
-    return Batch(**tensors)
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Target):
+            return Target(**{name: t.to(device) for name, t in vars(value).items()})
+        if isinstance(value, dict):
+            return {name: t.to(device) for name, t in value.items()}
+        return None if value is None else value.to(device)
+
+    return Batch(**{name: moved(value) for name, value in vars(batch).items()})

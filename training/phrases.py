@@ -8,6 +8,13 @@ opening word stays with its phrase ("with glasses", "without a beard": the diffe
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from training.settings import Granularity
+
+NULL_PHRASE = ""
+"""Nothing that was said: where a patch shows what its caption does not mention."""
 
 _PUNCTUATION = re.compile(r"\s*[,;:.!?()\n]+\s*")
 _OPENERS = (
@@ -19,10 +26,10 @@ _LEADING_AND = re.compile(r"^and\s+", re.IGNORECASE)
 _OPENERS_ALONE = frozenset(_OPENERS)
 
 
-def split_caption(caption: str) -> list[str]:
+def split_phrases(caption: str) -> list[str]:
     """The phrases of ``caption``, in order, without repeats; empty for an empty caption.
 
-    >>> split_caption("a portrait of a woman with red hair and glasses, wearing a blue shirt")
+    >>> split_phrases("a portrait of a woman with red hair and glasses, wearing a blue shirt")
     ['a portrait of a woman', 'with red hair', 'glasses', 'wearing a blue shirt']
     """
     phrases: dict[str, None] = {}
@@ -39,3 +46,49 @@ def split_caption(caption: str) -> list[str]:
             if phrase:
                 phrases[phrase] = None
     return list(phrases)
+
+
+def split_clauses(caption: str) -> list[str]:
+    """The clauses of ``caption``, cut at punctuation only, in order, without repeats.
+
+    >>> split_clauses("a portrait of a woman with red hair and glasses, wearing a blue shirt")
+    ['a portrait of a woman with red hair and glasses', 'wearing a blue shirt']
+    """
+    return list(dict.fromkeys(part for part in _PUNCTUATION.split(caption) if part))
+
+
+def _whole(caption: str) -> list[str]:
+    return [caption] if caption else []
+
+
+_SPLIT: dict[Granularity, Callable[[str], list[str]]] = {
+    "phrase": split_phrases,
+    "clause": split_clauses,
+    "caption": _whole,
+}
+
+
+@dataclass(frozen=True)
+class Phrasebook:
+    """Every string of the corpus that a teacher reads, once: each caption, its clauses and its phrases."""
+
+    strings: list[str]
+    """Row i of the embeddings is of string i; row 0 is the null phrase."""
+
+    @classmethod
+    def of(cls, captions: Sequence[str]) -> Phrasebook:
+        """The strings of ``captions`` at every granularity, in order of appearance."""
+        strings = {NULL_PHRASE: None}
+        for caption in captions:
+            for split in _SPLIT.values():
+                strings.update(dict.fromkeys(split(caption)))
+        return cls(list(strings))
+
+    def rows(self, captions: Sequence[str], granularity: Sequence[Granularity]) -> list[list[int]]:
+        """For each caption the rows of its parts at these granularities, without repeats; the null row is first."""
+        numbers = {string: number for number, string in enumerate(self.strings)}
+        found = []
+        for caption in captions:
+            parts = [part for kind in granularity for part in _SPLIT[kind](caption)]
+            found.append([0, *(numbers[part] for part in dict.fromkeys(parts))])
+        return found

@@ -6,16 +6,21 @@ Read by two steps, encode features and fine-tune. Imports neither torch nor anyt
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
+
+Granularity = Literal["phrase", "clause", "caption"]
+Part = Literal["latents", "text", "teacher", "structure"]
+"""What is encoded: VAE posteriors, conditioning, the teacher's patches, the vision model's self-similarities."""
 
 
 class _Section(BaseModel):
@@ -32,28 +37,60 @@ class SupervisionSettings(_Section):
 
     enabled: bool = True
     """False: plain supervised fine-tuning, no teacher needed."""
+    target: Literal["text", "vision", "shuffled-text"] = "text"
+    """What the image stream is supervised with: ``text``, the vision-aligned text features of the caption;
+    ``vision``, the teacher's own patch features, no text in them; ``shuffled-text``, the control of an ablation,
+    as ``text`` but of another picture's caption, while the conditioning stays right."""
+    granularity: tuple[Granularity, ...] = ("phrase", "clause")
+    """What the text target is aligned with: the caption's phrases, its clauses, the caption as one; any of them."""
     tap: int | None = Field(default=None, ge=0)
     """Index of the joint block whose image stream is supervised; None: about a third of the depth."""
     weight: float = Field(default=0.5, ge=0)
-    """λ, the weight of the supervision beside the velocity loss, at its height."""
+    """λ, the weight of L_local and L_global beside the velocity loss, at its height."""
+    local_weight: float = Field(default=1.0, ge=0)
+    """The weight of L_local, patch by patch, within λ; 0 leaves it out."""
     global_weight: float = Field(default=0.5, ge=0)
-    """α, the weight of the caption-level loss beside the patch-level one."""
+    """α, the weight of L_global, the caption as a whole, within λ; 0 leaves it out."""
+    structure_weight: float = Field(default=0.1, ge=0)
+    """μ, the weight of L_structure beside the velocity loss, at its height; 0 leaves it out."""
+    structure_depths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.25, 0.5, 0.75)
+    """How deep the layers lie that L_structure compares, in the vision model and in the MM-DiT alike: shares of
+    their depth, here shallow, middle and deep."""
+    structure_grid: int = Field(default=8, ge=2)
+    """Most rows and columns of patches whose similarities are compared; finer grids are pooled to it."""
     warmup_fraction: float = Field(default=0.05, ge=0, le=1)
-    """Share of the steps in which only the projector learns: the tapped stream is detached."""
+    """Share of the steps in which only the projectors learn: the tapped streams are detached."""
     ramp_fraction: float = Field(default=0.05, ge=0, le=1)
-    """Share of the steps, after the warm-up, in which λ rises linearly from 0 to ``weight``."""
+    """Share of the steps, after the warm-up, in which λ and μ rise linearly from 0 to their height."""
     decay_end_fraction: float = Field(default=0.65, gt=0, le=1)
-    """Share of the steps after which λ is 0; it falls to it as a cosine from the end of the ramp."""
+    """Share of the steps after which λ and μ are 0; they fall to it as a cosine from the end of the ramp."""
+    decay: bool = True
+    """False: λ and μ stay at their height to the end."""
     projector_hidden: int = Field(default=2048, ge=1)
     """Width of the projector's two hidden layers."""
     mask_dropped: bool = True
     """Leave samples whose caption was dropped out of the supervision."""
-    target: Literal["text"] = "text"
-    """What the patches are supervised with: ``text``, the vision-aligned text features of their own caption."""
+
+    @field_validator("granularity", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("granularity")
+    @classmethod
+    def _some(cls, value: tuple[Granularity, ...]) -> tuple[Granularity, ...]:
+        if not value:
+            raise ValueError("granularity is empty; name phrase, clause or caption, or several of them")
+        return value
+
+    @property
+    def structured(self) -> bool:
+        """Whether L_structure is part of the loss."""
+        return self.enabled and self.structure_weight > 0 and bool(self.structure_depths)
 
     @model_validator(mode="after")
     def _phases_fit(self) -> Self:
-        if self.warmup_fraction + self.ramp_fraction > self.decay_end_fraction:
+        if self.decay and self.warmup_fraction + self.ramp_fraction > self.decay_end_fraction:
             raise ValueError(
                 f"warmup_fraction {self.warmup_fraction} and ramp_fraction {self.ramp_fraction} together end "
                 f"after decay_end_fraction {self.decay_end_fraction}; make them shorter or let the decay end later"
@@ -68,6 +105,13 @@ class TrainingSettings(_Section):
     """Folder of the diffusers SD3 bundle to start from (two CLIP text encoders, no T5)."""
     teacher: Path | None = None
     """Folder of the transformers SigLIP dual encoder and its tokenizer; needed while supervision is enabled."""
+    structure_model: Path | None = None
+    """Folder of the transformers vision model (such as DINOv2) that L_structure looks through; None: the teacher's
+    own vision tower."""
+    cached: tuple[Part, ...] = ("latents", "text", "teacher", "structure")
+    """Which features are encoded once and read from disk; the others are computed in every training step."""
+    cache_precision: Literal["fp32", "fp16"] = "fp32"
+    """Number format of latents and text embeddings on disk; teacher and structure features are always fp16."""
     steps: int = Field(default=1000, ge=1)
     """Optimizer steps."""
     batch_size: int = Field(default=32, ge=1)
@@ -94,8 +138,11 @@ class TrainingSettings(_Section):
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of samples trained on the empty caption, which classifier-free guidance needs."""
     null_tokens: tuple[int, int] = (1, 1)
-    """Fewest and most zero tokens appended to the CLIP tokens, drawn anew each step. Diffusers' SD3 pipeline
-    without T5 appends ``max_sequence_length`` of them (256 unless told): train with what is sampled with."""
+    """Only for SD3 without T5: fewest and most zero tokens appended to the CLIP tokens, drawn anew each step.
+    Diffusers' pipeline appends ``max_sequence_length`` of them (256 unless told): train with what is sampled with."""
+    guidance: float = Field(default=1.0, ge=0)
+    """Only for guidance-distilled models (FLUX.1 dev): the guidance scale told to the model. At 1 it is asked for
+    the plain conditional velocity, which is what the velocity loss teaches."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Most decay of the moving average of the weights, a step; the average is what is exported."""
     log_every: int = Field(default=10, ge=1)

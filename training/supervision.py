@@ -5,7 +5,9 @@ space and pulled towards the vision-aligned text target C (`training.targets`) a
 
     L_local  = 1 - mean cos(P(H), C)
     L_global = 1 - cos(mean P(H), z_g)
-    L        = L_flow + λ(s) (L_local + α L_global)
+    L        = L_flow + λ(s) (L_local + α L_global) + μ(s) L_structure
+
+L_structure (`training.structure`) compares similarities of patches with those that a vision model sees.
 
 Nothing of it is left in the exported model. The method follows the abstract of arXiv 2605.20640; where the
 abstract is silent, this is a choice of ours: the tap, the projector, the losses and the schedule.
@@ -84,15 +86,6 @@ class Projector(nn.Sequential):
         )
 
 
-def pool_tokens(tokens: Tensor, grid: tuple[int, int], target_grid: tuple[int, int]) -> Tensor:
-    """Tokens on ``grid`` (rows, columns) averaged by area to ``target_grid``: (B, T, D) to (B, T_v, D)."""
-    if grid == target_grid:
-        return tokens
-    batch, _, width = tokens.shape
-    planes = tokens.transpose(1, 2).reshape(batch, width, *grid)
-    return functional.adaptive_avg_pool2d(planes, target_grid).flatten(2).transpose(1, 2)
-
-
 def local_losses(projected: Tensor, target: Tensor) -> Tensor:
     """L_local of each sample, (B,), in fp32: 1 - mean over patches of cos(P(H), C), both (B, T_v, d)."""
     return 1 - functional.cosine_similarity(projected.float(), target.float(), dim=-1).mean(dim=-1)
@@ -110,18 +103,26 @@ class Phase:
     weight: float
     """λ(s)."""
     detached: bool
-    """The tapped stream is detached: only the projector learns from the supervision."""
+    """The tapped streams are detached: only the projectors learn from the supervision."""
+    structure: float = 0.0
+    """μ(s)."""
+
+    @property
+    def supervised(self) -> bool:
+        """Whether anything is supervised in this step."""
+        return self.weight > 0 or self.structure > 0
 
 
 def schedule(settings: SupervisionSettings, step: int, steps: int) -> Phase:
-    """λ(s) of ``step``, counted from 0, of ``steps``: projector-only warm-up, ramp, cosine decay to zero."""
+    """λ(s) and μ(s) of ``step``, counted from 0, of ``steps``: projector-only warm-up, ramp, cosine decay to zero."""
     warm = settings.warmup_fraction * steps
     full = warm + settings.ramp_fraction * steps
-    end = settings.decay_end_fraction * steps
+    end = settings.decay_end_fraction * steps if settings.decay else math.inf
     if not settings.enabled or step >= end:
         return Phase(0.0, detached=False)
-    if step < warm:
-        return Phase(settings.weight, detached=True)
-    if step < full:
-        return Phase(settings.weight * (step - warm + 1) / (full - warm + 1), detached=False)
-    return Phase(settings.weight * 0.5 * (1 + math.cos(math.pi * (step - full) / (end - full))), detached=False)
+    share = 1.0
+    if warm <= step < full:
+        share = (step - warm + 1) / (full - warm + 1)
+    elif step >= full and settings.decay:
+        share = 0.5 * (1 + math.cos(math.pi * (step - full) / (end - full)))
+    return Phase(settings.weight * share, detached=step < warm, structure=settings.structure_weight * share)

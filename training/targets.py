@@ -1,8 +1,8 @@
-"""The vision-aligned text target: which phrase of the caption each patch shows, in the teacher's eyes.
+"""The vision-aligned text target: which part of the caption each patch shows, in the teacher's eyes.
 
     A = softmax(V̂ · Ŝᵀ / τ)        C = A · Ŝ
 
-V̂ are a picture's patches (`Teacher.patch_features`), Ŝ the phrases of its caption and a null row (the empty
+V̂ are a picture's patches (`Teacher.patch_features`), Ŝ the parts of its caption and a null row (the empty
 string: nothing that was said), both less their mean over the corpus and then of length one; τ is the teacher's
 temperature. No parameters, no gradient.
 """
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.phrases import split_caption
-
-NULL_PHRASE = ""
+from training.draws import partners
+from training.phrases import Phrasebook
+from training.settings import SupervisionSettings
 
 
 def centred(features: Tensor, mean: Tensor) -> Tensor:
@@ -26,56 +26,81 @@ def centred(features: Tensor, mean: Tensor) -> Tensor:
     return functional.normalize(features - mean, dim=-1)
 
 
-@dataclass(frozen=True)
-class Phrasebook:
-    """Every phrase of the corpus once."""
+def align(patches: Tensor, phrases: Tensor, temperature: float, said: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The target C and the assignment A.
 
-    phrases: list[str]
-    """Row i of the embeddings is of phrase i; row 0 is the null phrase."""
-    rows: list[list[int]]
-    """For each caption the rows of its phrases, the null row last."""
-
-    @classmethod
-    def of(cls, captions: Sequence[str]) -> Phrasebook:
-        """The phrases of ``captions``, in order of appearance."""
-        numbers: dict[str, int] = {NULL_PHRASE: 0}
-        rows = [
-            [*(numbers.setdefault(phrase, len(numbers)) for phrase in split_caption(caption)), 0]
-            for caption in captions
-        ]
-        return cls(list(numbers), rows)
-
-
-def align(patches: Tensor, phrases: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The target C and the assignment A of one picture.
-
-    ``patches``: V̂, (T_v, d). ``phrases``: Ŝ, (S, d). Gives (T_v, d) and (T_v, S).
+    ``patches``: V̂, (..., T_v, d). ``phrases``: Ŝ, (..., S, d). ``said``: (..., S) bool, False where a row of
+    ``phrases`` is padding. Gives (..., T_v, d) and (..., T_v, S).
     """
-    assignment = torch.softmax(patches @ phrases.T / temperature, dim=-1)
+    scores = patches @ phrases.mT / temperature
+    if said is not None:
+        scores = scores.masked_fill(~said.unsqueeze(-2), -torch.inf)
+    assignment = torch.softmax(scores, dim=-1)
     return assignment @ phrases, assignment
 
 
-@dataclass
-class AlignmentReport:
-    """How decided the assignments are, over the corpus; sums, so that it can be added to picture by picture."""
+@dataclass(frozen=True)
+class Target:
+    """What the image stream of B samples is pulled towards."""
 
-    pictures: int = 0
-    entropy: float = 0.0
-    variance: float = 0.0
-    null_share: float = 0.0
+    local: Tensor
+    """C, or V̂ where the target is vision: (B, T_v, d) fp32."""
+    caption: Tensor
+    """z_g, the caption as a whole, or the mean patch where the target is vision; of length one: (B, d) fp32."""
+    entropy: Tensor
+    """Of A, in nats, a mean over patches: (B,); 0 where the target is vision."""
+    variance: Tensor
+    """Of the local target across patches, summed over features: (B,)."""
+    null_share: Tensor
+    """A's mass on the null row, a mean over patches: (B,); 0 where the target is vision."""
 
-    def add(self, target: Tensor, assignment: Tensor) -> None:
-        """Take in one picture's C and A."""
-        self.pictures += 1
-        self.entropy += float(torch.special.entr(assignment).sum(-1).mean())
-        self.variance += float(target.var(dim=0, correction=0).sum())
-        self.null_share += float(assignment[:, -1].mean())
 
-    def summary(self) -> dict[str, float]:
-        """Means over pictures: entropy of A in nats, variance of C across patches, A's mass on the null row."""
-        count = max(self.pictures, 1)
-        return {
-            "assignment_entropy_nats": self.entropy / count,
-            "target_variance": self.variance / count,
-            "null_share": self.null_share / count,
-        }
+class Targets:
+    """Makes the targets of a corpus from the teacher's features, as the supervision settings ask."""
+
+    def __init__(
+        self,
+        settings: SupervisionSettings,
+        captions: Sequence[str],
+        rows: Sequence[int],
+        book: Phrasebook,
+        spoken: Tensor,
+        patch_mean: Tensor,
+        temperature: float,
+        seed: int,
+    ) -> None:
+        """Args:
+        captions: the distinct captions, the empty one first.
+        rows: for each sample its row in ``captions``.
+        spoken: the teacher's embeddings of ``book.strings``, (P, d).
+        patch_mean: the teacher's mean patch over the corpus, (d,).
+        """
+        self._settings, self._temperature, self._patch_mean = settings, temperature, patch_mean
+        parts = book.rows(captions, settings.granularity)
+        width = max(len(row) for row in parts)
+        self._parts = torch.tensor([row + [-1] * (width - len(row)) for row in parts])
+        used = sorted({number for row in parts for number in row[1:]})
+        self._phrases = centred(spoken, spoken[used or [0]].mean(dim=0))
+        whole = [numbers[-1] for numbers in book.rows(captions, ["caption"])]
+        self._captions = centred(spoken[whole], spoken[whole[1:] or [0]].mean(dim=0))
+        shuffled = settings.target == "shuffled-text"
+        shown = torch.tensor(rows)
+        self._rows = shown[torch.from_numpy(partners(seed, len(rows)))] if shuffled else shown
+
+    @torch.no_grad()
+    def of(self, samples: Sequence[int], patches: Tensor) -> Target:
+        """The targets of ``samples``; ``patches`` is their V, raw, (B, T_v, d)."""
+        seen = centred(patches.float(), self._patch_mean)
+        if self._settings.target == "vision":
+            nothing = torch.zeros(len(samples))
+            whole = functional.normalize(seen.mean(dim=1), dim=-1)
+            return Target(seen, whole, nothing, _variance(seen), nothing)
+        rows = self._rows[list(samples)]
+        parts = self._parts[rows]
+        local, assignment = align(seen, self._phrases[parts.clamp(min=0)], self._temperature, parts >= 0)
+        entropy = torch.special.entr(assignment).sum(-1).mean(-1)
+        return Target(local, self._captions[rows], entropy, _variance(local), assignment[..., 0].mean(-1))
+
+
+def _variance(local: Tensor) -> Tensor:
+    return local.var(dim=1, correction=0).sum(dim=-1)

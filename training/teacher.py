@@ -28,7 +28,8 @@ class Teacher:
         if not (path / "config.json").is_file():
             raise TrainingError(f"no teacher at {path}: config.json is missing; set training.teacher")
         self.model: Any = SiglipModel.from_pretrained(path, use_safetensors=True, local_files_only=True)
-        self.model = self.model.float().eval().requires_grad_(False)
+        self.model = self.model.float().eval().requires_grad_(False).to(device())
+        self.path = path
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
         vision, text = self.model.config.vision_config, self.model.config.text_config
         if vision.hidden_size != text.projection_size:
@@ -41,7 +42,7 @@ class Teacher:
         side = vision.image_size // vision.patch_size
         self.grid = (side, side)
         self._length = int(text.max_position_embeddings)
-        self._mean, self._std = _normalisation(path)
+        self._mean, self._std = normalisation(path)
         self._check_padding()
 
     @property
@@ -71,8 +72,9 @@ class Teacher:
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Pooled text embeddings, (N, d) fp32, each text encoded as its own string, without attention mask."""
-        pooled: Tensor = self.model.text_model(input_ids=self._tokenize(texts)).pooler_output
-        return pooled
+        ids = self._tokenize(texts).to(self.model.device)
+        pooled: Tensor = self.model.text_model(input_ids=ids).pooler_output
+        return pooled.cpu()
 
     @torch.no_grad()
     def patch_features(self, pixels: Tensor) -> Tensor:
@@ -83,31 +85,44 @@ class Teacher:
         """
         vision = self.model.vision_model
         head = vision.head
-        patches = vision(pixel_values=pixels).last_hidden_state
+        patches = vision(pixel_values=pixels.to(self.model.device)).last_hidden_state
         weight, bias = head.attention.in_proj_weight, head.attention.in_proj_bias
         values = functional.linear(patches, weight[-self.width :], bias[-self.width :])
         pooled = head.attention.out_proj(values)
         aligned: Tensor = pooled + head.mlp(head.layernorm(pooled))
-        return aligned
+        return aligned.cpu()
 
     def prepare(self, images: Sequence[Image.Image]) -> Tensor:
-        """Square RGB pictures as the vision tower takes them: (B, 3, resolution, resolution), normalised."""
-        size = (self.resolution, self.resolution)
-        resized = [i if i.size == size else i.resize(size, Image.Resampling.BICUBIC) for i in images]
-        return pixel_tensor(resized, self._mean, self._std)
+        """RGB pictures as the vision tower takes them: (B, 3, resolution, resolution), normalised."""
+        return pixel_tensor(images, self._mean, self._std, self.resolution)
 
 
-def pixel_tensor(images: Sequence[Image.Image], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Equal-sized RGB pictures as (B, 3, H, W) fp32: values in [0, 1], less ``mean``, over ``std``."""
+def device() -> torch.device:
+    """Where frozen models run: the first GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pixel_tensor(
+    images: Sequence[Image.Image], mean: Sequence[float], std: Sequence[float], side: int | None = None
+) -> Tensor:
+    """RGB pictures as (B, 3, H, W) fp32: values in [0, 1], less ``mean``, over ``std``.
+
+    With ``side`` they are first resized to a square of so many pixels, whatever their shape; without, all must be of
+    one size already.
+    """
     import numpy as np
 
+    if side is not None:
+        size = (side, side)
+        images = [i if i.size == size else i.resize(size, Image.Resampling.BICUBIC) for i in images]
     stacked = torch.from_numpy(np.stack([np.asarray(image, dtype=np.uint8) for image in images]))
     pixels = stacked.permute(0, 3, 1, 2).float() / 255
     shift, scale = torch.tensor(mean), torch.tensor(std)
     return ((pixels - shift[:, None, None]) / scale[:, None, None]).contiguous()
 
 
-def _normalisation(path: Path) -> tuple[list[float], list[float]]:
+def normalisation(path: Path) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the colours that the model in folder ``path`` was trained with."""
     config = path / "preprocessor_config.json"
     read = json.loads(config.read_text("utf-8")) if config.is_file() else {}
     return read.get("image_mean", [0.5] * 3), read.get("image_std", [0.5] * 3)

@@ -17,7 +17,8 @@ def encode_features(run: dict, training: dict, validated: Input[Dataset], featur
     with recording(run, "encode-features", parameters=training) as record:
         settings = TrainingSettings.model_validate(training)
         record.input("validated", validated.path)
-        info = encode_pictures(settings, Path(validated.path), Path(features.path))
+        cache = Path(run["state"]) / "features" if run.get("state") else None
+        info = encode_pictures(settings, Path(validated.path), Path(features.path), cache)
         record.input("base_model", info.base_model)
         if info.teacher:
             record.input("teacher", info.teacher)

@@ -2,63 +2,47 @@
 
 from __future__ import annotations
 
-import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import fsspec
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
 
-from lineage.digests import digest_bytes, digest_json
+from lineage.digests import digest_json
 from training.encoding import Corpus, encode
-from training.errors import TrainingError
 from training.features_info import FeaturesInfo
+from training.pictures import open_picture
 from training.settings import TrainingSettings
 
 MANIFEST = "manifest.parquet"
 COLUMNS = ["file_name", "sha256", "text", "uri"]
+SPLIT = "split"
 READERS = 8
 """Pictures read at once: object stores answer slowly, and in parallel."""
 
 
-def encode_pictures(settings: TrainingSettings, validated: Path, features: Path) -> FeaturesInfo:
+def encode_pictures(
+    settings: TrainingSettings, validated: Path, features: Path, cache: Path | None = None
+) -> FeaturesInfo:
     """Encode the accepted pictures of a validated artifact into a features folder.
+
+    ``cache``: a folder that outlives the step, where finished shards are found again.
 
     Raises:
         TrainingError: a picture is missing, is not what was validated, or cannot be encoded.
     """
-    rows = pq.read_table(validated / MANIFEST, columns=COLUMNS).to_pylist()
+    rows = _training_rows(validated / MANIFEST)
     with ThreadPoolExecutor(READERS) as readers:
         corpus = Corpus(
             manifest=digest_json([[row["file_name"], row["sha256"], row["text"]] for row in rows]),
             captions=[row["text"] for row in rows],
-            load=lambda run: list(readers.map(open_picture, rows[run.start : run.stop])),
+            load=lambda numbers: list(readers.map(open_picture, [rows[number] for number in numbers])),
+            rows=rows,
         )
-        return encode(settings, corpus, features)
+        return encode(settings, corpus, features, cache)
 
 
-def open_picture(row: dict[str, str]) -> Image.Image:
-    """The picture of a manifest row.
-
-    Raises:
-        TrainingError: it is gone, its bytes are not those that were validated, or it is no picture.
-    """
-    name, uri = row["file_name"], row["uri"]
-    try:
-        with fsspec.open(uri, "rb") as stream:
-            content: bytes = stream.read()
-    except OSError as error:
-        raise TrainingError(f"{name} cannot be read from {uri}: {error}; take a new snapshot") from error
-    found = digest_bytes(content)
-    if found != row["sha256"]:
-        raise TrainingError(
-            f"{name} at {uri} has changed since it was validated: its digest was {row['sha256']} and now is {found}; "
-            "restore the file, or take a new snapshot"
-        )
-    try:
-        picture = Image.open(io.BytesIO(content))
-        picture.load()
-    except (UnidentifiedImageError, OSError) as error:
-        raise TrainingError(f"{name} at {uri} cannot be decoded: {error}; leave it out of the data") from error
-    return picture
+def _training_rows(manifest: Path) -> list[dict[str, str]]:
+    """Those of the split ``train``; without a split, all of them."""
+    splits = [SPLIT] if SPLIT in pq.read_schema(manifest).names else []
+    rows = pq.read_table(manifest, columns=[*COLUMNS, *splits]).to_pylist()
+    return [row for row in rows if (row.pop(SPLIT, None) or "train") == "train"]

@@ -33,7 +33,9 @@ SCHEMA = pa.schema(
         ("license", pa.string()),
         ("consent", pa.string()),
         ("source", pa.string()),
+        ("split", pa.string()),
         ("uri", pa.string()),
+        ("phash", pa.string()),
     ]
 )
 """``sha256`` is written ``sha256:<hex>``; ``uri`` is what fsspec opens: ``file:///…``, not escaped."""
@@ -81,7 +83,14 @@ def _manifest_row(row: Row) -> dict[str, Any]:
     except OSError as error:
         raise SnapshotError(f"{row.path} cannot be read: {error}; make it readable or drop its row") from error
     described = {key: getattr(row, key) for key in ("file_name", *TEXTS)}
-    return {**described, "sha256": digest_bytes(content), "bytes": len(content), "uri": f"file://{row.path}"}
+    return {
+        **described,
+        "sha256": digest_bytes(content),
+        "bytes": len(content),
+        "split": "train",
+        "uri": f"file://{row.path}",
+        "phash": None,
+    }
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:

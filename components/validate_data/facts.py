@@ -5,6 +5,7 @@
 | `row`, `file_name`, `sha256`, `bytes`, `text` | as in the manifest, `row` counted from 0 |
 | `caption_length` | characters of the caption without the white space around it; 0 where it is missing |
 | `license`, `consent`, `source` | as in the manifest, null where blank |
+| `split` | as in the manifest |
 | `decodes`, `problem` | whether every pixel can be read, and why not |
 | `format`, `mode`, `width`, `height` | as the image says itself (pixels); null where it says nothing |
 """
@@ -38,6 +39,7 @@ SCHEMA = pa.schema(
         ("license", pa.string()),
         ("consent", pa.string()),
         ("source", pa.string()),
+        ("split", pa.string()),
         ("decodes", pa.bool_()),
         ("problem", pa.string()),
         ("format", pa.string()),
@@ -112,7 +114,7 @@ def _pinned(row: dict[str, Any]) -> bytes | None:
 
 def _texts(row: dict[str, Any]) -> dict[str, Any]:
     rights = {key: row[key] if (row[key] or "").strip() else None for key in ("license", "consent", "source")}
-    kept = {key: row[key] for key in ("file_name", "sha256", "bytes", "text")}
+    kept = {key: row[key] for key in ("file_name", "sha256", "bytes", "text", "split")}
     return {**kept, **rights, "caption_length": len((row["text"] or "").strip())}
 
 

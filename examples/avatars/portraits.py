@@ -22,11 +22,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, lru_cache
 from importlib.resources import files
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import resvg_py
-from dicebear import Avatar, Style
 from PIL import Image
+
+if TYPE_CHECKING:
+    from dicebear import Style
 
 SIZE = 64
 """Height and width of a picture, in pixels."""
@@ -164,6 +165,9 @@ class Portrait:
 
     def draw(self, size: int = SIZE) -> Image.Image:
         """The picture, RGB, `size` x `size` pixels."""
+        # Here, so that scorers work where nothing draws.
+        import resvg_py
+
         svg = _template(self.hair, self.mouth, self.glasses, self.beard)
         for marker, color in {
             _MARKERS["skin"]: SKIN[self.skin],
@@ -194,6 +198,8 @@ def cores() -> Iterator[Portrait]:
 
 @lru_cache(maxsize=1)
 def _style() -> Style:
+    from dicebear import Style
+
     definition = files("dicebear_styles").joinpath("avataaars.json").read_text("utf-8")
     return Style(json.loads(definition))
 
@@ -201,6 +207,8 @@ def _style() -> Style:
 @cache
 def _template(hair: str, mouth: str, glasses: bool, beard: bool) -> str:
     """The SVG of a shape, with marker colours; 128 of them exist."""
+    from dicebear import Avatar
+
     options = {
         "seed": "triptych",
         "topVariant": HAIR[hair],

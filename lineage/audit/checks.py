@@ -21,6 +21,7 @@ from lineage.documents.provenance import SLSA
 from lineage.entries import Registered
 from lineage.records import StepRecord
 from lineage.registry import CHAMPION
+from lineage.scores import stated
 from lineage.statements import VERDICT, VERDICT_FILE, read_statement
 from lineage.witness import check_against, read_checkpoint, witness_keys
 
@@ -146,11 +147,10 @@ def check_scores(x: Examination, version: Registered, predicate: Mapping[str, An
     """Scores and samples are those that the verdict was given on; gives each prompt's seeds."""
     subject = beside(version, "scores/evaluation.json")
     with x.checking("evaluation", subject, "it is what the verdict was given on"):
-        stated = json.loads(x.file(version, "evaluation.json", "scores").read_bytes())
-        stated["evaluation_set"].pop("prompts", None)
+        evaluation = json.loads(x.file(version, "evaluation.json", "scores").read_bytes())
         if predicate is None:
             raise MissingError("there is no verdict that holds to compare it with")
-        if stated != predicate["evaluation"]:
+        if stated(evaluation) != predicate["evaluation"]:
             raise LineageError("it differs from what the verdict names")
     subject = beside(version, "scores/scores.parquet")
     with x.checking("evaluation", subject, "it is the table that evaluation.json names"):

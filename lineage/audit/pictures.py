@@ -98,7 +98,7 @@ def _check_whole(
     if accepted is None:
         raise MissingError("the manifest of the accepted rows does not hold, so the snapshot cannot be put together")
     rest = iter(accepted)
-    columns = ("file_name", "sha256", "bytes", "text", *RIGHTS)
+    columns = ("file_name", "sha256", "bytes", "text", *RIGHTS, "split")
     rows = [{c: row[c] for c in columns} if row["row"] in set_aside else next(rest, {}) for row in facts]
     if next(rest, None) is not None or manifest_digest(rows) != snapshot:
         raise LineageError(

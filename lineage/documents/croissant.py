@@ -21,7 +21,9 @@ FIELDS = {
     "license": ("Licence of the picture", "TEXT"),
     "consent": ("Consent of whoever it shows", "TEXT"),
     "source": ("Where it came from", "TEXT"),
+    "split": ("What it is for: train, validation, test", "TEXT"),
     "uri": ("Where it lay when it was pinned", "URL"),
+    "phash": ("Perceptual hash, 64 bits in hexadecimal", "TEXT"),
 }
 """Columns of the manifest: what each holds, and its Croissant type."""
 

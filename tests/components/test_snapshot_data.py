@@ -128,7 +128,18 @@ def test_the_manifest_says_what_is_there(portraits: Path, tmp_path: Path) -> Non
     shutil.copy(portraits / "a.png", portraits / "more" / "unlisted.PNG")
     taken = take(portraits)
     table = pq.read_table(tmp_path / "snapshot" / "manifest.parquet")
-    assert table.column_names == ["file_name", "sha256", "bytes", "text", "license", "consent", "source", "uri"]
+    assert table.column_names == [
+        "file_name",
+        "sha256",
+        "bytes",
+        "text",
+        "license",
+        "consent",
+        "source",
+        "split",
+        "uri",
+        "phash",
+    ]
     rows = table.to_pylist()
     assert [row["file_name"] for row in rows] == ["a.png", "c c%20#.png", "more/b.png"]
     for row in rows:

@@ -40,7 +40,9 @@ def validated(folder: Path) -> Path:
             "license": (None, "CC0-1.0", "an artist's own words: free for all")[i],
             "consent": "generated" if i else None,
             "source": "drawn",
+            "split": "train",
             "uri": f"file:///data/sub/{i}.png",
+            "phash": f"{i:016x}",
         }
         for i in range(3)
     ]

@@ -16,9 +16,9 @@ from lineage.digests import digest_path
 from tests.training.conftest import Trained, World
 from tests.training.tiny import NO_T5
 from training.curves import draw_curves, read_points
-from training.encoders import load_transformer
 from training.errors import TrainingError
 from training.export import export_candidate
+from training.families import family_of
 from training.launch import TrainingRecord, fine_tune
 
 WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
@@ -56,7 +56,7 @@ def test_the_number_of_processes_changes_rounding_only(world: World, trained: Tr
 
 
 def test_the_export_has_the_layout_of_a_plain_one(world: World, trained: Trained, tmp_path: Path) -> None:
-    load_transformer(world.base).save_pretrained(tmp_path / "transformer")
+    family_of(world.base).load_transformer().save_pretrained(tmp_path / "transformer")
     exported, plain = load_file(trained.candidate / WEIGHTS), load_file(tmp_path / WEIGHTS)
     assert {k: (t.dtype, t.shape) for k, t in exported.items()} == {k: (t.dtype, t.shape) for k, t in plain.items()}
     moved = [name for name, tensor in exported.items() if not torch.equal(tensor, plain[name])]
@@ -138,7 +138,7 @@ def test_a_taken_place_is_refused(world: World, trained: Trained, tmp_path: Path
     ],
 )
 def test_broken_weights_are_not_exported(world: World, tmp_path: Path, break_it, message: str) -> None:  # type: ignore[no-untyped-def]
-    weights = {name: p.detach() for name, p in load_transformer(world.base).named_parameters()}
+    weights = {name: p.detach() for name, p in family_of(world.base).load_transformer().named_parameters()}
     with pytest.raises(TrainingError, match=message):
         export_candidate(world.base, break_it(weights), tmp_path / "candidate")
     assert not (tmp_path / "candidate").exists()

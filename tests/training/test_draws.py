@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import numpy as np
 import torch
 
 from tests.training.conftest import World
 from training.draws import batch_samples, draw_null_tokens, draw_sample, is_dropped
+from training.families import family_of
 from training.features import Features
 from training.model import Batches
 
@@ -44,17 +47,21 @@ def test_null_tokens_stay_in_their_range() -> None:
 
 
 def test_batches_do_not_depend_on_the_number_of_processes(world: World) -> None:
-    features, settings = Features(world.features), world.settings(batch_size=8)
+    settings = world.settings(batch_size=8)
+    features = Features(world.features, settings)
 
     def batches(rank: int, of: int) -> Batches:
-        return Batches(features, settings, shift=3.0, timesteps=1000, text_width=40, rank=rank, world=of)
+        return Batches(features, settings, family_of(world.base), rank=rank, world=of)
 
     for step in (0, 4):
         whole = batches(0, 1)[step]
         halves = [batches(rank, 2)[step] for rank in range(2)]
-        for name in ("noisy", "velocity", "timesteps", "embeddings", "pooled", "target", "caption_target"):
-            together = torch.cat([getattr(half, name) for half in halves])
-            assert torch.equal(together, getattr(whole, name)), name
+        for name in ("noisy", "velocity", "timesteps", "target.local", "target.caption"):
+            part = attrgetter(name)
+            together = torch.cat([part(half) for half in halves])
+            assert torch.equal(together, part(whole)), name
+        for name, tensor in whole.conditioning.items():
+            assert torch.equal(torch.cat([half.conditioning[name] for half in halves]), tensor), name
         # Gradients are averaged over processes, so that both halves together weigh what the whole does.
         shares = torch.cat([half.shares for half in halves]) / 2
         assert torch.allclose(shares, whole.shares) and shares.sum() == 1

@@ -14,29 +14,30 @@ from components.encode_features.pictures import encode_pictures
 from lineage.digests import digest_path
 from tests.training.conftest import World
 from tests.training.tiny import NO_T5, save_validated
-from training.encoders import Encoders
 from training.errors import TrainingError
+from training.families import family_of
 from training.features import Features
 from training.settings import SupervisionSettings
 
 
 def test_features_hold_what_training_reads(world: World) -> None:
-    features = Features(world.features)
+    features = Features(world.features, world.settings())
     batch = features.batch([0, 5, 23], [False, True, False])
     assert len(features) == 24 and features.latent_shape == (4, 8, 8) and features.teacher_width == 16
     assert batch.mean.shape == batch.std.shape == (3, 4, 8, 8) and (batch.std > 0).all()
-    assert batch.embeddings.shape == (3, 40, 32) and batch.pooled.shape == (3, 24)
-    assert batch.target is not None and batch.target.shape == (3, 16, 16) and batch.target.dtype == torch.float16
-    assert batch.caption_target is not None and batch.caption_target.shape == (3, 16)
+    assert batch.conditioning["embeddings"].shape == (3, 40, 32) and batch.conditioning["pooled"].shape == (3, 24)
+    assert batch.target is not None and batch.target.local.shape == (3, 16, 16)
+    assert batch.target.caption.shape == (3, 16) and batch.target.entropy.shape == (3,)
+    assert batch.structure is not None and batch.structure.shape == (3, 3, 120), "3 layers, pairs of 16 patches"
     assert features.info.captions == 7, "six different ones and the empty one, each encoded once"
 
 
 def test_a_dropped_caption_is_the_empty_one(world: World) -> None:
-    features = Features(world.features)
+    features = Features(world.features, world.settings())
     dropped = features.batch([3], [True])
-    empty = Encoders(world.base).encode_captions([""])
-    assert torch.allclose(dropped.embeddings, empty.embeddings, atol=1e-5)
-    assert torch.allclose(dropped.pooled, empty.pooled, atol=1e-5)
+    empty = family_of(world.base).load_encoders().encode_captions([""])
+    assert torch.allclose(dropped.conditioning["embeddings"], empty.conditioning["embeddings"], atol=1e-5)
+    assert torch.allclose(dropped.conditioning["pooled"], empty.conditioning["pooled"], atol=1e-5)
 
 
 def test_conditioning_is_what_the_pipeline_computes(world: World) -> None:
@@ -47,13 +48,13 @@ def test_conditioning_is_what_the_pipeline_computes(world: World) -> None:
     embeddings, _, pooled, _ = pipeline.encode_prompt(
         caption, None, None, do_classifier_free_guidance=False, max_sequence_length=3
     )
-    ours = Encoders(world.base).encode_captions([caption])
-    padded = torch.nn.functional.pad(ours.embeddings, (0, 40 - 32, 0, 3))
-    assert torch.equal(padded, embeddings) and torch.equal(ours.pooled, pooled)
+    ours = family_of(world.base).load_encoders().encode_captions([caption])
+    padded = torch.nn.functional.pad(ours.conditioning["embeddings"], (0, 40 - 32, 0, 3))
+    assert torch.equal(padded, embeddings) and torch.equal(ours.conditioning["pooled"], pooled)
 
 
 def test_latents_are_scaled_as_the_pipeline_decodes_them(world: World) -> None:
-    encoders = Encoders(world.base)
+    encoders = family_of(world.base).load_encoders()
     pixels = torch.rand(2, 3, 32, 32) * 2 - 1
     mean, std = encoders.encode_images(pixels)
     posterior = encoders.vae.encode(pixels).latent_dist
@@ -70,7 +71,7 @@ def test_plain_fine_tuning_needs_no_teacher(world: World, tmp_path: Path) -> Non
     settings = world.settings(teacher=None, supervision=SupervisionSettings(enabled=False))
     info = encode_pictures(settings, world.validated, tmp_path / "plain")
     assert info.teacher is None
-    assert Features(tmp_path / "plain").batch([0], [False]).target is None
+    assert Features(tmp_path / "plain", settings).batch([0], [False]).target is None
 
 
 def _changed(row: dict[str, object], folder: Path) -> dict[str, object]:
@@ -83,7 +84,7 @@ def test_a_changed_picture_is_refused_by_name(world: World, tmp_path: Path) -> N
     row = _changed(world.rows[3], tmp_path)
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / str(row["file_name"]))
     validated = save_validated(tmp_path / "validated", [*world.rows[:3], row])
-    with pytest.raises(TrainingError, match=r"0003\.png at .* has changed since it was validated"):
+    with pytest.raises(TrainingError, match=r"0003\.png at .* has changed: its digest was"):
         encode_pictures(world.settings(), validated, tmp_path / "features")
     assert not (tmp_path / "features" / "features.json").exists()
 
@@ -92,7 +93,7 @@ def test_a_missing_picture_is_refused_by_name(world: World, tmp_path: Path) -> N
     row = _changed(world.rows[3], tmp_path)
     (tmp_path / str(row["file_name"])).unlink()
     validated = save_validated(tmp_path / "validated", [row])
-    with pytest.raises(TrainingError, match=r"0003\.png cannot be read"):
+    with pytest.raises(TrainingError, match=r"nothing is at .*0003\.png"):
         encode_pictures(world.settings(), validated, tmp_path / "features")
 
 
@@ -106,6 +107,6 @@ def test_an_empty_manifest_is_refused(world: World, tmp_path: Path) -> None:
         encode_pictures(world.settings(), tmp_path / "validated", tmp_path / "features")
 
 
-def test_unfinished_features_are_refused(tmp_path: Path) -> None:
+def test_unfinished_features_are_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"features\.json is missing"):
-        Features(tmp_path)
+        Features(tmp_path, world.settings())

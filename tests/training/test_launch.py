@@ -16,9 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lineage.digests import digest_file
 from tests.training.conftest import World
 from tests.training.tiny import save_bundle, save_teacher
 from training.errors import TrainingError
+from training.features_info import read_info, write_info
 from training.launch import fine_tune
 
 LAUNCH = """
@@ -37,6 +39,11 @@ def test_a_loss_that_is_not_finite_stops_training_at_its_step(world: World, tmp_
     shard = load_file(features / "latents-00000.safetensors")
     shard["mean"] = torch.full_like(shard["mean"], torch.nan)
     save_file(shard, features / "latents-00000.safetensors")
+    info = read_info(features)
+    poisoned = info.parts["latents"][0].model_copy(
+        update={"digest": digest_file(features / "latents-00000.safetensors")}
+    )
+    write_info(features, info.model_copy(update={"parts": info.parts | {"latents": [poisoned]}}))
     with pytest.raises(TrainingError, match=r"the total loss is nan at step 1 of 5; nothing is exported"):
         fine_tune(world.settings(), features, tmp_path / "candidate", tmp_path / "curves.jsonl")
     assert not (tmp_path / "candidate").exists()
@@ -77,8 +84,11 @@ def test_a_bundle_of_another_kind_is_refused(world: World, tmp_path: Path) -> No
     base = tmp_path / "base"
     shutil.copytree(world.base, base)
     index = json.loads((base / "model_index.json").read_text())
-    (base / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
-    with pytest.raises(TrainingError, match="FluxPipeline; only StableDiffusion3Pipeline"):
+    (base / "model_index.json").write_text(json.dumps(index | {"_class_name": "PixArtPipeline"}))
+    with pytest.raises(
+        TrainingError,
+        match="PixArtPipeline; the families trained here are Stable",
+    ):
         fine_tune(world.settings(base_model=base), world.features, tmp_path / "candidate", tmp_path / "curves.jsonl")
 
 

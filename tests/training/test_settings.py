@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from training.phrases import split_caption
+from training.phrases import split_phrases
 from training.settings import SupervisionSettings, TrainingSettings
 
 BASE = {"base_model": Path("/base"), "teacher": Path("/teacher")}
@@ -57,4 +57,4 @@ def test_settings_import_nothing_heavy() -> None:
     ],
 )
 def test_captions_fall_into_phrases(caption: str, phrases: list[str]) -> None:
-    assert split_caption(caption) == phrases
+    assert split_phrases(caption) == phrases

@@ -12,21 +12,22 @@ from PIL import Image
 
 from tests.training.conftest import World
 from tests.training.tiny import save_teacher
-from training.encoders import load_transformer
 from training.errors import TrainingError
+from training.families import family_of
 from training.features import Features
 from training.model import Batches, SupervisedTransformer
+from training.phrases import Phrasebook
 from training.settings import SupervisionSettings
+from training.structure import pool_tokens
 from training.supervision import (
     Phase,
     Tap,
     default_tap,
     global_losses,
     local_losses,
-    pool_tokens,
     schedule,
 )
-from training.targets import Phrasebook, align, centred
+from training.targets import align, centred
 from training.teacher import Teacher
 
 AVATARS = Path(__file__).parents[2] / "examples" / "avatars"
@@ -49,7 +50,7 @@ def test_tokens_are_pooled_by_area_with_rows_and_columns_kept() -> None:
 
 
 def test_the_image_stream_is_tapped_and_its_first_firing_counts(world: World) -> None:
-    backbone = load_transformer(world.base)
+    backbone = family_of(world.base).load_transformer()
     tap = Tap(backbone, default_tap(3))
     latents, text = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 40)
     call = {"pooled_projections": torch.randn(2, 24), "timestep": torch.tensor([1.0, 900.0])}
@@ -65,13 +66,13 @@ def test_the_image_stream_is_tapped_and_its_first_firing_counts(world: World) ->
 
 def test_a_tap_beyond_the_last_block_is_refused(world: World) -> None:
     with pytest.raises(TrainingError, match="joint blocks 0 to 2"):
-        Tap(load_transformer(world.base), 3)
+        Tap(family_of(world.base).load_transformer(), 3)
 
 
 def test_the_schedule_warms_up_ramps_and_decays_to_zero() -> None:
     settings = SupervisionSettings(weight=0.5, warmup_fraction=0.1, ramp_fraction=0.1, decay_end_fraction=0.65)
     phases = [schedule(settings, step, 1000) for step in range(1000)]
-    assert all(phase == Phase(0.5, detached=True) for phase in phases[:100])
+    assert all(phase == Phase(0.5, detached=True, structure=0.1) for phase in phases[:100])
     assert not any(phase.detached for phase in phases[100:])
     assert phases[100].weight < 0.01 and phases[200].weight == pytest.approx(0.5)
     assert all(a.weight <= b.weight for a, b in pairwise(phases[100:201]))
@@ -81,9 +82,9 @@ def test_the_schedule_warms_up_ramps_and_decays_to_zero() -> None:
 
 def _model(world: World, caption_dropout: float) -> tuple[SupervisedTransformer, Batches]:
     settings = world.settings(processes=1, caption_dropout=caption_dropout)
-    features = Features(world.features)
-    model = SupervisedTransformer(load_transformer(world.base), features, settings)
-    return model, Batches(features, settings, shift=1.0, timesteps=1000, text_width=40, rank=0, world=1)
+    features = Features(world.features, settings)
+    model = SupervisedTransformer(family_of(world.base), features, settings)
+    return model, Batches(features, settings, family_of(world.base), rank=0, world=1)
 
 
 def test_detached_supervision_teaches_the_projector_alone(world: World) -> None:
@@ -155,12 +156,13 @@ def test_a_matched_caption_has_a_lower_local_loss_than_a_shuffled_one() -> None:
     patches = teacher.patch_features(teacher.prepare([portrait.draw() for portrait in portraits]))
     patches = centred(patches, patches.mean(dim=(0, 1)))
     book = Phrasebook.of([portrait.caption() for portrait in portraits])
-    spoken = teacher.text_features(book.phrases)
-    phrases = centred(spoken, spoken[1:].mean(dim=0))
+    rows = book.rows([portrait.caption() for portrait in portraits], ["phrase", "clause"])
+    spoken = teacher.text_features(book.strings)
+    phrases = centred(spoken, spoken[sorted({number for row in rows for number in row[1:]})].mean(dim=0))
 
     def loss(captions: list[int]) -> float:
         targets = [
-            align(picture, phrases[book.rows[caption]], teacher.temperature)[0]
+            align(picture, phrases[rows[caption]], teacher.temperature)[0]
             for picture, caption in zip(patches, captions, strict=True)
         ]
         return float(local_losses(patches, torch.stack(targets)).mean())

@@ -1,0 +1,172 @@
+"""What the runs of `benchmarks.supervision` say: a table with t-intervals over seeds, a plot, and the steps ratio."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+PLAIN, OURS = "plain", "ours"
+MEASURES = ("alignment", "alignment/glasses", "alignment/beard")
+Runs = dict[str, dict[int, dict[str, Any]]]
+"""Arm to seed to the run's JSON."""
+
+
+def read_runs(results: Path) -> Runs:
+    """All runs in a folder.
+
+    Raises:
+        SystemExit: there are none, or they are not comparable.
+    """
+    runs: Runs = {}
+    for path in sorted(results.glob("*.json")):
+        run = json.loads(path.read_text("utf-8"))
+        runs.setdefault(run["arm"], {})[run["seed"]] = run
+    every = [run for arm in runs.values() for run in arm.values()]
+    if not runs.get(PLAIN):
+        raise SystemExit(f"{results} has no run of the arm {PLAIN}, which all others are compared with")
+    for name in ("steps", "prompts"):
+        if len({run[name] for run in every}) > 1:
+            raise SystemExit(f"the runs in {results} differ in {name}; arms are compared at equal {name} only")
+    return runs
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of ``values`` and the half width of its 95 % t-interval; NaN where there is one value only."""
+    if len(values) < 2:
+        return float(np.mean(values)), float("nan")
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return float(np.mean(values)), float(half)
+
+
+def steps_to(points: Sequence[Mapping[str, float]], goal: float) -> float | None:
+    """The step at which the alignment first reaches ``goal``, linear between measuring points; None: it never does."""
+    for before, after in itertools.pairwise(points):
+        low, high = before["alignment"], after["alignment"]
+        if low < goal <= high:
+            share = (goal - low) / (high - low)
+            return float(before["step"] + share * (after["step"] - before["step"]))
+    return float(points[0]["step"]) if points[0]["alignment"] >= goal else None
+
+
+def ratios(runs: Runs, arm: str) -> dict[int, float | None]:
+    """For each seed that both have: the arm's steps to plain fine-tuning's end alignment, over plain's own steps to
+    its end; None where the arm never got there."""
+    found: dict[int, float | None] = {}
+    for seed in sorted(runs[arm].keys() & runs[PLAIN].keys()):
+        plain = runs[PLAIN][seed]
+        reached = steps_to(runs[arm][seed]["points"], plain["points"][-1]["alignment"])
+        found[seed] = None if reached is None else reached / plain["steps"]
+    return found
+
+
+def write_report(results: Path, docs: Path) -> str:
+    """Write `supervision-table.md` and `images/supervision.png` below ``docs``; gives what is printed."""
+    runs = read_runs(results)
+    table = _table(runs)
+    docs.joinpath("images").mkdir(parents=True, exist_ok=True)
+    (docs / "supervision-table.md").write_text(table, "utf-8")
+    _plot(runs, docs / "images" / "supervision.png")
+    return f"{table}\n{_last_line(runs)}"
+
+
+def _table(runs: Runs) -> str:
+    example = next(iter(runs[PLAIN].values()))
+    lines = [
+        f"{example['steps']} steps, batch of {example['settings']['batch_size']}, {example['prompts']} held-out "
+        f"prompts a measurement, on {example['device']}. Means over seeds ± half a 95 % t-interval; Δ is paired "
+        "with plain fine-tuning by seed. Steps: to the alignment at which plain fine-tuning of that seed ends, as a "
+        "share of its steps, over the seeds that reached it; a run that never did is censored.",
+        "",
+        "| arm | seeds | alignment | Δ alignment | glasses | beard | area under curve Δ | steps | censored |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    base = [run["points"][0] for run in runs[PLAIN].values()]
+    cells = [_shown(interval([point[name] for point in base])) for name in MEASURES]
+    lines.append(f"| base model | {len(base)} | {cells[0]} | – | {cells[1]} | {cells[2]} | – | – | – |")
+    for arm in sorted(runs, key=lambda name: (name != PLAIN, name != OURS, name)):
+        lines.append(_row(runs, arm))
+    return "\n".join(lines) + "\n"
+
+
+def _row(runs: Runs, arm: str) -> str:
+    seeds = sorted(runs[arm])
+    paired = [seed for seed in seeds if seed in runs[PLAIN]]
+    ends = {name: _shown(interval([runs[arm][s]["points"][-1][name] for s in seeds])) for name in MEASURES}
+    gained = area = steps = censored = "–"
+    if arm != PLAIN and paired:
+        gained = _shown(interval([_end(runs, arm, s) - _end(runs, PLAIN, s) for s in paired]), signed=True)
+        area = _shown(interval([_area(runs, arm, s) - _area(runs, PLAIN, s) for s in paired]), signed=True)
+        found = list(ratios(runs, arm).values())
+        reached = [ratio for ratio in found if ratio is not None]
+        steps = _shown(interval(reached)) if reached else "–"
+        censored = f"{len(found) - len(reached)} of {len(found)}"
+    return (
+        f"| {arm} | {len(seeds)} | {ends['alignment']} | {gained} | {ends['alignment/glasses']} | "
+        f"{ends['alignment/beard']} | {area} | {steps} | {censored} |"
+    )
+
+
+def _end(runs: Runs, arm: str, seed: int) -> float:
+    return float(runs[arm][seed]["points"][-1]["alignment"])
+
+
+def _area(runs: Runs, arm: str, seed: int) -> float:
+    """The mean alignment along training."""
+    points = runs[arm][seed]["points"]
+    steps = np.array([point["step"] for point in points], dtype=float)
+    return float(np.trapezoid([point["alignment"] for point in points], steps) / (steps[-1] - steps[0]))
+
+
+def _shown(mean_and_half: tuple[float, float], signed: bool = False) -> str:
+    mean, half = mean_and_half
+    return f"{mean:+.3f} ± {half:.3f}" if signed else f"{mean:.3f} ± {half:.3f}"
+
+
+def _plot(runs: Runs, place: Path) -> None:
+    """Alignment along training, every arm: the mean over seeds, and its t-interval for the main ones."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 5.5))
+    for arm in sorted(runs):
+        curves = [[point["alignment"] for point in run["points"]] for run in runs[arm].values()]
+        steps = [point["step"] for point in next(iter(runs[arm].values()))["points"]]
+        each = [interval(column) for column in zip(*curves, strict=True)]
+        means, halves = np.array(each).T
+        main = arm in (PLAIN, OURS, "vision", "shuffled-text")
+        (line,) = axes.plot(steps, means, label=arm, linewidth=2.2 if main else 1, alpha=1 if main else 0.6)
+        if main and not np.isnan(halves).any():
+            axes.fill_between(steps, means - halves, means + halves, color=line.get_color(), alpha=0.12)
+        missed = sum(ratio is None for ratio in ratios(runs, arm).values()) if arm != PLAIN else 0
+        if missed:
+            axes.annotate(f"{missed} censored", (steps[-1], means[-1]), fontsize=7, color=line.get_color())
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel("alignment on held-out prompts")
+    axes.legend(fontsize=7, ncols=2)
+    figure.tight_layout()
+    figure.savefig(place, dpi=120)
+    pyplot.close(figure)
+
+
+def _last_line(runs: Runs) -> str:
+    """The figure: steps of ours over plain's, and how sure of it the seeds are."""
+    if OURS not in runs:
+        return f"steps to plain fine-tuning's end alignment: no run of {OURS}"
+    found = ratios(runs, OURS)
+    reached = [ratio for ratio in found.values() if ratio is not None]
+    # A censored run took longer than all its steps: it counts as more than any that arrived.
+    every = sorted(float("inf") if ratio is None else ratio for ratio in found.values())
+    median = every[len(every) // 2] if every else float("nan")
+    mean, half = interval(reached) if reached else (float("nan"), float("nan"))
+    return (
+        f"steps to plain fine-tuning's end alignment, ours / plain, {len(found)} paired seeds, "
+        f"{len(found) - len(reached)} censored: mean of those that arrived {mean:.2f} ± {half:.2f}; median {median:.2f}"
+    )

@@ -1,0 +1,146 @@
+"""Reading what a manifest names: its rows, and the bytes behind each ``uri``, checked against the row's digest.
+
+A ``uri`` is what `fsspec` opens, not escaped: ``file:///data/a b.png``, ``s3://bucket/key``, ``gs://``, ``hf://``. A
+picture inside a parquet file is ``parquet+<uri of the file>#<column>/<row>``, rows counted from 0.
+
+    >>> for row in manifest_rows(snapshot / "manifest.parquet"):
+    ...     content = read_picture(row)
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from lineage.digests import LineageError, digest_bytes
+
+SCHEMES = ("file", "s3", "gs", "hf")
+"""Where pictures may lie. fsspec knows more, among them some that run programs or ask strangers."""
+PARQUET = "parquet+"
+ROWS = 8192
+"""Rows of a manifest held at once."""
+
+
+class PictureError(LineageError):
+    """A picture is gone, cannot be reached, or is not the one that was pinned; the message says which."""
+
+
+def manifest_rows(manifest: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a ``manifest.parquet``, in their order, with only a few of them in memory."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(manifest) as file:
+        for batch in file.iter_batches(batch_size=ROWS, columns=columns):
+            yield from batch.to_pylist()
+
+
+def read_picture(row: Mapping[str, Any]) -> bytes:
+    """The bytes of the picture that a manifest row (``file_name``, ``sha256``, ``uri``) names.
+
+    Raises:
+        PictureError: it is gone, cannot be reached, or changed since the snapshot.
+    """
+    content = read_bytes(row["uri"])
+    if (found := digest_bytes(content)) != row["sha256"]:
+        raise PictureError(
+            f"{row['file_name']} at {row['uri']} has changed: its digest was {row['sha256']} and now is {found}; "
+            "restore the file, or take a new snapshot"
+        )
+    return content
+
+
+def read_bytes(uri: str) -> bytes:
+    """What lies at a manifest's ``uri``, not checked.
+
+    Raises:
+        PictureError: nothing is there, or it cannot be reached.
+    """
+    if uri.startswith(PARQUET):
+        place, _, cell = uri.removeprefix(PARQUET).rpartition("#")
+        column, _, row = cell.rpartition("/")
+        with reaching(uri):
+            return _cell(place, column, int(row))
+    with reaching(uri):
+        if uri.startswith("file://"):
+            return Path(uri.removeprefix("file://")).read_bytes()
+        return bytes(filesystem_of(uri).cat_file(uri))
+
+
+def filesystem_of(uri: str) -> Any:
+    """The fsspec filesystem that opens ``uri``.
+
+    Raises:
+        PictureError: pictures are not read from there, or the package that could is not installed.
+    """
+    scheme = uri.partition("://")[0]
+    if scheme not in SCHEMES:
+        raise PictureError(f"{uri} is not read: pictures lie at {', '.join(f'{name}://' for name in SCHEMES)}")
+    try:
+        return fsspec.filesystem(scheme)
+    except ImportError as error:
+        raise PictureError(f"{uri} cannot be read here: {error}; install what it names") from error
+
+
+@contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Say in one way what stores say in many: that ``uri`` cannot be read, and what to do.
+
+    Raises:
+        PictureError: the block raised what a filesystem or an object store raises.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise PictureError(f"nothing is at {uri}; put it back, or take a new snapshot without it") from error
+    except PermissionError as error:
+        raise PictureError(f"{uri} may not be read: {error}; check the credentials and who may read it") from error
+    except (OSError, ValueError, LookupError) as error:
+        raise PictureError(f"{uri} cannot be read: {type(error).__name__}: {error}; try again") from error
+    except Exception as error:
+        # Stores raise classes of their own libraries, which are not imported here.
+        if type(error).__module__.partition(".")[0] not in _STORES:
+            raise
+        raise PictureError(f"{uri} cannot be reached: {type(error).__name__}: {error}; try again") from error
+
+
+_STORES = frozenset({"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "httpx", "huggingface_hub", "requests"})
+
+
+def _cell(place: str, column: str, row: int) -> bytes:
+    stamp = Path(place.removeprefix("file://")).stat().st_mtime_ns if place.startswith("file://") else 0
+    ends = _row_group_ends(place, stamp)
+    group = bisect.bisect_right(ends, row)
+    cells = _row_group(place, stamp, column, group)
+    value = cells[row - (ends[group - 1] if group else 0)].as_py()
+    content = value.get("bytes") if isinstance(value, dict) else value
+    return bytes(content or b"")
+
+
+def open_file(uri: str) -> Any:
+    """A seekable stream of what lies at ``uri``."""
+    return filesystem_of(uri).open(uri.removeprefix("file://"), "rb")
+
+
+@lru_cache(maxsize=64)
+def _row_group_ends(place: str, stamp: int) -> list[int]:
+    import pyarrow.parquet as pq
+
+    with open_file(place) as stream:
+        metadata = pq.read_metadata(stream)
+    return list(accumulate(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)))
+
+
+@lru_cache(maxsize=3)
+def _row_group(place: str, stamp: int, column: str, group: int) -> Any:
+    """A column of a row group: what is read in order is read once."""
+    import pyarrow.parquet as pq
+
+    with open_file(place) as stream:
+        return pq.ParquetFile(stream).read_row_group(group, columns=[column]).column(0)

@@ -1,0 +1,78 @@
+"""Qwen-Image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from training.families.family import CaptionBatch, Family, cut_captions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class QwenImage(Family):
+    """A vision-language model reads the caption inside a chat template; the MM-DiT never sees the template.
+
+    Latents are packed 2 by 2, normalised channel by channel; the time shift grows with the tokens. Texts of a batch
+    differ in length: shorter ones are padded and masked.
+    """
+
+    pipeline_class = "QwenImagePipeline"
+    transformer_class = "QwenImageTransformer2DModel"
+    encoder_parts = ("vae", "text_encoder", "tokenizer")
+    longest_text = 512
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels in a latent's height and width."""
+        return 1 << len(self.vae_config["temperal_downsample"])
+
+    def encode_captions(self, pipeline: Any, captions: list[str], longest: int, device: Any) -> CaptionBatch:
+        """Hidden states of the caption's tokens, (N, L, D), and which of them are padding's: mask (N, L), 1 or 0."""
+        embeddings, mask = pipeline.encode_prompt(captions, device=device, max_sequence_length=longest)
+        if mask is None:  # so the pipeline says that no caption is padded
+            mask = embeddings.new_ones(embeddings.shape[:2])
+        template, start = pipeline.prompt_template_encode, pipeline.prompt_template_encode_start_idx
+        whole = [template.format(caption) for caption in captions]
+        truncated = cut_captions(pipeline.tokenizer, whole, longest + start)
+        return CaptionBatch({"embeddings": embeddings, "mask": mask.long()}, truncated)
+
+    def posterior(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Family.posterior`; the VAE takes a picture for a film of one frame."""
+        latents = vae.encode(pixels.unsqueeze(2)).latent_dist
+        mean, std = latents.mean.float().squeeze(2), latents.std.float().squeeze(2)
+        middle, spread = (
+            mean.new_tensor(self.vae_config[name])[:, None, None] for name in ("latents_mean", "latents_std")
+        )
+        return (mean - middle) / spread, std / spread
+
+    def prepare(self, conditioning: dict[str, Tensor], nulls: int) -> dict[str, Tensor]:
+        """Cut to the longest caption of the batch."""
+        length = int(conditioning["mask"].sum(dim=1).max())
+        return {name: tensor[:, :length] for name, tensor in conditioning.items()}
+
+    def predict(
+        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float
+    ) -> Tensor:
+        """See `Family.predict`."""
+        from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
+
+        dtype, mask = backbone.dtype, conditioning["mask"].bool()
+        batch, channels, height, width = noisy.shape
+        velocity = backbone(
+            hidden_states=QwenImagePipeline._pack_latents(noisy.to(dtype), batch, channels, height, width),
+            encoder_hidden_states=conditioning["embeddings"].to(dtype),
+            encoder_hidden_states_mask=None if mask.all() else mask,
+            timestep=timesteps / 1000,
+            img_shapes=[[(1, *self.grid(height, width))]] * batch,
+            return_dict=False,
+        )[0]
+        unpacked: Tensor = QwenImagePipeline._unpack_latents(velocity, height, width, 1).squeeze(2)
+        return unpacked
+
+    def sampling_arguments(self, sampling: Mapping[str, Any], count: int) -> dict[str, Any]:
+        """``guidance_scale`` is the pipeline's ``true_cfg_scale``, which needs a negative prompt to work on."""
+        arguments = dict(sampling)
+        scale = arguments.pop("guidance_scale", 1.0)
+        return arguments | ({"true_cfg_scale": scale, "negative_prompt": [" "] * count} if scale > 1 else {})
