@@ -21,7 +21,7 @@ COMPLETE, FAILED = "Complete", "Failed"
 LONGEST_PAUSE = 30.0
 NEEDED = (
     "the step's service account needs get, create and delete on trainjobs, get on trainingruntimes and "
-    "clustertrainingruntimes, get and list on pods, get on pods/log"
+    "clustertrainingruntimes, list on pods, get on pods/log"
 )
 
 Answer = TypeVar("Answer")
