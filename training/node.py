@@ -41,15 +41,11 @@ class Request(BaseModel):
     features: str
     """URI of the features folder."""
     digests: dict[str, str]
-    """Of the features, the base model and the training code; a node that has others trains nothing."""
-
-    @classmethod
-    def of(cls, settings: TrainingSettings, features: Path, uri: str) -> Request:
-        """The request for features that lie at ``features`` here and at ``uri`` for the nodes."""
-        return cls(settings=settings, features=uri, digests=_digests(settings, features))
+    """`input_digests` of the step that asks; a node that has others trains nothing."""
 
 
-def _digests(settings: TrainingSettings, features: Path) -> dict[str, str]:
+def input_digests(settings: TrainingSettings, features: Path) -> dict[str, str]:
+    """What training reads besides its settings, by digest."""
     return {
         "features": digest_path(features),
         "base model": digest_path(settings.base_model),
@@ -82,7 +78,7 @@ def run_node(place: Place, topology: Topology) -> None:
         features = source.path or work / "features"
         if source.path is None:
             source.download(features)
-        for name, digest in _digests(settings, features).items():
+        for name, digest in input_digests(settings, features).items():
             if digest != request.digests[name]:
                 raise TrainingError(
                     f"the {name} of this node is {digest}, and {request.digests[name]} was asked for: give the "

@@ -22,7 +22,7 @@ from training.curves import CurvePoint
 from training.errors import TrainingError
 from training.fine_tune import POINT
 from training.launch import LINES_KEPT, RECORD, TrainingRecord
-from training.node import CANDIDATE, CURVES, REQUEST, Request
+from training.node import CANDIDATE, CURVES, REQUEST, Request, input_digests
 from training.processes import termination_as_exit
 from training.settings import TrainingSettings
 from training.transfer import Place
@@ -87,9 +87,9 @@ def _start(
             f"training.processes {settings.processes} cannot be spread evenly over trainjob.nodes {trainjob.nodes}; "
             "change either"
         )
-    digest = digest_path(features)
-    shared = Place(trainjob.storage) / "features" / digest.removeprefix("sha256:")
-    request = Request.of(settings, features, (shared / "files").uri)
+    digests = input_digests(settings, features)
+    shared = Place(trainjob.storage) / "features" / digests["features"].removeprefix("sha256:")
+    request = Request(settings=settings, features=(shared / "files").uri, digests=digests)
     job = api.find(name)
     if job is not None and (job.ended == FAILED or job.leaving):
         print(f"TrainJob {api.namespace}/{name} of an earlier attempt failed ({job.reason}): training anew", flush=True)
@@ -98,7 +98,7 @@ def _start(
     if job is None:
         if shared.read("complete") is None:
             (shared / "files").upload(features)
-            shared.write("complete", digest)
+            shared.write("complete", digests["features"])
         place.remove(RECORD, CANDIDATE, CURVES)
         place.write(REQUEST, request.model_dump_json(indent=2))
         try:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.training.conftest import World
 from training.errors import TrainingError
-from training.node import REQUEST, Request, run_node
+from training.node import REQUEST, Request, input_digests, run_node
 from training.topology import Topology
 from training.transfer import Place
 
@@ -43,8 +43,8 @@ def test_processes_that_do_not_spread_evenly_are_refused() -> None:
 
 @pytest.mark.parametrize("what", ["features", "base model", "training code"])
 def test_a_node_with_other_inputs_trains_nothing(world: World, tmp_path: Path, what: str) -> None:
-    request = Request.of(world.settings(), world.features, str(world.features))
-    other = request.model_copy(update={"digests": request.digests | {what: "sha256:other"}})
+    digests = input_digests(world.settings(), world.features) | {what: "sha256:other"}
+    other = Request(settings=world.settings(), features=str(world.features), digests=digests)
     place = Place(str(tmp_path / "job"))
     place.write(REQUEST, other.model_dump_json())
     with pytest.raises(TrainingError, match=f"the {what} of this node is sha256:.*, and sha256:other was asked for"):
