@@ -22,7 +22,7 @@ from training.curves import CurvePoint
 from training.errors import TrainingError
 from training.fine_tune import POINT
 from training.launch import LINES_KEPT, RECORD, TrainingRecord
-from training.node import CANDIDATE, CURVES, REQUEST, Request, input_digests
+from training.node import CANDIDATE, CHECKPOINTS, CURVES, REQUEST, Request, input_digests
 from training.processes import termination_as_exit
 from training.settings import TrainingSettings
 from training.transfer import Place
@@ -160,6 +160,7 @@ def _collect(place: Place, request: Request, candidate: Path, curves: Path) -> T
         )
     curves.write_text(points, "utf-8")
     candidate.with_name(RECORD).write_text(text, "utf-8")
+    place.remove(CHECKPOINTS)  # what they were kept for is there
     return record
 
 
