@@ -9,7 +9,7 @@ EXTRAS := data,training,evaluation,registry,server,avatars,cluster,containers,de
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine data retrain shuffled ui lint test test-containers test-servers servers tiny-models clean
+.PHONY: help install engine data retrain shuffled ui lint test test-containers test-servers servers fuzz tiny-models clean
 
 help: ## List all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -19,6 +19,7 @@ install: $(VENV)/.installed ## Create the virtual environment and install everyt
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/python -m components.validate_data.faces
 	touch $@
 
 data: $(DATA)/new/metadata.jsonl $(DATA)/shuffled/metadata.jsonl ## Draw the portraits to train on
@@ -60,6 +61,10 @@ servers: # Debian's PostgreSQL and Chromium, where a root user lacks them
 engine: # Debian's engine and debootstrap, where a root user has neither and no engine is given
 	test -n "$$DOCKER_HOST" || { command -v dockerd && command -v debootstrap; } > /dev/null || \
 	{ apt-get update -q && apt-get install -q -y --no-install-recommends docker.io debootstrap; }
+
+fuzz: install ## Feed broken images to the image reader for FUZZ seconds (60)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz.images -max_total_time=$(or $(FUZZ),60)
 
 tiny-models: install ## Train the embedded default's models anew (about two hours)
 	$(BIN)/python -m examples.avatars.train

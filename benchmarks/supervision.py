@@ -65,7 +65,7 @@ def settings_of(arm: str, seed: int, steps: int, batch_size: int) -> TrainingSet
         seed=seed,
         ema_decay=0.99,
         null_tokens=(1, 1),
-        cached=("latents", "teacher", "structure"),
+        cached=("latents", "text", "teacher", "structure"),
         cache_precision="fp16",
         supervision=SupervisionSettings(**(OURS | ARMS[arm])),
     )

@@ -165,8 +165,8 @@ def _last_line(runs: Runs) -> str:
     # A censored run took longer than all its steps: it counts as more than any that arrived.
     every = sorted(float("inf") if ratio is None else ratio for ratio in found.values())
     median = every[len(every) // 2] if every else float("nan")
-    mean, half = interval(reached) if reached else (float("nan"), float("nan"))
+    arrived = "mean of those that arrived {:.2f} ± {:.2f}".format(*interval(reached)) if reached else "none arrived"
     return (
         f"steps to plain fine-tuning's end alignment, ours / plain, {len(found)} paired seeds, "
-        f"{len(found) - len(reached)} censored: mean of those that arrived {mean:.2f} ± {half:.2f}; median {median:.2f}"
+        f"{len(found) - len(reached)} censored: {arrived}; median {median:.2f}"
     )

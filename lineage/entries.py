@@ -85,6 +85,10 @@ class Judged(Body):
     incumbent: str
     decision: str
     verdict: str
+    model: str = ""
+    """The registered model that it is for; empty: any, once."""
+    evaluation: str = ""
+    """Digest of the evaluation set."""
 
 
 class Registered(Body):
@@ -259,6 +263,8 @@ class State:
     """(model, version) -> its registration."""
     champions: dict[str, list[Standing]] = field(default_factory=dict)
     """Model -> its champions in order; the last one is the champion, unless it was withdrawn."""
+    approved: dict[str, list[Standing]] = field(default_factory=dict)
+    """Model -> those that a person made champion, in order."""
     withdrawn: set[str] = field(default_factory=set)
     """Digests of withdrawn weights."""
     pending: dict[str, Intended] = field(default_factory=dict)
@@ -273,6 +279,11 @@ class State:
         """The champion of ``model``, if it has one."""
         standing = self.champions.get(model, [])
         return standing[-1] if standing and standing[-1].candidate not in self.withdrawn else None
+
+    def anchor(self, model: str) -> Standing | None:
+        """The last version that a person made champion, if it was not withdrawn; else the one approved before it."""
+        approved = reversed(self.approved.get(model, []))
+        return next((standing for standing in approved if standing.candidate not in self.withdrawn), None)
 
     def key_of(self, role: Role) -> Key:
         """The key that speaks for ``role`` now.
@@ -397,7 +408,7 @@ class State:
         judged = self.verdicts.get(body.verdict)
         if judged is None or judged.candidate != body.candidate:
             raise LedgerError(f"{entry.name}: no verdict in the ledger is about these weights ({body.candidate[:19]}…)")
-        if judged.run != body.run or self.judged_for.get(body.verdict, body.model) != body.model:
+        if judged.run != body.run or self.judged_for.get(body.verdict, judged.model or body.model) != body.model:
             raise LedgerError(f"{entry.name}: its verdict was given in another run, or for another model")
         if self.versions.get((body.model, body.version), body) != body:
             raise LedgerError(
@@ -416,6 +427,9 @@ class State:
             self.withdrawn.add(body.candidate)
         else:
             standing.append(Standing(body.version, body.candidate, body.move))
+            # A run promotes its own candidate before it closes; whatever else moves the champion is a person.
+            if body.action != "promote" or self.versions[body.model, body.version].run in self.outcomes:
+                self.approved.setdefault(body.model, []).append(standing[-1])
 
     def check_move(self, move: Intended) -> None:
         """Whether the champion may move so now.
@@ -480,7 +494,8 @@ class State:
             raise LedgerError(f"{entry.name}: move {body.move} is not open")
         if move.action == "withdraw":
             raise LedgerError(f"{entry.name}: a withdrawal is for good and cannot be given up; run: triptych reconcile")
-        self.champions[move.model].pop()
+        given_up = self.champions[move.model].pop()
+        self.approved[move.model] = [one for one in self.approved.get(move.model, []) if one != given_up]
 
 
 def replay(entries: Iterable[Entry]) -> State:

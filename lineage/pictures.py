@@ -10,6 +10,7 @@ picture inside a parquet file is ``parquet+<uri of the file>#<column>/<row>``, r
 from __future__ import annotations
 
 import bisect
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -125,7 +126,9 @@ def _cell(place: str, column: str, row: int) -> bytes:
 
 def open_file(uri: str) -> Any:
     """A seekable stream of what lies at ``uri``."""
-    return filesystem_of(uri).open(uri.removeprefix("file://"), "rb")
+    if uri.startswith("file://"):
+        return Path(uri.removeprefix("file://")).open("rb")
+    return io.BufferedReader(filesystem_of(uri).open(uri, "rb"))
 
 
 @lru_cache(maxsize=64)

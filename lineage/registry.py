@@ -118,6 +118,22 @@ class Registry:
         place = f"{self.client.get_run(mlflow_run).info.artifact_uri}/{EVIDENCE_FOLDER}"
         return _fetch(self.tracking_uri, place, target)
 
+    def metrics(self, prefix: str, suffix: str) -> dict[str, dict[str, float]]:
+        """MLflow run -> the metrics whose name has both, by what stands between."""
+        experiment = self.client.get_experiment_by_name(self.model_name)
+        found: dict[str, dict[str, float]] = {}
+        page: str | None = ""
+        while experiment and page is not None:
+            runs = self.client.search_runs([experiment.experiment_id], page_token=page or None)
+            page = runs.token or None
+            for run in runs:
+                found[run.info.run_id] = {
+                    name.removeprefix(prefix).removesuffix(suffix): float(value)
+                    for name, value in run.data.metrics.items()
+                    if name.startswith(prefix) and name.endswith(suffix)
+                }
+        return found
+
     def open_run(self, run: str) -> str:
         """The MLflow run of pipeline run ``run``: the one already there, or a new one. Returns its id.
 

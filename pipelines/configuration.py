@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.evaluate.settings import EvaluationSettings
 from components.fine_tune.settings import TrainJobSettings
-from components.gate.settings import AXES, GateSettings
+from components.gate.settings import GateSettings, missing_axes
 from components.snapshot_data.settings import DataSettings
 from components.validate_data.settings import ValidationSettings
 from lineage.embedded import LineageSettings
@@ -27,6 +27,7 @@ from training.settings import TrainingSettings
 PLACES = (
     ("data", "source"),
     ("validation", "suite"),
+    ("validation", "tokenizer"),
     ("training", "base_model"),
     ("training", "teacher"),
     ("evaluation", "evaluation_set"),
@@ -60,7 +61,8 @@ class Configuration(BaseModel):
         """(key, place) of everything the run reads: local paths or URIs."""
         sections = self.model_dump(mode="json")
         for section, key in PLACES:
-            yield f"{section}.{key}", sections[section][key]
+            if sections[section][key] is not None:
+                yield f"{section}.{key}", sections[section][key]
         for index, scorer in enumerate(self.evaluation.scorers):
             yield f"evaluation.scorers[{index}].weights", scorer.weights
 
@@ -79,8 +81,7 @@ def read_configuration(path: Path) -> Configuration:
     for key, place in configuration.places():
         if is_local(place) and not Path(place).exists():
             raise ConfigurationError(f"{path}: {key} is {place}, and nothing is there")
-    unset = sorted(set(AXES) - set(configuration.gate.margins))
-    if unset:
+    if unset := missing_axes(configuration.gate.margins):
         raise ConfigurationError(f"{path}: gate.margins has no margin for {', '.join(unset)}; every axis needs one")
     return configuration
 

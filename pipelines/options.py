@@ -19,8 +19,10 @@ WorkOption = Annotated[Path, typer.Option("--work-dir", help="The work folder of
 
 def configuration_of(path: Path) -> Configuration:
     """The configuration, with its data source looked at; a bad one ends the program."""
-    from components.snapshot_data.source import SnapshotError, check_source
-    from components.validate_data.suite import DataValidationError, check_suite
+    from components.snapshot_data.folder import SnapshotError
+    from components.snapshot_data.source import check_source
+    from components.validate_data.errors import DataValidationError
+    from components.validate_data.suite import check_suite
     from pipelines.configuration import ConfigurationError, read_configuration
 
     try:

@@ -13,7 +13,7 @@ from kfp import dsl
 
 from components.close_run.component import close_run
 from components.encode_features.component import encode_features
-from components.evaluate.component import evaluate
+from components.evaluate.component import draw_samples, evaluate
 from components.fine_tune.component import fine_tune
 from components.gate.component import gate as gate_step
 from components.nothing_new.component import nothing_new
@@ -26,8 +26,11 @@ from components.validate_data.component import validate_data
 NAME = "retraining"
 
 
-def build_pipeline(image: str, retries: int = 0) -> Any:
+def build_pipeline(image: str, retries: int = 0, sample_shards: int = 1) -> Any:
     """The pipeline with every step in ``image`` and retried ``retries`` times with back-off.
+
+    With several ``sample_shards``, so many tasks draw the samples and evaluate only judges them: on clusters, since
+    KFP's local runner silently skips an `If` that contains a `ParallelFor`.
 
     Call it to run it with `kfp.local`, or give it to the KFP compiler.
     """
@@ -77,14 +80,22 @@ def build_pipeline(image: str, retries: int = 0) -> Any:
                     reuse_digest=decided["reuse_digest"],
                     features=features.outputs["features"],
                 )
-                scored = evaluate(
-                    run=run,
-                    evaluation=evaluation,
-                    incumbent_uri=decided["incumbent_uri"],
-                    incumbent_digest=decided["incumbent_digest"],
-                    candidate=tuned.outputs["candidate"],
-                )
-                judged = gate_step(run=run, gate=gate, scores=scored.outputs["scores"])
+                compared = {
+                    "run": run,
+                    "evaluation": evaluation,
+                    "incumbent_uri": decided["incumbent_uri"],
+                    "incumbent_digest": decided["incumbent_digest"],
+                    "anchor_uri": decided["anchor_uri"],
+                    "anchor_digest": decided["anchor_digest"],
+                    "candidate": tuned.outputs["candidate"],
+                }
+                scored = evaluate(**compared, training=training, validated=validated.outputs["validated"])
+                if sample_shards > 1:
+                    with dsl.ParallelFor(list(range(sample_shards)), name="samples") as shard:
+                        drawn = draw_samples(**compared, shard=shard, shards=sample_shards)
+                        finish(drawn)
+                    scored.after(drawn)
+                judged = gate_step(run=run, gate=gate, registry=registry, scores=scored.outputs["scores"])
                 registered = register(
                     run=run,
                     registry=registry,

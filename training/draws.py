@@ -37,17 +37,18 @@ def _generator(seed: int, purpose: int, *key: int) -> np.random.Generator:
 
 
 @lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    return _generator(seed, _ORDER, epoch).permutation(count)
+def _order(seed: int, epoch: int, count: int, first: int) -> NDArray[np.int64]:
+    return _generator(seed, _ORDER, epoch, *([first] if first else [])).permutation(count)
 
 
-def batch_samples(seed: int, step: int, batch_size: int, count: int) -> list[tuple[int, int]]:
+def batch_samples(seed: int, step: int, batch_size: int, count: int, first: int = 0) -> list[tuple[int, int]]:
     """The (epoch, sample index) pairs of the global batch of ``step``, counted from 0.
 
-    Every epoch visits all ``count`` samples once, in an order of its own; batches run on across epochs.
+    Every epoch visits all ``count`` samples once, in an order of its own; batches run on across epochs. ``first``
+    tells series of samples apart, each in an order of its own.
     """
     positions = range(step * batch_size, (step + 1) * batch_size)
-    return [(p // count, int(_order(seed, p // count, count)[p % count])) for p in positions]
+    return [(p // count, int(_order(seed, p // count, count, first)[p % count])) for p in positions]
 
 
 def draw_sample(seed: int, epoch: int, index: int, shape: tuple[int, ...]) -> SampleDraws:

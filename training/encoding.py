@@ -90,6 +90,7 @@ class _Encoding:
         family = family_of(settings.base_model)
         side = family.resolution
         sizes = corpus.sizes or [(side, side)] * len(corpus)
+        family.check_sizes(set(sizes))
         self.order = sorted(range(len(corpus)), key=lambda row: sizes[row])
         self.sizes = [sizes[row] for row in self.order]
         self.layout = digest_json([[row, *size] for row, size in zip(self.order, self.sizes, strict=True)])
@@ -126,6 +127,7 @@ class _Encoding:
             "rows": rows,
             "model": model,
             "precision": self.settings.cache_precision,
+            "longest": self.settings.max_sequence_length or 0,
             "kept": part in self.settings.cached,
         }
 

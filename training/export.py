@@ -1,7 +1,7 @@
 """The candidate: the base bundle with the trained transformer in place of its own.
 
-Plain ``StableDiffusion3Pipeline.from_pretrained`` loads it, and nothing in it varies from run to run: the same
-weights give the same digest.
+Plain diffusers loads it, and nothing in it varies from run to run: the same weights give the same digest. Where an
+adapter was trained, the transformer has it merged into it, and ``lora/`` holds it by itself.
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from training import lora
 from training.errors import TrainingError
+from training.families import family_of
+from training.settings import LoraSettings
 
 
-def export_candidate(base: Path, weights: Mapping[str, Tensor], candidate: Path) -> None:
+def export_candidate(
+    base: Path, weights: Mapping[str, Tensor], candidate: Path, adapter: LoraSettings | None = None
+) -> None:
     """Write ``base`` with the parameters ``weights`` of its transformer to ``candidate``, whole or not at all.
 
-    Tensors keep the base's names, file layout and number format; buffers keep its values.
+    Tensors keep the base's names, file layout and number format; buffers keep its values. With ``adapter``,
+    ``weights`` are an adapter's.
 
     Raises:
         TrainingError: weights are missing, left over, of another shape or not finite, or the place is taken.
@@ -32,6 +38,9 @@ def export_candidate(base: Path, weights: Mapping[str, Tensor], candidate: Path)
         shutil.rmtree(partial)
     shutil.copytree(base, partial)
     left = dict(weights)
+    if adapter:
+        left = lora.merged(base / "transformer", weights, adapter)
+        lora.save_adapter(family_of(base), weights, adapter, partial / lora.FOLDER)
     for path in sorted((partial / "transformer").glob("*.safetensors")):
         _replace_weights(path, left)
     if left:

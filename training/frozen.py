@@ -61,7 +61,7 @@ class Frozen:
 
     def text(self, captions: Sequence[str]) -> Tensors:
         """Conditioning, by names of `CONDITIONING`, (B, ...) each, and ``truncated`` (1,), how many were cut."""
-        batch = self.encoders.encode_captions(captions)
+        batch = self.encoders.encode_captions(captions, self._settings.max_sequence_length)
         kept = {n: t.to(self._kept) if t.is_floating_point() else t for n, t in batch.conditioning.items()}
         return kept | {"truncated": torch.tensor([batch.truncated])}
 

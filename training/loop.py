@@ -80,7 +80,7 @@ def train(
     memory = accelerator.gather(torch.tensor([_peak_memory()], device=accelerator.device))
     if not accelerator.is_main_process:
         return None
-    export_candidate(settings.base_model, weights, candidate)
+    export_candidate(settings.base_model, weights, candidate, settings.adapter)
     seconds = {
         "loading": trained_from - began,
         "training": trained_to - trained_from,

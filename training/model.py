@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.draws import batch_samples, draw_null_tokens, draw_sample, is_dropped
+from training.buckets import bucket_samples
+from training.draws import draw_null_tokens, draw_sample, is_dropped
 from training.families.family import Family
 from training.features import Features
+from training.lora import add_adapter
 from training.settings import TrainingSettings
 from training.structure import StructureHeads, check_grid, layers_at, pool_tokens
 from training.supervision import (
@@ -74,6 +76,10 @@ class SupervisedTransformer(nn.Module):
         super().__init__()
         self.family = family
         self.backbone = family.load_transformer()
+        if settings.gradient_checkpointing:
+            self.backbone.enable_gradient_checkpointing()
+        if settings.method == "lora":
+            add_adapter(self.backbone, settings.lora, settings.seed)
         self.guidance = settings.guidance
         self.projector: Projector | None = None
         self.structure_heads: StructureHeads | None = None
@@ -84,7 +90,8 @@ class SupervisedTransformer(nn.Module):
             asked = settings.supervision.tap
             self._tap = Tap(self.backbone, default_tap(config.num_layers) if asked is None else asked)
             self._grid = features.teacher_grid
-            check_grid(family.grid(*features.latent_shape[-2:]), self._grid)
+            for _, wide, high in features.info.sizes:
+                check_grid(family.grid(high // family.vae_factor, wide // family.vae_factor), self._grid)
             torch.manual_seed(settings.seed)
             self.projector = Projector(width, settings.supervision.projector_hidden, features.teacher_width)
         if settings.supervision.structured:
@@ -135,10 +142,9 @@ def _stream(tap: Tap, phase: Phase) -> Tensor:
 def parameter_groups(model: SupervisedTransformer, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's groups: matrices, which decay, and biases and norms, which do not."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    matrices, rest = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    groups = ({"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
 
 
 @dataclass(frozen=True)
@@ -154,13 +160,14 @@ class Batches:
     def __getitem__(self, step: int) -> Batch:
         """This process's share of the global batch of ``step``, counted from 0."""
         settings = self.settings
-        everyone = batch_samples(settings.seed, step, settings.batch_size, len(self.features))
+        counts = tuple(count for count, _, _ in self.features.info.sizes)
+        everyone = bucket_samples(settings.seed, step, settings.steps, settings.batch_size, counts)
         drops = [is_dropped(settings.seed, *sample, settings.caption_dropout) for sample in everyone]
         share = settings.batch_size // self.world
         mine = slice(self.rank * share, (self.rank + 1) * share)
         samples, dropped = everyone[mine], drops[mine]
         cached = self.features.batch([index for _, index in samples], dropped)
-        draws = [draw_sample(settings.seed, *sample, self.features.latent_shape) for sample in samples]
+        draws = [draw_sample(settings.seed, *sample, tuple(cached.mean.shape[1:])) for sample in samples]
         noise = torch.from_numpy(np.stack([draw.noise for draw in draws]))
         posterior = torch.from_numpy(np.stack([draw.posterior_noise for draw in draws]))
         quantile = torch.tensor([draw.quantile for draw in draws])

@@ -98,6 +98,20 @@ class SupervisionSettings(_Section):
         return self
 
 
+class LoraSettings(_Section):
+    """The adapter that ``method: lora`` trains instead of the MM-DiT's own weights."""
+
+    rank: int = Field(default=16, ge=1)
+    """r, the rank of the change that each matrix can learn."""
+    alpha: float = Field(default=16.0, gt=0)
+    """α; the change is scaled by α / r."""
+    target_modules: tuple[str, ...] = Field(
+        default=("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        min_length=1,
+    )
+    """Ends of the names of the linear layers that get an adapter: the joint attention's, in all families."""
+
+
 class TrainingSettings(_Section):
     """One fine-tuning run. Equal settings, features and machine give a candidate with equal digest."""
 
@@ -114,6 +128,15 @@ class TrainingSettings(_Section):
     """Number format of latents and text embeddings on disk; teacher and structure features are always fp16."""
     steps: int = Field(default=1000, ge=1)
     """Optimizer steps."""
+    buckets: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], ...] = ()
+    """Sizes, [width, height] in pixels, to which pictures are resized and cropped about their centre, each to the one
+    nearest in shape; a batch is of one size. Empty: the base model's own square."""
+    max_sequence_length: int | None = Field(default=None, ge=1)
+    """Most tokens that a T5, or Qwen-Image's language model, reads of a caption; None: as many as a plain call of
+    the pipeline. Train with what is sampled with."""
+    method: Literal["full", "lora"] = "full"
+    """Train all weights of the MM-DiT, or an adapter beside them."""
+    lora: LoraSettings = LoraSettings()
     batch_size: int = Field(default=32, ge=1)
     """Images in one optimizer step, over all processes; a multiple of ``processes``."""
     learning_rate: float = Field(default=1e-4, gt=0)
@@ -133,6 +156,9 @@ class TrainingSettings(_Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of forward and backward; master weights, optimizer, losses and average stay fp32. bf16
     pays on GPUs and on CPUs with AMX or AVX-512 bf16, and is far slower than fp32 on others: measure."""
+    gradient_checkpointing: bool = False
+    """Keep only each block's inputs for the backward pass and compute the rest again: less memory, about a third
+    more time."""
     seed: int = Field(default=0, ge=0, lt=2**53)
     """Decides data order, noise, timesteps, dropout and the projector's first weights."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
@@ -148,6 +174,11 @@ class TrainingSettings(_Section):
     log_every: int = Field(default=10, ge=1)
     """Steps between two points of the loss curves, each the mean over the steps since the last."""
     supervision: SupervisionSettings = SupervisionSettings()
+
+    @property
+    def adapter(self) -> LoraSettings | None:
+        """The adapter that is trained; None: all weights are."""
+        return self.lora if self.method == "lora" else None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

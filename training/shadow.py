@@ -40,7 +40,7 @@ class ShadowWeights:
         averaged = {
             name.removeprefix(prefix): safe_get_full_fp32_param(parameter).clone().cpu()
             for name, parameter in model.named_parameters()
-            if name.startswith(prefix)
+            if name.startswith(prefix) and parameter.requires_grad
         }
         self._swap()
         return averaged

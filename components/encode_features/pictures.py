@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from PIL import ImageOps
 
 from lineage.digests import digest_json
+from training.buckets import Size, nearest
 from training.encoding import Corpus, encode
 from training.features_info import FeaturesInfo
 from training.pictures import open_picture
@@ -37,8 +40,21 @@ def encode_pictures(
             captions=[row["text"] for row in rows],
             load=lambda numbers: list(readers.map(open_picture, [rows[number] for number in numbers])),
             rows=rows,
+            sizes=_sizes(settings.buckets, rows, readers),
         )
         return encode(settings, corpus, features, cache)
+
+
+def _sizes(buckets: Sequence[Size], rows: list[dict[str, str]], readers: ThreadPoolExecutor) -> list[Size] | None:
+    """The bucket of each picture; where there is a choice, each picture is read for it once more."""
+    if len(buckets) < 2:
+        return list(buckets) * len(rows) or None
+    return [nearest(size, buckets) for size in readers.map(_size, rows)]
+
+
+def _size(row: dict[str, str]) -> Size:
+    """Width and height of a picture held upright."""
+    return ImageOps.exif_transpose(open_picture(row)).size
 
 
 def _training_rows(manifest: Path) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Evaluate, as a pipeline step."""
+"""Evaluate, as pipeline steps: sampling in shares where a cluster shares it out, and judging."""
 
 from kfp.dsl import HTML, Dataset, Input, Model, Output
 
@@ -6,28 +6,61 @@ from components.image import step
 
 
 @step
-def evaluate(
+def draw_samples(
     run: dict,
     evaluation: dict,
     incumbent_uri: str,
     incumbent_digest: str,
+    shard: int,
+    shards: int,
     candidate: Input[Model],
+    anchor_uri: str = "",
+    anchor_digest: str = "",
+) -> None:
+    """Draw one of ``shards`` shares of all models' samples into the run's state folder."""
+    from pathlib import Path
+
+    from components.evaluate.evaluate import draw_shard, opponents
+    from components.evaluate.settings import EvaluationSettings
+    from lineage.records import recording
+
+    others = opponents(incumbent_uri, incumbent_digest, anchor_uri, anchor_digest)
+    with recording(run, f"draw-samples-{shard}", parameters=evaluation) as record:
+        settings = EvaluationSettings.model_validate(evaluation)
+        record.input("candidate", candidate.path)
+        where = run["tracking_uri"], others, Path(candidate.path), run["state"]
+        record.facts["trouble"] = draw_shard(settings, *where, shard, shards)
+
+
+@step
+def evaluate(
+    run: dict,
+    evaluation: dict,
+    training: dict,
+    incumbent_uri: str,
+    incumbent_digest: str,
+    candidate: Input[Model],
+    validated: Input[Dataset],
     scores: Output[Dataset],
     grid: Output[HTML],
+    anchor_uri: str = "",
+    anchor_digest: str = "",
 ) -> str:
     """Sample candidate and incumbent on the same prompts and seeds and score both; returns the scores' digest."""
     from pathlib import Path
 
-    from components.evaluate.evaluate import evaluate_against
+    from components.evaluate.evaluate import evaluate_against, opponents
     from components.evaluate.settings import EvaluationSettings
     from lineage.records import recording
 
+    others = opponents(incumbent_uri, incumbent_digest, anchor_uri, anchor_digest)
     with recording(run, "evaluate", parameters=evaluation) as record:
         settings = EvaluationSettings.model_validate(evaluation)
         record.input("candidate", candidate.path)
-        record.input("incumbent", incumbent_digest)
-        record.facts |= evaluate_against(
-            settings, run["tracking_uri"], incumbent_uri, incumbent_digest, Path(candidate.path), Path(scores.path)
-        )
+        record.input("validated", validated.path)
+        for who, (_, digest) in others.items():
+            record.input(who, digest)
+        where = run["tracking_uri"], others, Path(candidate.path), Path(scores.path), run.get("state", "")
+        record.facts |= evaluate_against(settings, *where, training, Path(validated.path))
         Path(grid.path).write_bytes((Path(scores.path) / "grid.html").read_bytes())
         return record.output("scores", scores.path)

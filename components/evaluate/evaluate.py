@@ -1,4 +1,8 @@
-"""Sample candidate and incumbent on the same prompts and seeds, and score both."""
+"""Sample candidate, incumbent and anchor on the same prompts and seeds, and score them.
+
+Whatever makes the scores unusable (weights that draw NaN, a champion that no longer loads, a scorer that raises) is
+written into ``evaluation.json`` as ``unusable``, without scores: the verdict is then invalid, for that reason.
+"""
 
 from __future__ import annotations
 
@@ -11,62 +15,150 @@ from typing import Any
 
 import pandas as pd
 
-from components.evaluate.evaluation_set import read_evaluation_set
+from components.evaluate.evaluation_set import EvaluationError, EvaluationSet, read_evaluation_set
+from components.evaluate.judging import Judge
 from components.evaluate.pictures import draw_sample_grid
-from components.evaluate.sampling import sample
-from components.evaluate.scoring import load_scorer, score_pictures
+from components.evaluate.sampling import collect, draw
+from components.evaluate.scoring import load_scorers
 from components.evaluate.settings import EvaluationSettings
-from lineage.digests import digest_path
+from lineage.digests import LineageError, digest_path
 from lineage.registry import fetch_weights
+from lineage.scores import COLUMNS, EVALUATION_FILE, TABLE_FILE
+
+
+def opponents(
+    incumbent_uri: str, incumbent_digest: str, anchor_uri: str, anchor_digest: str
+) -> dict[str, tuple[str, str]]:
+    """Whom a candidate is compared with -> (URI, digest) of the weights; the anchor only where there is one."""
+    anchor = {"anchor": (anchor_uri, anchor_digest)} if anchor_uri else {}
+    return {"incumbent": (incumbent_uri, incumbent_digest), **anchor}
 
 
 def evaluate_against(
     settings: EvaluationSettings,
     tracking_uri: str,
-    incumbent_uri: str,
-    incumbent_digest: str,
+    others: Mapping[str, tuple[str, str]],
     candidate: Path,
     target: Path,
+    state: str = "",
+    training: Mapping[str, Any] | None = None,
+    validated: Path | None = None,
 ) -> dict[str, Any]:
-    """Fetch the incumbent, checked by digest, and compare the candidate with it; see `evaluate`."""
+    """Fetch whom the candidate is compared with, checked by digest, and compare; see `evaluate`.
+
+    Args:
+        others: ``incumbent`` (and ``anchor``) -> URI and digest of its weights.
+        state: the folder that keeps samples for later; empty: none does.
+    """
     target.mkdir(parents=True, exist_ok=True)
+    known = {"candidate": {"digest": digest_path(candidate)}, **{who: {"digest": d} for who, (_, d) in others.items()}}
     with tempfile.TemporaryDirectory() as folder:
-        incumbent = fetch_weights(tracking_uri, incumbent_uri, incumbent_digest, Path(folder) / "incumbent")
-        return evaluate(settings, {"candidate": candidate, "incumbent": incumbent}, target)
+        models = {"candidate": candidate}
+        try:
+            for who, (uri, digest) in others.items():
+                models[who] = fetch_weights(tracking_uri, uri, digest, Path(folder) / who)
+        except LineageError as error:
+            return _fail(target, {"evaluation_set": _describe(None), "scorers": [], **known}, f"the {who}: {error}")
+        store = Path(state or folder) / "samples"
+        return evaluate(settings, models, target, store, training, validated)
 
 
-def evaluate(settings: EvaluationSettings, models: Mapping[str, Path], target: Path) -> dict[str, Any]:
+def evaluate(
+    settings: EvaluationSettings,
+    models: Mapping[str, Path],
+    target: Path,
+    store: Path,
+    training: Mapping[str, Any] | None = None,
+    validated: Path | None = None,
+) -> dict[str, Any]:
     """Fill ``target`` with samples, ``scores.parquet``, ``grid.png`` (also as HTML) and ``evaluation.json``.
 
     Args:
-        models: ``candidate`` and ``incumbent`` -> the folder of its weights.
+        models: ``candidate``, ``incumbent`` (and ``anchor``) -> the folder of its weights.
+        store: where samples are drawn, and found again.
+        training: the training section, for the networks that supervised the candidate.
+        validated: the pictures that the candidate was trained on, for memorisation.
 
     Returns:
         The content of ``evaluation.json``: the digests of everything that decides the scores.
     """
-    evaluation_set = read_evaluation_set(settings.evaluation_set, settings.limit)
-    scorers = [load_scorer(scorer) for scorer in settings.scorers]
-    sampling = evaluation_set.description.sampling
-    rows: list[dict[str, Any]] = []
-    files: dict[str, list[Path]] = {}
-    for who, model in models.items():
-        files[who] = sample(model, evaluation_set.samples, sampling, settings.batch_size, target / "samples" / who, who)
-        rows += score_pictures(scorers, files[who], evaluation_set.samples, who)
-    pd.DataFrame(rows).to_parquet(target / "scores.parquet", index=False)
+    target.mkdir(parents=True, exist_ok=True)
+    facts: dict[str, Any] = {"evaluation_set": _describe(None), "scorers": []}
+    facts |= {who: {"digest": digest_path(model)} for who, model in models.items()}
+    try:
+        evaluation_set = read_evaluation_set(settings.evaluation_set, settings.limit)
+        facts["evaluation_set"] = _describe(evaluation_set)
+        facts["sampling"] = evaluation_set.description.sampling.model_dump()
+        judge = Judge(load_scorers(settings.scorers), evaluation_set, validated)
+        facts["leakage"] = judge.check_leakage(settings, training or {})
+        files = {}
+        for who, model in models.items():
+            folder, terms = draw(model, evaluation_set, settings.batch_size, store, who)
+            files[who] = collect(folder, evaluation_set, settings.batch_size, target / "samples" / who)
+            facts["machine"] = terms.machine
+            judge.score(who, files[who])
+        facts |= judge.finish(target)
+    except LineageError as error:
+        return _fail(target, facts, str(error))
+    pd.DataFrame(judge.rows, columns=list(COLUMNS)).to_parquet(target / TABLE_FILE, index=False)
     draw_sample_grid(evaluation_set.samples, files, settings.grid, target / "grid.png")
     image = base64.b64encode((target / "grid.png").read_bytes()).decode()
     (target / "grid.html").write_text(f'<img alt="sample grid" src="data:image/png;base64,{image}">\n')
-    facts: dict[str, Any] = {
-        "evaluation_set": {
-            "name": evaluation_set.description.name,
-            "version": evaluation_set.description.version,
-            "digest": evaluation_set.digest,
-            "prompts": {prompt.id: prompt.attributes for prompt in evaluation_set.prompts},
-        },
-        "sampling": sampling.model_dump(),
-        "scorers": [{"name": s.name, "axis": s.axis, "digest": s.digest} for s in scorers],
-        "scores": digest_path(target / "scores.parquet"),
-        **{who: {"digest": digest_path(model)} for who, model in models.items()},
+    return _write(target, facts)
+
+
+def draw_shard(
+    settings: EvaluationSettings,
+    tracking_uri: str,
+    others: Mapping[str, tuple[str, str]],
+    candidate: Path,
+    state: str,
+    shard: int,
+    shards: int,
+) -> str:
+    """Draw one share of every model's samples into the store, for `evaluate_against` to find.
+
+    Returns:
+        What went wrong, or nothing: it will go wrong again in evaluate, which says so in the verdict.
+
+    Raises:
+        EvaluationError: ``state`` is empty: shares that nobody can see are no use.
+    """
+    if not state:
+        raise EvaluationError("samples can be shared out only where steps share a state folder; set shards to 1")
+    try:
+        evaluation_set = read_evaluation_set(settings.evaluation_set, settings.limit)
+        with tempfile.TemporaryDirectory() as folder:
+            models = {"candidate": candidate}
+            for who, (uri, digest) in others.items():
+                models[who] = fetch_weights(tracking_uri, uri, digest, Path(folder) / who)
+            for who, model in models.items():
+                draw(model, evaluation_set, settings.batch_size, Path(state) / "samples", who, shard, shards)
+    except LineageError as error:
+        return str(error)
+    return ""
+
+
+def _describe(evaluation_set: EvaluationSet | None) -> dict[str, Any]:
+    if evaluation_set is None:
+        return {"name": "", "version": 0, "digest": "", "prompts": {}, "seeds": {}}
+    return {
+        "name": evaluation_set.description.name,
+        "version": evaluation_set.description.version,
+        "digest": evaluation_set.digest,
+        "prompts": {prompt.id: prompt.attributes for prompt in evaluation_set.prompts},
+        "seeds": {prompt.id: list(prompt.seeds) for prompt in evaluation_set.prompts},
     }
-    (target / "evaluation.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+
+
+def _fail(target: Path, facts: dict[str, Any], reason: str) -> dict[str, Any]:
+    """An evaluation without scores, and why."""
+    pd.DataFrame([], columns=list(COLUMNS)).to_parquet(target / TABLE_FILE, index=False)
+    (target / "grid.html").write_text("<p>There are no samples to show: the evaluation failed.</p>\n")
+    return _write(target, {**facts, "unusable": reason})
+
+
+def _write(target: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    facts["scores"] = digest_path(target / TABLE_FILE)
+    (target / EVALUATION_FILE).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
     return facts

@@ -1,4 +1,9 @@
-"""The evaluation set: pinned prompts with their seeds and attributes, and how to sample them."""
+"""The evaluation set: pinned prompts with their seeds and attributes, how to sample them, and pictures to compare with.
+
+A folder: ``set.json`` (name, version, sampling), ``prompts.jsonl`` (``id, text, seeds, attributes``), ``references/``
+(real pictures that the samples of set-level scorers are compared with), ``heldout/`` (real pictures with captions, in
+``metadata.jsonl``, that no model was trained on: what memorisation is measured against).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lineage.digests import LineageError, digest_path
@@ -54,6 +60,7 @@ class SetDescription(Sampling):
 class EvaluationSet:
     """A loaded evaluation set."""
 
+    root: Path
     description: SetDescription
     prompts: tuple[Prompt, ...]
     digest: str
@@ -63,6 +70,38 @@ class EvaluationSet:
     def samples(self) -> list[tuple[Prompt, int]]:
         """Every (prompt, seed), in order."""
         return [(prompt, seed) for prompt in self.prompts for seed in prompt.seeds]
+
+    def references(self) -> list[Image.Image]:
+        """The reference pictures, in the order of their names; none where the set has none."""
+        return [open_rgb(path) for path in sorted((self.root / "references").glob("*.png"))]
+
+    def heldout(self) -> list[tuple[Path, str]]:
+        """(picture, caption) of every held-out picture; none where the set has none.
+
+        Raises:
+            EvaluationError: ``metadata.jsonl`` is malformed.
+        """
+        listed = self.root / "heldout" / "metadata.jsonl"
+        if not listed.is_file():
+            return []
+        try:
+            rows = [json.loads(line) for line in listed.read_text("utf-8").splitlines()]
+            return [(listed.parent / row["file_name"], row["text"]) for row in rows]
+        except (ValueError, KeyError, TypeError) as error:
+            raise EvaluationError(f"{listed} is malformed: {error!r}; each line needs file_name and text") from error
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """A picture as RGB.
+
+    Raises:
+        EvaluationError: it is missing or broken.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise EvaluationError(f"the picture {path} cannot be read: {error}") from error
 
 
 def read_evaluation_set(folder: str, limit: int | None = None) -> EvaluationSet:
@@ -91,4 +130,4 @@ def read_evaluation_set(folder: str, limit: int | None = None) -> EvaluationSet:
     if limit is not None and limit < len(prompts):
         prompts = [prompts[i * len(prompts) // limit] for i in range(limit)]
         digest = f"{digest}:{limit}"
-    return EvaluationSet(description, tuple(prompts), digest)
+    return EvaluationSet(root, description, tuple(prompts), digest)

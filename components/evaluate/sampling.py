@@ -1,66 +1,183 @@
-"""Draw the evaluation set's pictures with one model.
+"""Draw the evaluation set's pictures with one model, into a store that outlives the step.
 
-A picture depends on its prompt, its seed, the sampling settings and the weights, not on its neighbours in a batch:
-its initial noise comes from its own generator.
+A picture depends on its prompt, its seed, the sampling settings and the weights: its initial noise comes from its own
+generator. What is drawn together is fixed by the evaluation set and the batch size, so that work which was cut off,
+or shared out in shards, gives the same bits as work in one go.
+
+The store has one folder for each `Terms`; pictures are reused only where all of them agree. A batch counts as drawn
+once its list of digests is there, and the pictures agree with it.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import platform
+import shutil
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from components.evaluate.evaluation_set import EvaluationError, Prompt, Sampling
+from PIL import Image
+
+from components.evaluate.evaluation_set import EvaluationError, EvaluationSet, Prompt
+from lineage.digests import code_digest, digest_file, digest_json, digest_path, packages_digest
 from lineage.progress import track
 
+DTYPE = "float32"
 
-def sample(
+
+@dataclass(frozen=True)
+class Terms:
+    """Everything that decides the pictures, each by digest or by name."""
+
+    weights: str
+    evaluation_set: str
+    batch_size: int
+    code: str
+    packages: str
+    dtype: str
+    machine: str
+
+    @classmethod
+    def of(cls, model: Path, evaluation_set: EvaluationSet, batch_size: int) -> Terms:
+        """The terms under which ``model`` draws ``evaluation_set`` here and now."""
+        code, machine = code_digest("components.evaluate"), digest_json(describe_machine())
+        weights, packages = digest_path(model), packages_digest()
+        return cls(weights, evaluation_set.digest, batch_size, code, packages, DTYPE, machine)
+
+    def folder(self, store: Path) -> Path:
+        """Where the store keeps what was drawn under these terms."""
+        return store / digest_json(asdict(self)).removeprefix("sha256:")
+
+
+def describe_machine() -> dict[str, Any]:
+    """The kind of machine: what makes two of them draw different bits."""
+    import torch
+
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "architecture": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def draw(
     model: Path,
-    samples: Sequence[tuple[Prompt, int]],
-    sampling: Sampling,
+    evaluation_set: EvaluationSet,
     batch_size: int,
-    target: Path,
+    store: Path,
     who: str,
-) -> list[Path]:
-    """Draw every (prompt, seed) into ``target`` as ``<prompt>-<seed>.png``; returns the files in that order.
+    shard: int = 0,
+    shards: int = 1,
+) -> tuple[Path, Terms]:
+    """Draw what is missing of one shard; gives the store's folder and the terms that it stands for.
+
+    Args:
+        shard: which of ``shards`` equal shares of the batches to draw.
 
     Raises:
         EvaluationError: the model does not load, or draws something that is not a picture (NaN).
     """
-    import numpy as np
+    terms = Terms.of(model, evaluation_set, batch_size)
+    folder = terms.folder(store)
+    batches = _batches(evaluation_set, batch_size)
+    missing = [n for n in range(shard, len(batches), shards) if not _is_whole(folder, n, batches[n])]
+    if not missing:
+        return folder, terms
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "terms.json", json.dumps(asdict(terms), indent=2).encode())
+    pipeline = _load(model, who)
+    count = sum(len(batches[number]) for number in missing)
+    for number in track(missing, f"sampling {who}", count, weight=batch_size):
+        _draw_batch(pipeline, batches[number], evaluation_set, folder, number, who)
+    return folder, terms
+
+
+def collect(folder: Path, evaluation_set: EvaluationSet, batch_size: int, target: Path) -> list[Path]:
+    """Copy the drawn pictures, checked, from the store to ``target``; gives them in the order of the samples.
+
+    Raises:
+        EvaluationError: a picture is missing or is not the one that was drawn.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for number, batch in enumerate(_batches(evaluation_set, batch_size)):
+        for name in map(_name, batch):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, target / name)
+        shutil.copyfile(folder / f"{number:05d}.json", target / f"{number:05d}.json")
+        if not _is_whole(target, number, batch):
+            raise EvaluationError(f"samples in {folder} were changed while they were read; remove it and run again")
+        (target / f"{number:05d}.json").unlink()
+    return [target / _name(sample) for sample in evaluation_set.samples]
+
+
+def _batches(evaluation_set: EvaluationSet, size: int) -> list[list[tuple[Prompt, int]]]:
+    samples = evaluation_set.samples
+    return [samples[start : start + size] for start in range(0, len(samples), size)]
+
+
+def _name(sample: tuple[Prompt, int]) -> str:
+    return f"{sample[0].id}-{sample[1]}.png"
+
+
+def _is_whole(folder: Path, number: int, batch: Sequence[tuple[Prompt, int]]) -> bool:
+    """Whether every picture of the batch is there and as it was drawn."""
+    try:
+        listed = json.loads((folder / f"{number:05d}.json").read_text())
+        return bool(listed == {name: digest_file(folder / name) for name in map(_name, batch)})
+    except (OSError, ValueError):
+        return False
+
+
+def _load(model: Path, who: str) -> Any:
     import torch
-    from diffusers import StableDiffusion3Pipeline
-    from PIL import Image
+    from diffusers import DiffusionPipeline
 
     try:
-        pipeline = StableDiffusion3Pipeline.from_pretrained(
-            model, dtype=torch.float32, local_files_only=True, **_absent_parts(model)
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        index = json.loads((model / "model_index.json").read_text())
+        # The parts that a bundle says it has not (such as T5): diffusers wants to be told so again.
+        absent = {name: None for name, kind in index.items() if kind == [None, None]}
+        pipeline = DiffusionPipeline.from_pretrained(model, dtype=torch.float32, local_files_only=True, **absent)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(f"the {who}'s weights at {model} do not load: {error}") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline.to(device).set_progress_bar_config(disable=True)
-    target.mkdir(parents=True, exist_ok=True)
-    files: list[Path] = []
-    batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
-    for batch in track(batches, f"sampling {who}", len(samples), weight=batch_size):
-        drawn = pipeline(
-            prompt=[prompt.text for prompt, _ in batch],
-            generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in batch],
-            output_type="np",
-            **sampling.model_dump(),
-        ).images
-        for (prompt, seed), pixels in zip(batch, drawn, strict=True):
-            if not np.isfinite(pixels).all():
-                raise EvaluationError(
-                    f"the {who} draws NaN for prompt {prompt.id}, seed {seed}: its weights are broken"
-                )
-            files.append(target / f"{prompt.id}-{seed}.png")
-            Image.fromarray((pixels * 255).round().astype(np.uint8)).save(files[-1])
-    return files
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu").set_progress_bar_config(disable=True)
+    return pipeline
 
 
-def _absent_parts(model: Path) -> dict[str, None]:
-    """The parts that the bundle says it has not (such as T5); diffusers wants to be told so again."""
-    index = json.loads((model / "model_index.json").read_text())
-    return {name: None for name, kind in index.items() if kind == [None, None]}
+def _draw_batch(
+    pipeline: Any,
+    batch: Sequence[tuple[Prompt, int]],
+    evaluation_set: EvaluationSet,
+    folder: Path,
+    number: int,
+    who: str,
+) -> None:
+    import numpy as np
+    import torch
+
+    drawn = pipeline(
+        prompt=[prompt.text for prompt, _ in batch],
+        generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in batch],
+        output_type="np",
+        **evaluation_set.description.sampling.model_dump(),
+    ).images
+    listed = {}
+    for (prompt, seed), pixels in zip(batch, drawn, strict=True):
+        if not np.isfinite(pixels).all():
+            raise EvaluationError(f"the {who} draws NaN for prompt {prompt.id}, seed {seed}: its weights are broken")
+        target = folder / _name((prompt, seed))
+        partial = target.with_suffix(f".{os.getpid()}.partial")
+        Image.fromarray((pixels * 255).round().astype(np.uint8)).save(partial, format="PNG")
+        partial.replace(target)
+        listed[target.name] = digest_file(target)
+    _write(folder / f"{number:05d}.json", json.dumps(listed).encode())
+
+
+def _write(target: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    partial = target.with_suffix(f".{os.getpid()}.partial")
+    partial.write_bytes(content)
+    partial.replace(target)

@@ -1,6 +1,8 @@
-"""Settings of evaluate: on which prompts and by which scorers two models are compared."""
+"""Settings of evaluate: on which prompts and by which scorers models are compared."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,10 +14,13 @@ class ScorerSettings(BaseModel):
 
     scorer: str
     weights: str
+    """A file or folder; for ``process``, the folder that the command runs in."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the scorer's class."""
 
 
 class EvaluationSettings(BaseModel):
-    """What decides the scores, beside the two models."""
+    """What decides the scores, beside the models."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -28,3 +33,6 @@ class EvaluationSettings(BaseModel):
     """Use only this many prompts, spread evenly over the set; for trying, not for promoting."""
     grid: int = Field(default=16, ge=1, le=64)
     """Prompts shown side by side in the sample grid."""
+    allow_teacher_leakage: bool = False
+    """Let a scorer judge that is, or contains, a network the candidate was trained to please. Recorded in the
+    verdict."""

@@ -8,24 +8,26 @@ from components.image import step
 
 
 @step
-def gate(run: dict, gate: dict, scores: Input[Dataset], verdict: Output[Artifact], pareto: Output[HTML]) -> NamedTuple(
-    "Outputs", decision=str, digest=str
-):
+def gate(
+    run: dict, gate: dict, registry: dict, scores: Input[Dataset], verdict: Output[Artifact], pareto: Output[HTML]
+) -> NamedTuple("Outputs", decision=str, digest=str):
     """Rule on the scores; gives the decision and the digest of the verdict that binds it."""
     from collections import namedtuple
     from pathlib import Path
 
-    from components.gate.gate import judge
+    from components.gate.gate import PAGE, Docket, judge
     from components.gate.settings import GateSettings
     from lineage.records import RunContext, check_records, recording
+    from lineage.registry import Registry
 
-    context = RunContext.model_validate(run)
+    context, target = RunContext.model_validate(run), Path(verdict.path)
     with recording(run, "gate", parameters=gate) as record:
         check_records(context, {"scores": record.input("scores", scores.path)})
-        settings = GateSettings.model_validate(gate)
-        paths = Path(scores.path), Path(verdict.path), Path(pareto.path)
-        ruling, judged = judge(settings, *paths, context.id, context.signer("gate"))
-        context.open_ledger().append(judged, context.signer("gate"))
+        ledger, signer = context.open_ledger(), context.signer("gate")
+        docket = Docket(context.id, Registry(context.tracking_uri, registry["model_name"]), ledger.state)
+        ruling, judged = judge(GateSettings.model_validate(gate), Path(scores.path), target, docket, signer)
+        ledger.append(judged, signer)
+        Path(pareto.path).write_bytes((target / PAGE).read_bytes())
         record.facts |= ruling.model_dump(mode="json")
-        digest = record.output("verdict", verdict.path)
+        digest = record.output("verdict", target)
         return namedtuple("Outputs", "decision digest")(ruling.decision, digest)

@@ -3,61 +3,88 @@
 from __future__ import annotations
 
 import base64
-import json
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-from securesystemslib.signer import Signer
-
-from components.gate.pareto import draw_pareto
+from components.gate.pareto import draw_pareto, past_versions
+from components.gate.scores import read_scores
 from components.gate.settings import GateSettings
 from components.gate.verdict import Ruling, decide
-from lineage.digests import LineageError, digest_path
-from lineage.entries import Judged
+from lineage.entries import Judged, State
+from lineage.registry import Registry
+from lineage.scores import stated
 from lineage.statements import VERDICT, VERDICT_FILE, make_statement, write_statement
 
+if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
 
-def judge(
-    settings: GateSettings, scores: Path, verdict: Path, pareto: Path, run: str, signer: Signer
-) -> tuple[Ruling, Judged]:
+PICTURE, PAGE = "pareto.png", "pareto.html"
+
+
+@dataclass(frozen=True)
+class Docket:
+    """What a verdict says beside the scores: whose it is, and what was decided before."""
+
+    run: str
+    store: Registry
+    """The model's, whose former versions are shown."""
+    state: State
+    """Of the ledger, whose name is the workspace's."""
+
+
+def judge(settings: GateSettings, scores: Path, verdict: Path, docket: Docket, signer: Signer) -> tuple[Ruling, Judged]:
     """Rule on the scores folder that evaluate wrote.
 
-    Writes ``verdict`` (a folder with `VERDICT_FILE`, a signed in-toto Statement, and ``pareto.png``) and ``pareto``
-    (HTML). Gives the ruling, and what the ledger is to say of it.
+    Writes the folder ``verdict``: `VERDICT_FILE`, a signed in-toto Statement, and the plot as `PICTURE` and `PAGE`.
+    Gives the ruling, and what the ledger is to say of it.
 
     Raises:
         LineageError: the scores are not those that ``evaluation.json`` names.
     """
-    evaluation = json.loads((scores / "evaluation.json").read_text())
-    table_digest = digest_path(scores / "scores.parquet")
-    if table_digest != evaluation["scores"]:
-        raise LineageError(f"{scores / 'scores.parquet'} is not the table that evaluation.json names; evaluate anew")
-    table = pd.read_parquet(scores / "scores.parquet")
-    ruling = decide(table, evaluation["evaluation_set"].pop("prompts"), settings)
-    statement = make_statement(
-        VERDICT,
-        {"candidate": evaluation["candidate"]["digest"]},
-        {
-            "run": run,
-            **ruling.model_dump(mode="json"),
-            "evaluation": evaluation,
-            "gate": settings.model_dump(mode="json"),
-        },
-    )
+    read, facts = read_scores(scores)
+    ruling, pinned = decide(read, settings), str(facts["evaluation_set"]["digest"])
+    decisions = 1 + sum(judged.evaluation == pinned != "" for judged in docket.state.verdicts.values())
+    warnings = _warnings(decisions, settings)
+    predicate: dict[str, Any] = {
+        "run": docket.run,
+        "model": docket.store.model_name,
+        "ledger": docket.state.ledger,
+        **ruling.model_dump(mode="json"),
+        "decisions": decisions,
+        "warnings": warnings,
+        "evaluation": stated(facts),
+        "gate": settings.model_dump(mode="json"),
+    }
+    candidate, incumbent = facts["candidate"]["digest"], facts["incumbent"]["digest"]
     verdict.mkdir(parents=True, exist_ok=True)
+    statement = make_statement(VERDICT, {"candidate": candidate}, predicate)
     digest = write_statement(statement, verdict / VERDICT_FILE, signer)
-    draw_pareto(ruling, verdict / "pareto.png")
-    image = base64.b64encode((verdict / "pareto.png").read_bytes()).decode()
-    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in ruling.reasons)
-    pareto.write_text(
-        f'<h2>{ruling.decision}</h2><ul>{reasons}</ul><img alt="three axes" src="data:image/png;base64,{image}">\n'
-    )
-    judged = Judged(
-        run=run,
-        candidate=evaluation["candidate"]["digest"],
-        incumbent=evaluation["incumbent"]["digest"],
+    draw_pareto(ruling, past_versions(docket.state, docket.store, pinned), verdict / PICTURE)
+    (verdict / PAGE).write_text(_page(ruling, warnings, (verdict / PICTURE).read_bytes()))
+    return ruling, Judged(
+        run=docket.run,
+        model=docket.store.model_name,
+        candidate=candidate,
+        incumbent=incumbent,
+        evaluation=pinned,
         decision=ruling.decision,
         verdict=digest,
     )
-    return ruling, judged
+
+
+def _warnings(decisions: int, settings: GateSettings) -> list[str]:
+    """What a reader should know although it decided nothing."""
+    if decisions < settings.decisions_warning:
+        return []
+    return [
+        f"this is decision {decisions} on this evaluation set: who tries often enough passes by chance; make a new "
+        "version of the set"
+    ]
+
+
+def _page(ruling: Ruling, warnings: list[str], picture: bytes) -> str:
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in (*ruling.reasons, *warnings))
+    image = base64.b64encode(picture).decode()
+    return f'<h2>{ruling.decision}</h2><ul>{reasons}</ul><img alt="the axes" src="data:image/png;base64,{image}">\n'

@@ -1,53 +1,104 @@
-"""The three panels as a picture: each pair of axes, incumbent and candidate with the interval between them."""
+"""The axes as a picture: by pairs, with the candidate, the incumbent, every former version and the frontier."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.gate.settings import AXES
-from components.gate.verdict import Figure, Ruling
+from components.gate.figures import Figure
+from components.gate.settings import AXES, axis_of
+from components.gate.verdict import Ruling
+from lineage.entries import State
+from lineage.registry import Registry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = {"promote": "#2a7f4f", "hold": "#b07d12", "reject": "#b3372f", "invalid": "#666666"}
+Point = tuple[float, float]
 
 
-def draw_pareto(ruling: Ruling, target: Path) -> None:
-    """Write a PNG of three panels, one a pair of axes.
+@dataclass(frozen=True)
+class Past:
+    """What was once measured of a version; shown, never judged by."""
 
-    A panel shows the incumbent, the candidate with the interval of its difference, and the corner of the margins:
-    a candidate left of it or below it has lost more than the gate allows.
+    version: str
+    figures: Mapping[str, float]
+    """Measure -> the version's mean then."""
+
+
+def past_versions(state: State, store: Registry, evaluation: str) -> tuple[Past, ...]:
+    """Every version of the model that was judged on the evaluation set of this digest, by the metrics of its run."""
+    judged = {
+        registered.version: registered.mlflow_run
+        for (model, _), registered in state.versions.items()
+        if model == store.model_name and state.verdicts[registered.verdict].evaluation == evaluation != ""
+    }
+    metrics = store.metrics("gate/", "/candidate") if judged else {}
+    return tuple(Past(version, metrics[run]) for version, run in judged.items() if run in metrics)
+
+
+def draw_pareto(ruling: Ruling, past: Sequence[Past], target: Path) -> None:
+    """Write a PNG of three panels, one a pair of axes, each axis by the first measure that decides it.
+
+    A panel shows the incumbent, the candidate with the interval of its difference, former versions, the line of those
+    that none beats on both axes, and the corner of the margins: left of it or below it is more loss than allowed.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figures = {figure.name: figure for figure in ruling.figures if figure.kind == "axis"}
+    figures: dict[str, Figure] = {}
+    for figure in ruling.figures:
+        if figure.kind == "axis":
+            figures.setdefault(axis_of(figure.measure), figure)
     canvas, panels = pyplot.subplots(1, 3, figsize=(13, 4.4))
     for panel, (x, y) in zip(panels, combinations(AXES, 2), strict=True):
-        panel.set_xlabel(x)
-        panel.set_ylabel(y)
+        panel.set_xlabel(figures[x].name if x in figures else x)
+        panel.set_ylabel(figures[y].name if y in figures else y)
         if x in figures and y in figures:
-            _draw_pair(panel, figures[x], figures[y], COLOURS[ruling.decision])
-    canvas.suptitle(f"{ruling.decision}: {ruling.reasons[0]}", fontsize=10)
+            _draw_pair(panel, figures[x], figures[y], past, COLOURS[ruling.decision])
+    canvas.suptitle(f"{ruling.decision}: {ruling.reasons[0]}"[:160], fontsize=10)
     canvas.tight_layout()
     canvas.savefig(target, dpi=110)
     pyplot.close(canvas)
 
 
-def _draw_pair(panel: Axes, x: Figure, y: Figure, colour: str) -> None:
+def frontier(points: Sequence[Point]) -> list[Point]:
+    """The points that no other one beats on both axes, from left to right."""
+    best: list[Point] = []
+    for point in sorted(set(points), reverse=True):
+        if not best or point[1] > best[-1][1]:
+            best.append(point)
+    return best[::-1]
+
+
+def _reach(figure: Figure) -> list[list[float]]:
+    # A lopsided interval may lie to one side of the difference.
+    return [[max(0.0, figure.difference - figure.lower)], [max(0.0, figure.upper - figure.difference)]]
+
+
+def _draw_pair(panel: Axes, x: Figure, y: Figure, past: Sequence[Past], colour: str) -> None:
     panel.axvline(x.incumbent - x.margin, color="#bbbbbb", linestyle=":", linewidth=1)
     panel.axhline(y.incumbent - y.margin, color="#bbbbbb", linestyle=":", linewidth=1)
+    former = {v.version: (v.figures[x.name], v.figures[y.name]) for v in past if {x.name, y.name} <= set(v.figures)}
+    for version, point in former.items():
+        panel.plot(*point, "o", color="#9db4c8", markersize=4)
+        panel.annotate(version, point, fontsize=6, xytext=(3, 3), textcoords="offset points", color="#5d7488")
+    best = frontier([*former.values(), (x.incumbent, y.incumbent), (x.candidate, y.candidate)])
+    panel.step(
+        *zip(*best, strict=True), where="pre", color="#9db4c8", linewidth=1, label="frontier, with past versions"
+    )
     panel.plot(x.incumbent, y.incumbent, "s", color="#444444", label="incumbent")
     panel.errorbar(
         x.candidate,
         y.candidate,
-        xerr=[[x.difference - x.lower], [x.upper - x.difference]],
-        yerr=[[y.difference - y.lower], [y.upper - y.difference]],
+        xerr=_reach(x),
+        yerr=_reach(y),
         fmt="o",
         color=colour,
         capsize=3,

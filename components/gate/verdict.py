@@ -1,74 +1,35 @@
-"""The verdict: a pure function of a table of scores and the gate's settings.
+"""The verdict: a pure function of the scores and the gate's settings.
 
-For each axis and slice, the paired differences (candidate − incumbent) of the prompts are resampled within strata
-(percentile bootstrap, B. Efron and R. Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13), a prompt always
-with all its seeds. With one-sided α:
+The differences (candidate − incumbent) of the prompts are resampled (`components.gate.resampling`). With one-sided α,
+and k measures that decide, three at least:
 
-- **promote**: every axis and slice has its lower α bound above −margin, some axis has its lower α/3 bound above 0,
-  and no axis has its upper α/3 bound below 0;
-- **reject**: an axis or slice has its upper α bound below 0 and its lower α bound not above −margin;
+- **reject**: a constraint fails, or an axis or slice has its upper α bound below 0 and its lower α bound not above
+  −margin, against the incumbent or against the anchor;
+- **promote**: every axis, slice and constraint has its lower α bound above −margin, against both; some axis has its
+  lower α/k bound above 0, and no axis has its upper α/k bound below 0, against the incumbent;
 - **invalid**: the scores cannot be used; never promoted;
 - **hold**: anything else: no gain, a trade-off, or inconclusive.
 
-Percentile bounds are monotone in the scores, which BCa and studentised ones are not.
+Percentile bounds are monotone in the scores, which BCa and studentised ones are not. They are exchanged with their
+signs where the models are, and a gain is then a loss: so of two models at most one is promoted over the other.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from components.gate.settings import AXES, GateSettings
+from components.gate.distances import Distances
+from components.gate.figures import Figure, per_prompt_figures, set_level_figures
+from components.gate.resampling import Resampling, make_strata
+from components.gate.scores import Scores, UnusableScores, check_sets, prompt_means
+from components.gate.settings import GateSettings, missing_axes
+from components.gate.slices import Group, make_groups, stratum_keys
 
 Decision = Literal["promote", "hold", "reject", "invalid"]
-MODELS = ("candidate", "incumbent")
-COLUMNS = ("prompt", "seed", "model", "measure", "value")
-
-
-class UnusableScores(Exception):
-    """The scores cannot carry a verdict; the message says which and why."""
-
-
-class Figure(BaseModel):
-    """What one axis or slice showed, in score units (higher is better)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    measure: str
-    kind: Literal["axis", "slice"]
-    prompts: int
-    incumbent: float
-    candidate: float
-    difference: float
-    lower: float
-    """One-sided lower α bound of the difference."""
-    upper: float
-    lower_gain: float
-    """One-sided lower α/3 bound: above 0 is a gain."""
-    upper_loss: float
-    """One-sided upper α/3 bound: below 0 is a loss."""
-    margin: float
-    detectable: float
-    """The true difference that this sample size shows as above 0 in 80 % of evaluations."""
-
-    @property
-    def holds(self) -> bool:
-        """Not worse by the margin or more."""
-        return self.lower > -self.margin
-
-    @property
-    def harmed(self) -> bool:
-        """Worse, and not shown to be within the margin."""
-        return self.upper < 0 and not self.holds
 
 
 class Ruling(BaseModel):
@@ -79,58 +40,65 @@ class Ruling(BaseModel):
     decision: Decision
     reasons: tuple[str, ...]
     figures: tuple[Figure, ...] = ()
+    """Against the incumbent."""
+    anchor: tuple[Figure, ...] = ()
+    """Against the last version that a person approved, where that is another one."""
 
 
-@dataclass(frozen=True)
-class _Group:
-    name: str
-    measure: str
-    kind: Literal["axis", "slice"]
-    members: NDArray[np.bool_]
-    margin: float
-
-
-def decide(scores: pd.DataFrame, attributes: Mapping[str, Mapping[str, str | bool]], settings: GateSettings) -> Ruling:
-    """Judge a candidate against the incumbent.
-
-    Args:
-        scores: one row a score, columns `COLUMNS`; higher is better in every measure.
-        attributes: prompt id -> its attributes, for **every** prompt of the evaluation set. Prompts with equal
-            attributes named by slices form a stratum.
-    """
+def decide(scores: Scores, settings: GateSettings) -> Ruling:
+    """Judge a candidate against the incumbent, and against the anchor where it was scored."""
     try:
-        means = _paired_means(scores, attributes, settings)
-        groups = _groups(sorted(attributes), attributes, settings)
-        figures = _figures(means, groups, _strata(attributes, settings), settings)
+        return rule(*_compare(scores, settings))
     except UnusableScores as error:
         return Ruling(decision="invalid", reasons=(str(error),))
-    return _rule(figures)
 
 
-def _rule(figures: Sequence[Figure]) -> Ruling:
+def rule(figures: Sequence[Figure], anchor: Sequence[Figure] = ()) -> Ruling:
+    """The decision that figures lead to."""
+    failed = [_broken(f) for f in figures if f.over_limit]
+    failed += [_harmed(f) for f in figures if f.harmed and not f.over_limit]
+    failed += [f"{AGAINST_ANCHOR}: {_harmed(f)}" for f in anchor if f.harmed]
+    unproven = [_unproven(f) for f in figures if not f.holds]
+    unproven += [f"{AGAINST_ANCHOR}: {_unproven(f)}" for f in anchor if not f.holds]
     axes = [figure for figure in figures if figure.kind == "axis"]
-    harmed = [figure for figure in figures if figure.harmed]
-    unproven = [figure for figure in figures if not figure.holds and not figure.harmed]
-    gains = [figure for figure in axes if figure.lower_gain > 0]
-    losses = [figure for figure in axes if figure.upper_loss < 0]
+    gains = [f"gain: {_interval(f)}" for f in axes if f.lower_gain > 0]
+    losses = [
+        f"trade-off: {_interval(f)}: within the margin of {f.margin:g}, but worse" for f in axes if f.upper_loss < 0
+    ]
     decision: Decision = "hold"
-    if harmed:
-        decision = "reject"
-        reasons = [f"{_interval(f)}: worse, and not within the margin of {f.margin:g}" for f in harmed]
+    if failed:
+        decision, reasons = "reject", failed
     elif unproven:
-        reasons = [
-            f"inconclusive: {_interval(f)}: a loss of {f.margin:g} cannot be ruled out with {f.prompts} prompts"
-            for f in unproven
-        ]
+        reasons = [f"inconclusive: {reason}" for reason in unproven]
     elif losses:
-        reasons = [f"trade-off: {_interval(f)}: within the margin of {f.margin:g}, but worse" for f in losses]
+        reasons = losses
     elif not gains:
-        reasons = ["no gain: every axis holds, none is better: " + "; ".join(_interval(f) for f in axes)]
+        seen = ", ".join(f"{f.detectable:.2g} in {f.name}" for f in axes)
+        reasons = [
+            "no gain: every axis holds, none is better: " + "; ".join(_interval(f) for f in axes),
+            f"gains of {seen} would each have been seen in 80 % of evaluations of this size",
+        ]
     else:
-        decision = "promote"
-        reasons = [f"gain: {_interval(f)}" for f in gains]
-        reasons.append(f"all {len(axes)} axes and {len(figures) - len(axes)} slices hold within their margins")
-    return Ruling(decision=decision, reasons=tuple(reasons), figures=tuple(figures))
+        rest = len(figures) - len(axes)
+        held = f"all {len(axes)} axes and {rest} slices and constraints hold within their margins"
+        decision, reasons = "promote", [*gains, held + (", also against the approved version" if anchor else "")]
+    return Ruling(decision=decision, reasons=tuple(reasons), figures=tuple(figures), anchor=tuple(anchor))
+
+
+AGAINST_ANCHOR = "against the last version that a person approved"
+
+
+def _harmed(figure: Figure) -> str:
+    what = "hard constraint " if figure.kind == "constraint" else ""
+    return f"{what}{_interval(figure)}: worse, and not within the margin of {figure.margin:g}"
+
+
+def _broken(figure: Figure) -> str:
+    return f"hard constraint {figure.name}: a share of {-figure.candidate:.3f} is over the limit of {figure.limit:g}"
+
+
+def _unproven(figure: Figure) -> str:
+    return f"{_interval(figure)}: a loss of {figure.margin:g} cannot be ruled out with {figure.prompts} prompts"
 
 
 def _interval(figure: Figure) -> str:
@@ -140,137 +108,33 @@ def _interval(figure: Figure) -> str:
     )
 
 
-def _paired_means(
-    scores: pd.DataFrame, attributes: Mapping[str, Mapping[str, str | bool]], settings: GateSettings
-) -> dict[str, NDArray[np.float64]]:
-    """Measure -> (2, P): mean over seeds for candidate and incumbent, prompts in sorted order."""
-    missing = [column for column in COLUMNS if column not in scores.columns]
-    if missing:
-        raise UnusableScores(f"the scores lack the columns {missing}")
-    wanted = {*AXES, *(rule.measure for rule in settings.slices.values())}
-    absent = sorted(wanted - set(scores["measure"]))
-    if absent:
-        raise UnusableScores(f"no scores for {', '.join(absent)}: every axis and slice needs its measure")
-    unset = sorted(set(AXES) - set(settings.margins))
-    if unset:
+def _compare(scores: Scores, settings: GateSettings) -> tuple[list[Figure], list[Figure]]:
+    """The figures against the incumbent, and against the anchor."""
+    if scores.unusable:
+        raise UnusableScores(scores.unusable)
+    if unset := missing_axes(settings.margins):
         raise UnusableScores(f"no margin for {', '.join(unset)}: set gate.margins for every axis")
-    table = scores[scores["measure"].isin(wanted)]
-    keys = ["measure", "model", "prompt", "seed"]
-    if table.duplicated(keys).any():
-        row = table[table.duplicated(keys)].iloc[0]
-        raise UnusableScores(f"two scores of {row['measure']} for prompt {row['prompt']}, seed {row['seed']}")
-    bad = table[~np.isfinite(table["value"].to_numpy(dtype=np.float64))]
-    if len(bad):
-        row = bad.iloc[0]
-        raise UnusableScores(
-            f"{row['measure']} of the {row['model']} is {row['value']} for prompt {row['prompt']} "
-            f"({len(bad)} such scores)"
-        )
-    return {measure: _pair(table[table["measure"] == measure], measure, attributes) for measure in sorted(wanted)}
-
-
-def _pair(table: pd.DataFrame, measure: str, attributes: Mapping[str, Mapping[str, str | bool]]) -> NDArray[np.float64]:
-    samples = {model: set(zip(rows["prompt"], rows["seed"], strict=True)) for model, rows in table.groupby("model")}
-    if set(samples) != set(MODELS) or samples["candidate"] != samples["incumbent"]:
-        raise UnusableScores(f"{measure}: candidate and incumbent are not scored on the same prompts and seeds")
-    scored = {prompt for prompt, _ in samples["candidate"]}
-    if scored != set(attributes):
-        raise UnusableScores(
-            f"{measure}: {len(scored)} prompts are scored, the evaluation set has {len(attributes)}; "
-            f"first difference: {sorted(scored ^ set(attributes))[0]}"
-        )
-    means = table.groupby(["model", "prompt"])["value"].mean()
-    return np.stack([means[model].sort_index().to_numpy(dtype=np.float64) for model in MODELS])
-
-
-def _groups(
-    prompts: Sequence[str], attributes: Mapping[str, Mapping[str, str | bool]], settings: GateSettings
-) -> list[_Group]:
-    everyone = np.ones(len(prompts), dtype=np.bool_)
-    groups = [_Group(axis, axis, "axis", everyone, settings.margins[axis]) for axis in AXES]
-    for name, rule in sorted(settings.slices.items()):
-        members = np.array([_belongs(attributes[prompt], rule.where) for prompt in prompts], dtype=np.bool_)
-        groups.append(_Group(name, rule.measure, "slice", members, rule.margin))
+    groups = make_groups(scores.prompts, scores.attributes, settings)
+    stored = {measure.measure: measure for measure in scores.sets.measures} if scores.sets else {}
     for group in groups:
-        if group.members.sum() < settings.minimum_prompts:
-            raise UnusableScores(
-                f"{group.kind} {group.name!r} has {group.members.sum()} prompts, "
-                f"fewer than minimum_prompts = {settings.minimum_prompts}"
-            )
-    return groups
+        if group.measure in stored and group.kind != "axis":
+            raise UnusableScores(f"{group.kind} {group.name!r}: {group.measure} judges a set as a whole")
+    by_prompt = [group for group in groups if group.measure not in stored]
+    by_set = [group for group in groups if group.measure in stored]
+    means = prompt_means(scores, {group.measure: None for group in by_prompt})
+    check_sets(scores, {group.measure for group in by_set})
+    distances = {group.measure: Distances(stored[group.measure], scores) for group in by_set}
+    strata = make_strata(stratum_keys(scores.prompts, scores.attributes, settings))
+    resampling = Resampling(strata, settings.resamples, settings.seed)
+    columns = {model: np.array([means[group.measure][model] for group in by_prompt]) for model in scores.models}
+    compared = []
+    for other in scores.models[1:]:
+        figures = per_prompt_figures(by_prompt, columns["candidate"], columns[other], resampling, settings)
+        figures += set_level_figures(by_set, distances, other, resampling, settings)
+        compared.append(_in_order(figures, groups))
+    return compared[0], compared[1] if scores.anchored else []
 
 
-def _belongs(attributes: Mapping[str, str | bool], where: Mapping[str, str | bool]) -> bool:
-    return all(attributes.get(name) == value for name, value in where.items())
-
-
-def _strata(attributes: Mapping[str, Mapping[str, str | bool]], settings: GateSettings) -> NDArray[np.int64]:
-    """(P,): the stratum of each prompt in sorted order: equal values of every attribute that a slice names."""
-    named = sorted({name for rule in settings.slices.values() for name in rule.where})
-    keys = [tuple(str(attributes[prompt].get(name)) for name in named) for prompt in sorted(attributes)]
-    return np.unique(np.array(["|".join(key) for key in keys]), return_inverse=True)[1].astype(np.int64)
-
-
-def draw_counts(strata: NDArray[np.int64], resamples: int, seed: int) -> NDArray[np.int64]:
-    """(B, P): how often each resample draws each prompt, as many from a stratum as it has."""
-    generator = np.random.default_rng(seed)
-    counts = np.empty((resamples, len(strata)), dtype=np.int64)
-    for stratum in np.unique(strata):
-        members = np.flatnonzero(strata == stratum)
-        share = np.full(len(members), 1 / len(members))
-        counts[:, members] = generator.multinomial(len(members), share, size=resamples)
-    return counts
-
-
-def _figures(
-    means: Mapping[str, NDArray[np.float64]],
-    groups: Sequence[_Group],
-    strata: NDArray[np.int64],
-    settings: GateSettings,
-) -> list[Figure]:
-    counts = draw_counts(strata, settings.resamples, settings.seed)
-    tails = np.array([settings.alpha, 1 - settings.alpha, settings.alpha / 3, 1 - settings.alpha / 3])
-    reach = NormalDist().inv_cdf(1 - settings.alpha) + NormalDist().inv_cdf(0.8)
-    figures = []
-    for group in groups:
-        candidate, incumbent = means[group.measure][:, group.members]
-        difference = candidate - incumbent
-        weights = counts[:, group.members]
-        totals = weights.sum(axis=1)
-        if not totals.all():
-            raise UnusableScores(f"{group.kind} {group.name!r} is too small to be resampled")
-        resampled = _weighted_sums(weights, difference) / totals
-        lower, upper, lower_gain, upper_loss = np.quantile(resampled, tails)
-        figures.append(
-            Figure(
-                name=group.name,
-                measure=group.measure,
-                kind=group.kind,
-                prompts=len(difference),
-                incumbent=_mean(incumbent),
-                candidate=_mean(candidate),
-                difference=_mean(difference),
-                lower=float(lower),
-                upper=float(upper),
-                lower_gain=float(lower_gain),
-                upper_loss=float(upper_loss),
-                margin=group.margin,
-                detectable=reach * math.sqrt(_mean((resampled - _mean(resampled)) ** 2)),
-            )
-        )
-    return figures
-
-
-def _weighted_sums(weights: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``weights`` (B, n) times ``values`` (n,), the same on any machine.
-
-    In integers, because a sum of floats depends on its order, and that on where the arrays lie in memory.
-    """
-    largest = float(np.abs(values).max()) * float(weights.sum(axis=1).max())
-    scale = 2.0 ** (61 - math.frexp(largest)[1])
-    return weights @ np.rint(values * scale).astype(np.int64) / scale
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    """The mean, correctly rounded: the same on any machine."""
-    return math.fsum(values) / len(values)
+def _in_order(figures: Sequence[Figure], groups: Sequence[Group]) -> list[Figure]:
+    found = {(figure.kind, figure.name): figure for figure in figures}
+    return [found[group.kind, group.name] for group in groups]

@@ -25,6 +25,8 @@ def plan(
     reuse_digest=str,
     incumbent_uri=str,
     incumbent_digest=str,
+    anchor_uri=str,
+    anchor_digest=str,
     mlflow_run=str,
 ):
     """Decide what has to run; where anything has to, open the MLflow run that shows it."""

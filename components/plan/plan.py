@@ -29,6 +29,9 @@ class Plan:
     reuse_digest: str
     incumbent_uri: str
     incumbent_digest: str
+    anchor_uri: str
+    """The last version that a person approved; empty where there is none, or it is the incumbent."""
+    anchor_digest: str
     incumbent_name: str
     base_digest: str
 
@@ -49,15 +52,24 @@ def make_plan(
         model: name of the registered model.
         training, evaluation, gate: the sections of the configuration.
         force: train and judge although nothing is new.
+
+    Raises:
+        TrainingError: something has to run, and a scorer holds weights of a network that supervises training.
     """
     versions = [version for (name, _), version in state.versions.items() if name == model]
-    champion = state.champion(model)
+    champion, anchor = state.champion(model), state.anchor(model)
+    if anchor and champion and anchor.candidate == champion.candidate:
+        anchor = None
     base_digest = digest_path(training["base_model"])
     incumbent_digest = champion.candidate if champion else base_digest
     key = training_key(snapshot_digest, training)
     terms = evaluation_terms(evaluation, gate)
     known = next((v for v in reversed(versions) if v.training_key == key), None)
     needed, reason = _decide(state, versions, known, champion, incumbent_digest, terms)
+    if needed or force:
+        from training.leakage import refuse_leakage  # loads torch, which a run with nothing new does without
+
+        refuse_leakage(evaluation, training)
     reuse = None if force else known
     return Plan(
         needed=needed or force,
@@ -68,6 +80,8 @@ def make_plan(
         reuse_digest=reuse.candidate if reuse else "",
         incumbent_uri=f"models:/{model}/{champion.version}" if champion else str(training["base_model"]),
         incumbent_digest=incumbent_digest,
+        anchor_uri=f"models:/{model}/{anchor.version}" if anchor else "",
+        anchor_digest=anchor.candidate if anchor else "",
         incumbent_name=f"champion (version {champion.version})" if champion else "base model",
         base_digest=base_digest,
     )

@@ -14,6 +14,7 @@ def snapshot_data(
     snapshot: Output[Dataset],
 ) -> NamedTuple("Outputs", digest=str, rows=int):
     """Name every image and caption by content: the snapshot, its digest and its number of rows."""
+    from dataclasses import asdict
     from pathlib import Path
 
     from components.snapshot_data.settings import DataSettings
@@ -21,8 +22,10 @@ def snapshot_data(
     from lineage.records import recording
 
     with recording(run, "snapshot-data", parameters=data) as record:
-        taken = take_snapshot(DataSettings.model_validate(data), Path(snapshot.path))
+        state = Path(run["state"]) if run.get("state") else None
+        taken = take_snapshot(DataSettings.model_validate(data), Path(snapshot.path), state)
         record.input("metadata", taken.metadata)
         record.output("snapshot", taken.digest)
-        record.facts.update(rows=taken.rows, bytes=taken.bytes, unlisted=len(taken.unlisted))
+        record.output("refused", Path(snapshot.path) / "refused.parquet")
+        record.facts |= asdict(taken)
     return taken.digest, taken.rows

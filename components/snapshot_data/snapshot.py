@@ -1,7 +1,8 @@
 """Pinning a source: one row an image in ``manifest.parquet``, and one digest that names them all.
 
-The images stay where they are. The digest covers names, bytes, captions and rights, and neither the order in
-which they are listed nor the place where they lie: a copied or reshuffled source is the same data.
+The images stay where they are, unless they are to be copied. The digest covers names, bytes, captions, rights and
+splits, and neither the order in which they are listed nor the place where they lie: a copied or reshuffled source is
+the same data. Rows that cannot be pinned go to ``refused.parquet``, each with its reason.
 
     >>> take_snapshot(DataSettings(source="/data/portraits"), Path("/runs/1/snapshot")).digest
     'sha256:…'
@@ -9,36 +10,33 @@ which they are listed nor the place where they lie: a copied or reshuffled sourc
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.json import ParseOptions, ReadOptions, read_json
 
+from components.snapshot_data.duplicates import perceptual_hash
+from components.snapshot_data.folder import SnapshotError
+from components.snapshot_data.kept import Kept, Measured
+from components.snapshot_data.rows import MANIFEST, REFUSED, settle
 from components.snapshot_data.settings import DataSettings
-from components.snapshot_data.source import TEXTS, Row, SnapshotError, read_source
-from lineage.digests import digest_bytes, manifest_digest
+from components.snapshot_data.source import Refused, Row, Source, open_source
+from components.snapshot_data.store import Store
+from lineage.digests import code_digest, digest_bytes, digest_json, manifest_digest
+from lineage.pictures import ROWS, PictureError, manifest_rows, read_bytes
+from lineage.progress import report
 
-SCHEMA = pa.schema(
-    [
-        ("file_name", pa.string()),
-        ("sha256", pa.string()),
-        ("bytes", pa.int64()),
-        ("text", pa.string()),
-        ("license", pa.string()),
-        ("consent", pa.string()),
-        ("source", pa.string()),
-        ("split", pa.string()),
-        ("uri", pa.string()),
-        ("phash", pa.string()),
-    ]
-)
-"""``sha256`` is written ``sha256:<hex>``; ``uri`` is what fsspec opens: ``file:///…``, not escaped."""
+READERS = 8
+"""Images read at once: object stores answer slowly, and in parallel."""
 
 
 @dataclass(frozen=True)
@@ -50,56 +48,152 @@ class Snapshot:
     rows: int
     bytes: int
     """Of all images together."""
-    metadata: Path
-    """The metadata file that was read."""
-    unlisted: tuple[str, ...]
-    """Images in the folder that the metadata does not list, and that are therefore not in the snapshot."""
+    refused: int
+    """Rows that could not be pinned: ``rows + refused`` is what the source lists."""
+    unlisted: int
+    """Images in the folder that no row names, and that are therefore not in the snapshot."""
+    splits: dict[str, int]
+    """Split -> images."""
+    metadata: str
+    """Digest of the file that lists the images; without one, of names and stamps of all files."""
+    read: int
+    """Images that had to be read; the others had not changed."""
 
 
-def take_snapshot(settings: DataSettings, target: Path) -> Snapshot:
-    """Read every listed image once and write ``manifest.parquet`` into ``target``, whole or not at all.
+def take_snapshot(settings: DataSettings, target: Path, state: Path | None = None) -> Snapshot:
+    """Write the snapshot into ``target``, whole or not at all.
+
+    Args:
+        state: a folder that outlives runs; what is known of files that have not changed is kept there.
 
     Raises:
-        SnapshotError: as `components.snapshot_data.source.read_source` does, or an image cannot be read.
+        SnapshotError: the source cannot be reached or is of no known kind, or no row of it can be pinned.
     """
-    source = read_source(settings)
-    manifest = sorted((_manifest_row(row) for row in source.rows), key=_order)
-    target.mkdir(parents=True, exist_ok=True)
-    partial = target / "manifest.parquet.partial"
-    pq.write_table(_table(manifest), partial)
-    partial.replace(target / "manifest.parquet")
-    return Snapshot(
-        digest=manifest_digest(manifest),
-        rows=len(manifest),
-        bytes=sum(row["bytes"] for row in manifest),
-        metadata=source.metadata,
-        unlisted=tuple(source.unlisted()),
-    )
+    source = open_source(settings)
+    kept, metadata = Kept(state, settings.source), _metadata(source)
+    fingerprint = _fingerprint(settings, source, metadata)
+    with _whole(target) as partial:
+        if kept.snapshot(fingerprint, partial):
+            return Snapshot(**{**json.loads((partial / "snapshot.json").read_bytes()), "read": 0})
+        partial.mkdir(parents=True)
+        taken = _take(settings, source, metadata, partial, _Reader(kept, Store.of(settings, state)))
+        kept.keep_snapshot(fingerprint, partial)
+        return taken
 
 
-def _manifest_row(row: Row) -> dict[str, Any]:
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """Where to make a folder, which takes the place of ``target`` once it is whole."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        content = row.path.read_bytes()
-    except OSError as error:
-        raise SnapshotError(f"{row.path} cannot be read: {error}; make it readable or drop its row") from error
-    described = {key: getattr(row, key) for key in ("file_name", *TEXTS)}
-    return {
-        **described,
-        "sha256": digest_bytes(content),
-        "bytes": len(content),
-        "split": "train",
-        "uri": f"file://{row.path}",
-        "phash": None,
-    }
+        yield partial
+        shutil.rmtree(target, ignore_errors=True)
+        partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Through JSON, because `pyarrow.Table.from_pylist` loads pandas: longer than all the rest takes."""
-    lines = [json.dumps(row).encode() for row in rows]
-    whole_rows = ReadOptions(block_size=max(2**20, 2 * max(map(len, lines))))
-    return read_json(io.BytesIO(b"\n".join(lines)), whole_rows, ParseOptions(explicit_schema=SCHEMA))
+def _metadata(source: Source) -> str:
+    if source.kind != "imagefolder":
+        return digest_json([source.folder.files[name].stamp for name in sorted(source.folder.files)])
+    try:
+        return digest_bytes(read_bytes(source.folder.place(source.metadata[0])))
+    except PictureError as error:
+        raise SnapshotError(str(error)) from error
 
 
-def _order(row: dict[str, Any]) -> tuple[tuple[bool, str], ...]:
-    """By file name; the rest decides where a file is listed twice. Null sorts before text."""
-    return tuple((row[key] is not None, row[key] or "") for key in ("file_name", *TEXTS))
+def _fingerprint(settings: DataSettings, source: Source, metadata: str) -> str:
+    """Of all that decides a snapshot; empty where it has to be taken anew. Whether copies are whole is not known."""
+    files = "" if settings.copying else source.folder.fingerprint()
+    code = code_digest("components.snapshot_data")
+    return digest_json([files, metadata, settings.model_dump(mode="json"), code]) if files else ""
+
+
+def _take(settings: DataSettings, source: Source, metadata: str, folder: Path, reader: _Reader) -> Snapshot:
+    try:
+        batches, refused = reader.batches(source)
+    finally:
+        reader.kept.keep_files(reader.read)
+    listed = pa.Table.from_batches(batches, schema=MANIFEST.append(pa.field("row", pa.int64())))
+    manifest, more = settle(listed, settings)
+    refused = sorted([*refused, *more], key=lambda one: one.row)
+    if not len(manifest):
+        first = "; ".join(f"row {one.row}: {one.reason}" for one in refused[:3])
+        raise SnapshotError(f"{settings.source} lists no image that can be pinned; {first or 'add one row an image'}")
+    names = set(listed["file_name"].to_pylist()) | {one.file_name or "" for one in refused}
+    pq.write_table(manifest, folder / "manifest.parquet", row_group_size=ROWS)
+    pq.write_table(pa.Table.from_pylist([asdict(one) for one in refused], REFUSED), folder / "refused.parquet")
+    taken = Snapshot(
+        digest=manifest_digest(manifest_rows(folder / "manifest.parquet")),
+        rows=len(manifest),
+        bytes=sum(manifest["bytes"].to_pylist()),
+        refused=len(refused),
+        unlisted=len(source.unlisted(names)),
+        splits=dict(Counter(manifest["split"].to_pylist())),
+        metadata=metadata,
+        read=len(reader.read),
+    )
+    (folder / "snapshot.json").write_text(json.dumps(asdict(taken), indent=2))
+    return taken
+
+
+class _Reader:
+    """Reads the images of rows that are not known, a few at once."""
+
+    def __init__(self, kept: Kept, store: Store | None) -> None:
+        self.kept, self.store = kept, store
+        self.read: dict[str, Measured] = {}
+
+    def batches(self, source: Source) -> tuple[list[pa.RecordBatch], list[Refused]]:
+        batches: list[pa.RecordBatch] = []
+        refused: list[Refused] = []
+        rows: list[dict[str, Any]] = []
+        schema = MANIFEST.append(pa.field("row", pa.int64()))
+        for done in self._measured(source.rows(self._is_known)):
+            if isinstance(done, Refused):
+                refused.append(done)
+            else:
+                rows.append(done)
+            if len(rows) == ROWS:
+                batches.append(pa.RecordBatch.from_pylist(rows, schema))
+                rows.clear()
+        return [*batches, pa.RecordBatch.from_pylist(rows, schema)], refused
+
+    def _measured(self, rows: Iterator[Row | Refused]) -> Iterator[dict[str, Any] | Refused]:
+        done = 0
+        with ThreadPoolExecutor(READERS) as readers:
+            while some := list(islice(rows, READERS * 8)):
+                yield from readers.map(self._measure, some)
+                done += len(some)
+                if done % ROWS == 0:
+                    report("reading images", done, done, 0.0)
+
+    def _is_known(self, uri: str, stamp: str) -> bool:
+        measured = self.kept.known(uri, stamp)
+        return measured is not None and (self.store is None or self.store.has(measured.sha256))
+
+    def _measure(self, row: Row | Refused) -> dict[str, Any] | Refused:
+        if isinstance(row, Refused):
+            return row
+        measured = self.kept.known(row.uri, row.stamp) if self._is_known(row.uri, row.stamp) else None
+        if measured is None:
+            try:
+                content = row.content if row.content is not None else read_bytes(row.uri)
+            except PictureError as error:
+                if row.uri.startswith("file://") or isinstance(error.__cause__, FileNotFoundError):
+                    return Refused(row.row, row.file_name, str(error), None)
+                raise SnapshotError(f"row {row.row} ({row.file_name}): {error}") from error
+            measured = Measured(row.stamp, digest_bytes(content), len(content), perceptual_hash(content))
+            if self.store:
+                self.store.put(measured.sha256, content)
+            self.read[row.uri] = measured
+        return {
+            "row": row.row,
+            "file_name": row.file_name,
+            **row.texts,
+            "sha256": measured.sha256,
+            "bytes": measured.bytes,
+            "uri": self.store.place(measured.sha256) if self.store else row.uri,
+            "phash": measured.phash,
+        }

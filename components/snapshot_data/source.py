@@ -1,182 +1,238 @@
-"""Reading a Hugging Face imagefolder: one folder with images and one metadata file that lists them.
+"""The three kinds of sources, read as one: rows that name an image, its caption, rights and split.
 
-Each row of ``metadata.jsonl`` or ``metadata.parquet`` has ``file_name`` (relative to the folder), ``text``
-(the caption) and optionally ``license``, ``consent`` and ``source``. Other keys are left alone. A missing or
-empty caption is no error here: what is good enough to train on is the expectation suite's to say.
+- an **imagefolder** (Hugging Face): images, and ``metadata.jsonl`` or ``metadata.parquet`` with ``file_name``
+  (relative to the folder), ``text`` and optionally ``license``, ``consent``, ``source``, ``split``;
+- **parquet** files with the images inside: a column of bytes, or of ``{bytes, path}``, beside the same columns;
+- a **folder with captions** (kohya): ``a.txt`` beside ``a.png``.
 
-    >>> check_source(DataSettings(source="/data/portraits"))
+Other columns are left alone. A missing or empty caption is no error here: what is good enough to train on is the
+expectation suite's to say.
+
+    >>> check_source(DataSettings(source="s3://portraits/2026-07"))
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import PurePosixPath
+from typing import IO, Any, Literal
 
+from components.snapshot_data.folder import Folder, RefusedError, SnapshotError, list_folder
+from components.snapshot_data.metadata import TEXTS, jsonl_rows, parquet_rows, texts
 from components.snapshot_data.settings import DataSettings
+from lineage.pictures import PARQUET, PictureError, open_file, reaching, read_bytes
 
 METADATA = ("metadata.jsonl", "metadata.parquet")
-TEXTS = ("text", "license", "consent", "source")
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGES_AT_ONCE = 64
+"""Images of a parquet file in memory at once."""
+
+Known = Callable[[str, str], bool]
+"""Whether the image at a URI with a stamp was read before, so that its bytes are not needed."""
 
 
-class SnapshotError(Exception):
-    """The source cannot be pinned; the message names the file, row or key and what to do."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One listed image: what the metadata says, and the file it means."""
+    """One listed image: what the source says of it, and where it lies."""
 
+    row: int
+    """Counted from 1, as the source lists it."""
     file_name: str
-    path: Path
-    text: str | None
-    license: str | None
-    consent: str | None
-    source: str | None
+    texts: Mapping[str, str | None]
+    """Caption, rights and split."""
+    uri: str
+    stamp: str
+    """Changes with the image; empty where that cannot be told."""
+    content: bytes | None = None
+    """The image, where it had to be read to list it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A row that cannot be pinned: one of ``refused.parquet``."""
+
+    row: int
+    file_name: str | None
+    reason: str
+    value: str | None
 
 
 @dataclass(frozen=True)
 class Source:
-    """An imagefolder whose metadata has been read and whose listed files exist."""
+    """A source whose files have been listed; nothing has been read."""
 
-    folder: Path
-    metadata: Path
-    rows: tuple[Row, ...]
-    """In the order of the metadata file."""
+    kind: Literal["imagefolder", "parquet", "captions"]
+    folder: Folder
+    metadata: tuple[str, ...]
+    """The files that list the images."""
+    rights: Mapping[str, str]
 
-    def unlisted(self) -> list[str]:
-        """Images in the folder that the metadata does not list; they are not part of the snapshot."""
-        listed = {str(row.path) for row in self.rows}
-        files = (path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        return sorted(path.relative_to(self.folder).as_posix() for path in files if str(path) not in listed)
+    def rows(self, known: Known = lambda uri, stamp: False) -> Iterator[Row | Refused]:
+        """Every row, in the source's order.
+
+        Raises:
+            SnapshotError: metadata cannot be reached or read at all.
+        """
+        try:
+            if self.kind == "parquet":
+                yield from self._inside(known)
+            else:
+                yield from self._captioned() if self.kind == "captions" else self._listed()
+        except PictureError as error:
+            raise SnapshotError(str(error)) from error
+
+    def unlisted(self, listed: set[str]) -> list[str]:
+        """Images in the folder that no row names; they are not part of the snapshot."""
+        return [] if self.kind == "parquet" else sorted(set(self.folder.images()) - listed)
+
+    def _listed(self) -> Iterator[Row | Refused]:
+        name = self.metadata[0]
+        with self._open(name) as stream:
+            rows = jsonl_rows(stream) if name.endswith(".jsonl") else parquet_rows(stream, self.folder.place(name))
+            for number, content in rows:
+                yield self._row(number, content)
+
+    def _row(self, number: int, content: Mapping[str, Any] | RefusedError) -> Row | Refused:
+        said: Any = None
+        try:
+            if isinstance(content, RefusedError):
+                raise content
+            said = content.get("file_name")
+            name, file = self.folder.find(said)
+            return Row(number, name, texts(content, self.rights), self.folder.place(name), file.stamp)
+        except RefusedError as error:
+            return _refused(number, said, error)
+
+    def _captioned(self) -> Iterator[Row | Refused]:
+        for number, name in enumerate(sorted(self.folder.images()), start=1):
+            beside = str(PurePosixPath(name).with_suffix(".txt"))
+            try:
+                text = self._caption(beside) if beside in self.folder.files else None
+            except RefusedError as error:
+                yield _refused(number, name, error)
+            else:
+                yield self._row(number, {"file_name": name, "text": text})
+
+    def _caption(self, name: str) -> str:
+        content = read_bytes(self.folder.place(name))
+        try:
+            return content.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise RefusedError(f"{name} is not UTF-8 (byte {error.start}); write it as UTF-8", content) from error
+
+    def _inside(self, known: Known) -> Iterator[Row | Refused]:
+        number = 0
+        for name in self.metadata:
+            with self._open(name) as stream:
+                for row, content in enumerate(_parquet_images(stream, self.folder, name, known)):
+                    number += 1
+                    yield self._embedded(number, name, row, content)
+
+    def _embedded(self, number: int, name: str, row: int, content: Mapping[str, Any]) -> Row | Refused:
+        column, stamp = content["column"], self.folder.files[name].stamp
+        uri = cell_uri(self.folder.place(name), column, row)
+        said, image = content.get("file_name"), content.get(column)
+        try:
+            plain = _inner_name(said) if "file_name" in content else f"{name}/{row:08d}"
+            if image is None and not content["known"]:
+                raise RefusedError(f"the row has no image in column {column}; add it or drop the row")
+            return Row(number, plain, texts(content, self.rights), uri, stamp, image)
+        except RefusedError as error:
+            return _refused(number, said, error)
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[IO[bytes]]:
+        place = self.folder.place(name)
+        with reaching(place), open_file(place) as stream:
+            yield stream
 
 
 def check_source(settings: DataSettings) -> None:
     """Refuse a source that cannot be pinned, without reading a single image: cheap enough to do before a run.
 
     Raises:
-        SnapshotError: as `read_source` does.
+        SnapshotError: nothing is there, it is of no known kind, or it cannot be reached.
     """
-    read_source(settings)
+    open_source(settings)
 
 
-def read_source(settings: DataSettings) -> Source:
-    """Read the metadata and find every listed file.
+def open_source(settings: DataSettings) -> Source:
+    """List the source and find out its kind.
 
     Raises:
-        SnapshotError: no folder, no images, no metadata, a row that is malformed, or a listed file that is
-            missing, is not a file, or lies outside the folder.
+        SnapshotError: as `check_source` does.
     """
-    folder = _folder(settings.source)
-    metadata = _metadata(folder)
-    rows_of = _jsonl_rows if metadata.suffix == ".jsonl" else _parquet_rows
-    rows = {where: _row(folder, where, content) for where, content in rows_of(metadata)}
-    if not rows:
-        raise SnapshotError(f"{metadata} lists no image; add one row an image")
-    _refuse_links_out(folder, rows)
-    return Source(folder, metadata, tuple(rows.values()))
+    folder, rights = list_folder(settings.source), {str(key): value for key, value in settings.rights.items()}
+    lists = [name for name in METADATA if name in folder.files]
+    if len(lists) > 1:
+        raise SnapshotError(f"{settings.source} has both {' and '.join(lists)}; keep the one that is meant")
+    if lists:
+        return Source("imagefolder", folder, tuple(lists), rights)
+    images, inside = any(True for _ in folder.images()), sorted(n for n in folder.files if n.endswith(".parquet"))
+    if inside and not images:
+        return Source("parquet", folder, tuple(inside), rights)
+    if images and any(name.endswith(".txt") for name in folder.files):
+        return Source("captions", folder, (), rights)
+    raise SnapshotError(
+        f"there is no {' or '.join(METADATA)} in {settings.source}, no parquet file with images, and no caption .txt "
+        "beside an image; write a metadata.jsonl with file_name and text"
+    )
 
 
-def _folder(source: str) -> Path:
-    folder = Path(source.removeprefix("file://"))
-    if "://" in source and not source.startswith("file://"):
-        raise SnapshotError(f"source {source} is not a local folder; only file:// and absolute paths are read so far")
-    if not folder.is_absolute():
-        raise SnapshotError(f"source {source!r} is relative; give an absolute path or a file:// URI")
-    if not folder.is_dir():
-        raise SnapshotError(f"there is no folder {folder}; set data.source to the folder that holds the images")
-    if next(folder.iterdir(), None) is None:
-        raise SnapshotError(f"folder {folder} is empty; put images and a metadata.jsonl into it")
-    return folder
+def cell_uri(place: str, column: str, row: int) -> str:
+    """Where an image inside a parquet file lies, as `lineage.pictures` reads it."""
+    return f"{PARQUET}{place}#{column}/{row}"
 
 
-def _metadata(folder: Path) -> Path:
-    found = [folder / name for name in METADATA if (folder / name).is_file()]
-    if not found:
-        raise SnapshotError(f"there is no {' or '.join(METADATA)} in {folder}; write one with file_name and text")
-    if len(found) > 1:
-        raise SnapshotError(f"{folder} has both {' and '.join(METADATA)}; keep the one that is meant")
-    return found[0]
-
-
-def _jsonl_rows(metadata: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        lines = metadata.read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise SnapshotError(f"{metadata} is not UTF-8 (byte {error.start}); write it as UTF-8") from error
-    except OSError as error:
-        raise SnapshotError(f"{metadata} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        where = f"{metadata} line {number}"
-        if not line.strip():
-            continue
-        try:
-            content = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise SnapshotError(f"{where} is not JSON ({error}); write one object a line") from error
-        if not isinstance(content, dict):
-            raise SnapshotError(f"{where} is not a JSON object; write one object a line")
-        yield where, content
-
-
-def _parquet_rows(metadata: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _parquet_images(stream: IO[bytes], folder: Folder, name: str, known: Known) -> Iterator[dict[str, Any]]:
+    """Rows with ``column`` (that of the images) and, unless all are ``known``, the image's bytes under that name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    place = folder.place(name)
     try:
-        stored = pq.read_schema(metadata).names
-        columns = [name for name in ("file_name", *TEXTS) if name in stored]
-        contents = pq.read_table(metadata, columns=columns).to_pylist()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise SnapshotError(f"{metadata} is not readable as parquet ({error}); write it again") from error
-    for number, content in enumerate(contents, start=1):
-        yield f"{metadata} row {number}", content
+        file = pq.ParquetFile(stream)
+        column = _image_column(file.schema_arrow, place)
+        cells = (cell_uri(place, column, row) for row in range(file.metadata.num_rows))
+        read = all(known(cell, folder.files[name].stamp) for cell in cells)
+        wanted = [key for key in ("file_name", *TEXTS, "split") if key in file.schema_arrow.names]
+        columns = wanted if read else [*wanted, column]
+        if not columns:  # nothing but images, and all known
+            yield from ({"column": column, "known": True} for _ in range(file.metadata.num_rows))
+        for batch in file.iter_batches(batch_size=IMAGES_AT_ONCE, columns=columns) if columns else ():
+            for content in batch.to_pylist():
+                cell = content.get(column)
+                content[column] = cell.get("bytes") if isinstance(cell, dict) else cell
+                yield {**content, "column": column, "known": read}
+    except (pa.ArrowException, ValueError) as error:
+        raise SnapshotError(f"{place} is not readable as parquet ({error}); write it again") from error
 
 
-def _row(folder: Path, where: str, content: Mapping[str, Any]) -> Row:
-    name = _text(where, content, "file_name")
-    if not name:
-        raise SnapshotError(f"{where} has no file_name; name the image relative to {folder}")
-    path = _image(folder, where, name)
-    texts = {key: _text(where, content, key) for key in TEXTS}
-    return Row(file_name=PurePosixPath(name).as_posix(), path=path, **texts)
+def _image_column(schema: Any, place: str) -> str:
+    import pyarrow.types as kinds
+
+    def holds_bytes(kind: Any) -> bool:
+        if kinds.is_struct(kind):
+            return kind.get_field_index("bytes") >= 0 and holds_bytes(kind.field("bytes").type)
+        return bool(kinds.is_binary(kind) or kinds.is_large_binary(kind))
+
+    found = [field.name for field in schema if holds_bytes(field.type)]
+    if len(found) != 1:
+        what = f"{len(found)} columns of bytes ({', '.join(found)})" if found else "no column of bytes"
+        raise SnapshotError(f"{place} has {what} among {', '.join(schema.names)}; one column must hold the images")
+    return str(found[0])
 
 
-def _text(where: str, content: Mapping[str, Any], key: str) -> str | None:
-    value = content.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise SnapshotError(f"{key} in {where} is {value!r}, not text; write it as a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise SnapshotError(f"{key} in {where} holds half a character (a lone surrogate); write it again") from error
-    return value
+def _inner_name(said: object) -> str:
+    if not isinstance(said, str) or not said:
+        raise RefusedError(f"file_name is {said!r}; name the image", said)
+    plain = PurePosixPath(said)
+    if plain.is_absolute() or ".." in plain.parts or "\0" in said:
+        raise RefusedError(f"file_name {said!r} leaves the folder; name the image plainly", said)
+    return plain.as_posix()
 
 
-def _image(folder: Path, where: str, name: str) -> Path:
-    relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts or "\0" in name:
-        raise SnapshotError(f"file_name {name!r} in {where} leaves the folder; name a file inside {folder}")
-    path = folder / relative
-    try:
-        is_there = path.is_file()
-    except OSError as error:
-        raise SnapshotError(f"file_name {name!r} in {where} cannot be looked up: {error}; rename the file") from error
-    if not is_there:
-        raise SnapshotError(f"file_name {name!r} in {where} is not a file in {folder}; add the file or drop the row")
-    return path
-
-
-def _refuse_links_out(folder: Path, rows: Mapping[str, Row]) -> None:
-    """Follow each link once: images that are links, and the folders of the others."""
-    places = {row.path if row.path.is_symlink() else row.path.parent: where for where, row in rows.items()}
-    root = folder.resolve()
-    for place, where in places.items():
-        if not place.resolve().is_relative_to(root):
-            name = rows[where].file_name
-            raise SnapshotError(f"file_name {name!r} in {where} is a link out of {folder}; copy the file into it")
+def _refused(number: int, said: object, error: RefusedError) -> Refused:
+    name = said.encode(errors="replace").decode() if isinstance(said, str) else None
+    return Refused(number, name, error.reason.encode(errors="replace").decode(), error.value)

@@ -26,10 +26,11 @@ def validate_data(
     from lineage.records import recording
 
     settings, target = ValidationSettings.model_validate(validation), Path(validated.path)
+    state = Path(run["state"]) / "data" if run.get("state") else None
     with recording(run, "validate-data", parameters=validation) as record:
         record.input("snapshot", manifest_digest(read_manifest(Path(snapshot.path)).to_pylist()))
         record.input("suite", Path(settings.suite))
-        found = validate(settings, Path(snapshot.path), target)
+        found = validate(settings, Path(snapshot.path), target, state)
         record.output("validated", found.digest)
         shutil.copyfile(target / "report.html", report.path)
         record.output("report", Path(report.path))

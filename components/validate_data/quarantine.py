@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from components.validate_data.suite import Outcome
 
@@ -36,14 +38,27 @@ class Finding:
     reason: str
 
 
-def find_rows(outcomes: Sequence[Outcome], facts: pa.Table) -> list[Finding]:
+def table(findings: Sequence[Finding]) -> pa.Table:
+    """Findings as they are stored, by `SCHEMA`."""
+    return pa.Table.from_pylist([asdict(finding) for finding in findings], schema=SCHEMA)
+
+
+def find_rows(outcomes: Sequence[Outcome], facts: Path) -> list[Finding]:
     """The rows to set aside, in their order.
 
     Of rows that fail for being equal, the first that fails nothing else stays, so that no picture is lost.
+
+    Args:
+        facts: the table that the outcomes are about; only rows that fail are held in memory.
     """
-    table = facts.to_pylist()
-    found: dict[int, list[Finding]] = defaultdict(list)
     judging = [outcome for outcome in outcomes if outcome.severity != "info" and outcome.rows]
+    failing = sorted({row for outcome in judging for row in outcome.rows or ()})
+    names = {"row", "file_name", "problem", *(column for outcome in judging for column in outcome.columns)}
+    failed = pq.read_table(facts, columns=[name for name in pq.read_schema(facts).names if name in names]).take(
+        pa.array(failing, pa.int64())
+    )
+    table = dict(zip(failing, failed.to_pylist(), strict=True))
+    found: dict[int, list[Finding]] = defaultdict(list)
     for outcome in (one for one in judging if not one.unique):
         for row in outcome.rows or ():
             found[row].append(_finding(outcome, table[row], _detail(outcome, table[row])))
@@ -74,7 +89,7 @@ def failures(outcomes: Sequence[Outcome], quarantined: int, rows: int, max_share
     return reasons
 
 
-def _groups(outcome: Outcome, table: list[dict[str, Any]], failing: frozenset[int]) -> list[tuple[int, list[int]]]:
+def _groups(outcome: Outcome, table: dict[int, dict[str, Any]], failing: frozenset[int]) -> list[tuple[int, list[int]]]:
     """For each set of equal rows: the one that stays, and the others."""
     equal: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for row in outcome.rows or ():

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from jinja2 import Environment
 from PIL import Image
 
-from components.validate_data.facts import FORMATS, image_path
+from components.validate_data.images import FORMATS
 from components.validate_data.quarantine import Finding
 from components.validate_data.suite import Outcome
+from lineage.pictures import read_picture
 
 if TYPE_CHECKING:
     from components.validate_data.validate import Validated
@@ -24,6 +27,8 @@ MOST_ROWS = 200
 """Quarantined rows shown; all of them are in ``quarantine.parquet``."""
 THUMBNAIL = 96
 """Longest side of a thumbnail, pixels."""
+LONGEST_CAPTION = 300
+"""Characters of a caption that are shown."""
 
 TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -52,7 +57,8 @@ small { color: #666 }
 <div><b>{{ result.rows }}</b>rows</div>
 <div><b>{{ result.accepted }}</b>good</div>
 <div><b>{{ result.quarantined }}</b>quarantined</div>
-</div>
+{% if result.refused_before %}<div><b>{{ result.refused_before }}</b>refused by the snapshot</div>
+{% endif %}</div>
 <h2>Expectations</h2>
 <table>
 <tr><th>Expectation</th><th>Severity</th><th>Holds</th><th>Observed</th></tr>
@@ -70,13 +76,18 @@ small { color: #666 }
 {% for one in shown %}<tr>
 <td>{{ one.row }}</td>
 <td>{% if one.thumbnail %}<img alt="" src="data:image/png;base64,{{ one.thumbnail }}">{% endif %}</td>
-<td>{{ one.file_name }}<br><small>{{ one.text or "" }}</small></td>
+<td>{{ one.file_name }}<br><small dir="auto">{{ one.text }}</small></td>
 <td><ul>{% for reason in one.reasons %}<li>{{ reason }}</li>{% endfor %}</ul></td>
 </tr>
 {% endfor %}</table>
 {% if result.quarantined > shown | length %}
 <p>{{ result.quarantined - shown | length }} more are in quarantine.parquet.</p>
 {% endif %}{% endif %}
+{% if before %}<h2>Refused by the snapshot</h2>
+<table>
+<tr><th>Row</th><th>File</th><th>Reason</th></tr>
+{% for one in before %}<tr><td>{{ one.row }}</td><td>{{ one.file_name }}</td><td>{{ one.reason }}</td></tr>
+{% endfor %}</table>{% endif %}
 </body>
 </html>
 """
@@ -89,36 +100,43 @@ def write_report(
     findings: Sequence[Finding],
     refused: Sequence[str],
     manifest: pa.Table,
-    facts: pa.Table,
+    facts: Path,
+    before: Sequence[dict[str, str]],
 ) -> None:
     """Write the report: counts, every expectation, and the quarantined rows with reasons and thumbnails.
 
     Args:
         findings: ordered by row.
         manifest: all rows of the snapshot, as `facts`.
+        before: rows that the snapshot refused: ``row``, ``file_name`` and ``reason`` of each.
     """
-    decodes = facts["decodes"].to_pylist()
-    by_row = [(row, list(group)) for row, group in groupby(findings, key=lambda finding: finding.row)]
-    listed = manifest.select(["file_name", "text", "uri"]).to_pylist()
+    by_row = [(row, list(group)) for row, group in groupby(findings, key=lambda finding: finding.row)][:MOST_ROWS]
+    rows = pa.array([row for row, _ in by_row], pa.int64())
+    listed, decodes = (table.take(rows) for table in (manifest, pq.read_table(facts, columns=["decodes"])))
     shown: list[dict[str, Any]] = [
         {
             "row": row,
-            "file_name": listed[row]["file_name"],
-            "text": listed[row]["text"],
-            "thumbnail": _thumbnail(image_path(listed[row]["uri"])) if decodes[row] else None,
+            "file_name": pinned["file_name"],
+            "text": _cut(pinned["text"] or ""),
+            "thumbnail": _thumbnail(pinned) if decodes["decodes"][place].as_py() else None,
             "reasons": [finding.reason for finding in group],
         }
-        for row, group in by_row[:MOST_ROWS]
+        for place, (pinned, (row, group)) in enumerate(zip(listed.to_pylist(), by_row, strict=True))
     ]
     template = Environment(autoescape=True).from_string(TEMPLATE)
-    page = template.render(result=result, outcomes=outcomes, shown=shown, refused=refused)
+    page = template.render(result=result, outcomes=outcomes, shown=shown, refused=refused, before=before[:MOST_ROWS])
     path.write_text(page, encoding="utf-8")
 
 
-def _thumbnail(path: Path) -> str:
-    """A small PNG in base64."""
+def _cut(caption: str) -> str:
+    return caption if len(caption) <= LONGEST_CAPTION else caption[:LONGEST_CAPTION] + "…"
+
+
+def _thumbnail(row: dict[str, Any]) -> str:
+    """A small PNG in base64, of an image that decodes."""
     stream = io.BytesIO()
-    with Image.open(path, formats=FORMATS) as image:
+    with warnings.catch_warnings(), Image.open(io.BytesIO(read_picture(row)), formats=FORMATS) as image:
+        warnings.simplefilter("ignore")
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         image.convert("RGB").save(stream, "PNG")
     return base64.b64encode(stream.getvalue()).decode()

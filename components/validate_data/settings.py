@@ -16,3 +16,11 @@ class ValidationSettings(BaseModel):
     """The largest share of rows that may be quarantined; with more of them the run fails."""
     max_pixels: int = Field(default=2**26, gt=0)
     """Images of more pixels than this are not decoded: they would fill the memory."""
+    faces: bool = True
+    """Whether faces are looked for (a presence check, see docs/data.md)."""
+    face_threshold: float = Field(default=0.5, gt=0, lt=1)
+    """The score from which on the detector's find counts as a face."""
+    tokenizer: str | None = None
+    """Path of a folder with the base model's ``tokenizer.json``, by which captions' tokens are counted."""
+    processes: int = Field(default=0, ge=0)
+    """Processes that measure; 0: one a core."""

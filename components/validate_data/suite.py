@@ -17,23 +17,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from components.validate_data.errors import DataValidationError
 from components.validate_data.settings import ValidationSettings
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 Severity = Literal["critical", "warning", "info"]
 UNIQUE = ("expect_column_values_to_be_unique", "expect_compound_columns_to_be_unique")
 POSITION = "triptych_position"
 COMPLETE = {"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]}
-
-
-class DataValidationError(Exception):
-    """The data is refused, or could not be judged; the message says what is wrong, where, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,16 @@ class Outcome:
     def unique(self) -> bool:
         """Whether rows fail it for being equal, so that one of each group may stay."""
         return self.name.split("(")[0] in UNIQUE
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What came of a suite."""
+
+    outcomes: tuple[Outcome, ...]
+    """In the suite's order."""
+    page: str
+    """Great Expectations' data docs about it, HTML."""
 
 
 def check_suite(settings: ValidationSettings) -> None:
@@ -88,13 +93,16 @@ def read_suite(path: Path) -> list[dict[str, Any]]:
     return expectations
 
 
-def build_suite(expectations: list[dict[str, Any]]) -> Any:
+def build_suite(expectations: list[dict[str, Any]], settings: ValidationSettings, reference: Path | None = None) -> Any:
     """A `great_expectations.ExpectationSuite`, each expectation checked.
 
     `ExpectationSuite` itself logs an expectation that it does not understand and goes on; here it fails.
 
+    Args:
+        reference: facts of the data accepted last, if there were any.
+
     Raises:
-        DataValidationError: an expectation is unknown or malformed.
+        DataValidationError: an expectation is unknown or malformed, or is about something that is not measured.
     """
     os.environ["GX_ANALYTICS_ENABLED"] = "False"
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
@@ -102,48 +110,78 @@ def build_suite(expectations: list[dict[str, Any]]) -> Any:
     from great_expectations.exceptions import GreatExpectationsError
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
 
+    from components.validate_data.expectations import TAKES_REFERENCE
+
+    unmeasured: list[tuple[str, set[str]]] = []
+    if not settings.tokenizer:
+        unmeasured.append(("validation.tokenizer", {"caption_tokens"}))
+    if not settings.faces:
+        unmeasured.append(("validation.faces", {"faces", "face_score", "face_share"}))
     built = []
     for position, written in enumerate(expectations):
         stated = {key: value for key, value in written.items() if key != "id"}
         stated["meta"] = {**(written.get("meta") or {}), POSITION: position}
+        if written["type"] == TAKES_REFERENCE and reference is not None and reference.is_file():
+            stated["kwargs"] = {**written.get("kwargs", {}), "reference": str(reference)}
         try:
-            built.append(ExpectationConfiguration(**stated).to_domain_obj())
+            expectation = ExpectationConfiguration(**stated).to_domain_obj()
         except (GreatExpectationsError, TypeError, ValueError) as error:
             raise DataValidationError(
                 f"expectation {position + 1} ({written['type']}) is malformed: {error}"
             ) from error
+        for setting, columns in unmeasured:
+            for column in columns & set(_columns(expectation.dict())):
+                raise DataValidationError(
+                    f"expectation {position + 1} ({written['type']}) is about {column}, which is not measured: set "
+                    f"{setting}, or take it out of the suite"
+                )
+        built.append(expectation)
     return ExpectationSuite(name="suite", expectations=built)
 
 
-def run_suite(suite: Any, facts: pa.Table) -> list[Outcome]:
-    """Run ``suite`` on ``facts`` in an ephemeral context; outcomes in the suite's order.
+def run_suite(suite: Any, facts: Path) -> Judgement:
+    """Run ``suite`` on the columns that it is about of a table of facts; outcomes in the suite's order.
 
     Raises:
         DataValidationError: the suite as a whole cannot be run.
     """
     import great_expectations as gx
+    import pyarrow.parquet as pq
     from great_expectations.data_context.types.base import ProgressBarsConfig
     from great_expectations.exceptions import GreatExpectationsError
 
+    told = str([expectation.dict() for expectation in suite.expectations])
+    columns = [name for name in pq.read_schema(facts).names if name == "row" or re.search(rf"\b{name}\b", told)]
     context = gx.get_context(mode="ephemeral")
     context.enable_analytics(False)
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     asset = context.data_sources.add_pandas("facts").add_dataframe_asset("facts")
     batches = asset.add_batch_definition_whole_dataframe("all")
     try:
-        batch = batches.get_batch({"dataframe": facts.to_pandas()})
-        results = batch.validate(suite, result_format=COMPLETE).results
+        batch = batches.get_batch({"dataframe": pq.read_table(facts, columns=columns).to_pandas()})
+        validated = batch.validate(suite, result_format=COMPLETE)
     except GreatExpectationsError as error:
         raise DataValidationError(f"the expectation suite cannot be run: {error}") from error
-    outcomes = {result.expectation_config.meta[POSITION]: _outcome(result) for result in results}
+    results = validated.results
+    about = {expectation.meta[POSITION]: _columns(expectation.dict()) for expectation in suite.expectations}
+    positions = [result.expectation_config.meta[POSITION] for result in results]
+    outcomes = {at: _outcome(result, about[at]) for at, result in zip(positions, results, strict=True)}
     if len(outcomes) != len(suite.expectations):
         raise DataValidationError(f"{len(outcomes)} of {len(suite.expectations)} expectations were evaluated")
-    return [outcomes[position] for position in sorted(outcomes)]
+    return Judgement(tuple(outcomes[position] for position in sorted(outcomes)), _page(validated))
 
 
-def _outcome(result: Any) -> Outcome:
+def _page(validated: Any) -> str:
+    """Great Expectations' own page about a result; it shows some of the failing values."""
+    from great_expectations.render.renderer import ValidationResultsPageRenderer
+    from great_expectations.render.view import DefaultJinjaPageView
+
+    page: str = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(validated))
+    return page
+
+
+def _outcome(result: Any, columns: tuple[str, ...]) -> Outcome:
     config = result.expectation_config
-    columns = _columns(config.kwargs)
     name = f"{config.type}({', '.join(columns)})" if columns else config.type
     found = result.result
     failing = found.get("unexpected_index_list")
@@ -162,9 +200,10 @@ def _outcome(result: Any) -> Outcome:
     )
 
 
-def _columns(kwargs: dict[str, Any]) -> tuple[str, ...]:
-    single = [kwargs[key] for key in ("column", "column_A", "column_B") if key in kwargs]
-    return tuple(single + list(kwargs.get("column_list") or []))
+def _columns(stated: dict[str, Any]) -> tuple[str, ...]:
+    """The columns that an expectation is about, those that its type implies among them."""
+    single = [stated[key] for key in ("column", "column_A", "column_B") if key in stated]
+    return tuple(single + list(stated.get("column_list") or []))
 
 
 def _error(info: dict[str, Any] | None) -> str | None:

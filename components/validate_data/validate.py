@@ -13,16 +13,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.validate_data import quarantine
-from components.validate_data.facts import measure, read_manifest
-from components.validate_data.quarantine import Finding, failures, find_rows
+from components.validate_data.errors import DataValidationError
+from components.validate_data.facts import read_manifest, write_facts
+from components.validate_data.quarantine import failures, find_rows
 from components.validate_data.report import write_report
 from components.validate_data.settings import ValidationSettings
-from components.validate_data.suite import DataValidationError, Outcome, build_suite, read_suite, run_suite
+from components.validate_data.suite import Outcome, build_suite, read_suite, run_suite
 from lineage.digests import digest_file, manifest_digest
+
+REFERENCE = "validated-facts.parquet"
+"""In the folder that outlives runs: facts of the data accepted last, against which drift is measured."""
 
 
 @dataclass(frozen=True)
@@ -34,39 +39,64 @@ class Validated:
     rows: int
     accepted: int
     quarantined: int
+    refused_before: int
+    """Rows that the snapshot refused already; not among ``rows``."""
 
 
-def validate(settings: ValidationSettings, snapshot: Path, target: Path) -> Validated:
+def validate(settings: ValidationSettings, snapshot: Path, target: Path, state: Path | None = None) -> Validated:
     """Write the validated artifact to ``target``.
 
     Of refused data, facts, quarantine, report and summary are written all the same, but no manifest.
+
+    Args:
+        state: a folder that outlives runs; None: there is no earlier data to compare with, and none is kept.
 
     Raises:
         DataValidationError: the suite cannot be run, an image changed since the snapshot, a critical
             expectation does not hold, or too many rows are quarantined.
     """
-    suite = build_suite(read_suite(Path(settings.suite)))
+    reference = state / REFERENCE if state else None
+    suite = build_suite(read_suite(Path(settings.suite)), settings, reference)
     manifest = read_manifest(snapshot)
-    facts = measure(manifest, settings.max_pixels)
-    outcomes = run_suite(suite, facts)
-    findings = find_rows(outcomes, facts)
-    set_aside = {finding.row for finding in findings}
-    accepted = manifest.filter(pa.array([row not in set_aside for row in range(len(manifest))]))
-    refused = failures(outcomes, len(set_aside), len(manifest), settings.max_quarantined_share)
-    result = Validated(manifest_digest(accepted.to_pylist()), len(manifest), len(accepted), len(set_aside))
-
     with _whole(target) as folder:
-        pq.write_table(facts, folder / "facts.parquet")
-        pq.write_table(_table(findings), folder / "quarantine.parquet")
+        facts = folder / "facts.parquet"
+        write_facts(manifest, settings, facts)
+        judged = run_suite(suite, facts)
+        findings = find_rows(judged.outcomes, facts)
+        set_aside = sorted({finding.row for finding in findings})
+        keep = np.ones(len(manifest), bool)
+        keep[set_aside] = False
+        accepted, before = manifest.filter(pa.array(keep)), _refused_before(snapshot)
+        digest = manifest_digest(accepted.to_pylist())
+        result = Validated(digest, len(manifest), len(accepted), len(set_aside), len(before))
+        refused = failures(judged.outcomes, len(set_aside), len(manifest), settings.max_quarantined_share)
+        pq.write_table(quarantine.table(findings), folder / "quarantine.parquet")
         if not refused:
             pq.write_table(accepted, folder / "manifest.parquet")
-        _write_summary(
-            folder / "summary.json", settings, manifest_digest(manifest.to_pylist()), result, outcomes, refused
-        )
-        write_report(folder / "report.html", result, outcomes, findings, refused, manifest, facts)
+        pinned = manifest_digest(manifest.to_pylist())
+        _write_summary(folder / "summary.json", settings, pinned, result, judged.outcomes, refused)
+        (folder / "expectations.html").write_text(judged.page, encoding="utf-8")
+        write_report(folder / "report.html", result, judged.outcomes, findings, refused, manifest, facts, before)
     if refused:
         raise DataValidationError(f"the data is refused: {'; '.join(refused)}; see {target / 'report.html'}")
+    if reference is not None:
+        _keep(target / "facts.parquet", reference)
     return result
+
+
+def _refused_before(snapshot: Path) -> list[dict[str, str]]:
+    """Rows that have no place in the snapshot, as it says itself."""
+    path = snapshot / "refused.parquet"
+    if not path.is_file():
+        return []
+    return [{key: str(value) for key, value in row.items()} for row in pq.read_table(path).to_pylist()]
+
+
+def _keep(facts: Path, reference: Path) -> None:
+    reference.parent.mkdir(parents=True, exist_ok=True)
+    partial = reference.with_suffix(".partial")
+    shutil.copyfile(facts, partial)
+    partial.replace(reference)
 
 
 @contextmanager
@@ -75,13 +105,13 @@ def _whole(target: Path) -> Iterator[Path]:
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     shutil.rmtree(target, ignore_errors=True)
     partial.replace(target)
-
-
-def _table(findings: Sequence[Finding]) -> pa.Table:
-    return pa.Table.from_pylist([asdict(finding) for finding in findings], schema=quarantine.SCHEMA)
 
 
 def _write_summary(

@@ -22,6 +22,8 @@ from examples.avatars.splits import SEED, evaluation_prompts, evaluation_referen
 
 METADATA = "metadata.jsonl"
 EVALUATION = Path(__file__).parent / "evaluation"
+HELDOUT = 400
+"""Pictures that nobody was trained on, which memorisation is measured against."""
 SAMPLING = {
     "num_inference_steps": 10,
     "guidance_scale": 3.0,
@@ -75,7 +77,7 @@ def write_new(out: Path, count: int = 2000, shuffle_captions: bool = False) -> b
 
 
 def write_evaluation(out: Path = EVALUATION) -> None:
-    """Writes the evaluation set: `set.json`, `prompts.jsonl`, `references/`; replaces what is there."""
+    """Writes the evaluation set: `set.json`, `prompts.jsonl`, `references/`, `heldout/`; replaces what is there."""
     asked = evaluation_prompts()
     prompts = [
         {
@@ -91,8 +93,14 @@ def write_evaluation(out: Path = EVALUATION) -> None:
         (folder / "references").mkdir()
         for portrait in evaluation_references():
             portrait.draw().save(folder / "references" / file_name(portrait))
+        (folder / "heldout").mkdir()
+        listed = []
+        for portrait in portraits("heldout", HELDOUT):
+            portrait.draw().save(folder / "heldout" / file_name(portrait))
+            listed.append({"file_name": file_name(portrait), "text": portrait.caption()})
+        (folder / "heldout" / METADATA).write_text("".join(json.dumps(row) + "\n" for row in listed), "utf-8")
         (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts), "utf-8")
-        facts = {"name": "avatars", "version": "1", **SAMPLING}
+        facts = {"name": "avatars", "version": "2", **SAMPLING}
         (folder / "set.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
 
     if out.exists():

@@ -1,4 +1,4 @@
-"""Three scorers for portraits, one an axis, each with a network of its own; none of them is the teacher.
+"""Scorers for portraits: one an axis, each with a network of its own, none of them the teacher; and two on features.
 
     >>> from examples.avatars.scorers import Realism
     >>> realism = Realism("examples/avatars/models/scorers/realism.safetensors")
@@ -48,6 +48,11 @@ class Alignment:
 
     def __init__(self, path: str) -> None:
         self.network, self.digest = read(AttributeNet, path)
+        self.backbone = "AttributeNet, trained on portraits"
+
+    def features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """What the network sees, (N, features) float64."""
+        return _features(self.network, images)
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
         """Scores N pictures, each against its own prompt; {measure: (N,) float64}."""
@@ -80,6 +85,11 @@ class Realism:
 
     def __init__(self, path: str) -> None:
         self.network, self.digest = read(AttributeNet, path)
+        self.backbone = "AttributeNet, trained on portraits"
+
+    def features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """What the network sees, (N, features) float64."""
+        return _features(self.network, images)
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
         """Scores N pictures; prompts are not looked at. {measure: (N,) float64}."""
@@ -104,12 +114,39 @@ class Aesthetics:
 
     def __init__(self, path: str) -> None:
         self.network, self.digest = read(TasteNet, path)
+        self.backbone = "TasteNet, trained on pairs of portraits"
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
         """Scores N pictures; prompts are not looked at. {measure: (N,) float64}."""
         _check(images, prompts)
         parts = [self.network(batch).double().numpy() for batch in _batches(images)]
         return {"aesthetics": np.concatenate(parts) if parts else np.zeros(0)}
+
+
+class Kid:
+    """KID on the features of realism's network: whether samples as a set could be portraits.
+
+    Features are scaled to length √d, so that KID's cubic kernel is (cos + 1)³.
+    """
+
+    name, axis, metric = "avatars-kid", "realism", "kid"
+    higher_is_better = False
+
+    def __init__(self, path: str) -> None:
+        self.network, self.digest = read(AttributeNet, path)
+        self.backbone = "AttributeNet, trained on portraits"
+
+    def features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """What the network sees, (N, features) float64, each row of length √features."""
+        seen = _features(self.network, images)
+        scaled: np.ndarray = seen / np.sqrt(np.square(seen).mean(axis=1, keepdims=True))
+        return scaled
+
+
+class Memorisation(Kid):
+    """Whether a sample is nearer to a portrait that was trained on than to one that was not."""
+
+    name, axis, metric = "avatars-memorisation", "memorisation", "memorisation"
 
 
 def likeliest(probabilities: Mapping[str, np.ndarray], count: int = 3) -> list[Portrait]:
@@ -164,6 +201,13 @@ def _probabilities(network: torch.nn.Module, images: Sequence[Image.Image]) -> d
         else np.zeros((0, len(values)))
         for name, values in VALUES.items()
     }
+
+
+@torch.no_grad()
+def _features(network: Any, images: Sequence[Image.Image]) -> np.ndarray:
+    """What comes out of the network's body, (N, features) float64."""
+    parts = [network.body(batch).double().numpy() for batch in _batches(images)]
+    return np.concatenate(parts) if parts else np.zeros((0, network.settings["features"]))
 
 
 def _batches(images: Sequence[Image.Image]) -> list[torch.Tensor]:

@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from components.gate.gate import judge
+from components.gate.gate import Docket, judge
 from components.gate.settings import AXES, GateSettings
 from components.register.register import register_candidate
 from components.snapshot_data.settings import DataSettings
 from components.snapshot_data.snapshot import take_snapshot
 from components.validate_data import quarantine
-from components.validate_data.facts import measure, read_manifest
+from components.validate_data.facts import read_manifest, write_facts
+from components.validate_data.settings import ValidationSettings
 from lineage.audit import Report, Sources, audit
 from lineage.closing import close
 from lineage.digests import digest_bytes, digest_file, digest_path, manifest_digest
@@ -112,7 +113,8 @@ class World:
             record.input("scores", made["scores"])
             settings = GateSettings(margins=dict.fromkeys(AXES, 0.1), resamples=1000, minimum_prompts=2)
             signer = context.signer("gate")
-            ruling, judged = judge(settings, made["scores"], made["verdict"], scratch / "pareto.html", run, signer)
+            docket = Docket(run, self.store, context.open_ledger().state)
+            ruling, judged = judge(settings, made["scores"], made["verdict"], docket, signer)
             context.open_ledger().append(judged, signer)
             record.facts |= ruling.model_dump(mode="json")
             record.output("verdict", made["verdict"])
@@ -181,7 +183,6 @@ def _described(number: int) -> dict[str, Any]:
 def _validate(snapshot: Path, target: Path) -> str:
     """As step validate-data leaves it, with picture 5 refused."""
     manifest = read_manifest(snapshot)
-    facts = measure(manifest, 10_000)
     names = manifest["file_name"].to_pylist()
     keep = [name != "5.png" for name in names]
     target.mkdir()
@@ -192,7 +193,7 @@ def _validate(snapshot: Path, target: Path) -> str:
         if not keep[row]
     ]
     pq.write_table(accepted, target / "manifest.parquet")
-    pq.write_table(facts, target / "facts.parquet")
+    write_facts(manifest, ValidationSettings(suite="none", faces=False), target / "facts.parquet")
     pq.write_table(pa.Table.from_pylist(findings, quarantine.SCHEMA), target / "quarantine.parquet")
     (target / "report.html").write_text("<p>report</p>")
     return manifest_digest(accepted.to_pylist())
@@ -221,6 +222,7 @@ def _evaluate(context: RunContext, made: dict[str, Path], incumbent: str, gain: 
                 "version": 1,
                 "digest": SET,
                 "prompts": {f"p{prompt}": {"glasses": True} for prompt in range(4)},
+                "seeds": {f"p{prompt}": [7] for prompt in range(4)},
             },
             "sampling": SAMPLING,
             "scorers": [

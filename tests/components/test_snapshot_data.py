@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from components.snapshot_data.component import snapshot_data
+from components.snapshot_data.folder import SETTLED, SnapshotError
 from components.snapshot_data.settings import DataSettings
 from components.snapshot_data.snapshot import Snapshot, take_snapshot
-from components.snapshot_data.source import SnapshotError, check_source
+from components.snapshot_data.source import check_source
 from lineage.digests import digest_file
 from lineage.records import read_records
 from tests.runs import run_context
@@ -86,6 +88,8 @@ SAME: dict[str, Callable[[Path], object]] = {
     "listed in parquet": as_parquet,
     "an image that is not listed": lambda folder: shutil.copy(folder / "a.png", folder / "d.png"),
     "a link that stays inside": link_inside,
+    "a row twice": lambda folder: write(folder, [*ROWS, ROWS[0]]),
+    "the split that it has anyway": lambda folder: change(folder, 0, split="train"),
 }
 
 OTHER: dict[str, Callable[[Path], object]] = {
@@ -97,7 +101,7 @@ OTHER: dict[str, Callable[[Path], object]] = {
     "another source": lambda folder: change(folder, 0, source="elsewhere"),
     "another name": rename,
     "a row less": lambda folder: write(folder, ROWS[:2]),
-    "a row twice": lambda folder: write(folder, [*ROWS, ROWS[0]]),
+    "held out": lambda folder: change(folder, 0, split="validation"),
 }
 
 
@@ -150,8 +154,9 @@ def test_the_manifest_says_what_is_there(portraits: Path, tmp_path: Path) -> Non
         row["file_name"]: {key: row.get(key) for key in ("text", "license", "consent", "source")} for row in ROWS
     }
     assert (taken.rows, taken.bytes) == (3, sum(row["bytes"] for row in rows))
-    assert taken.unlisted == ("more/unlisted.PNG",)
-    assert sorted(path.name for path in (tmp_path / "snapshot").iterdir()) == ["manifest.parquet"]
+    assert (taken.unlisted, taken.refused, taken.splits) == (1, 0, {"train": 3})
+    names = {path.name for path in (tmp_path / "snapshot").iterdir()}
+    assert names == {"manifest.parquet", "refused.parquet", "snapshot.json"}
 
 
 def test_a_file_uri_is_as_good_as_a_path(portraits: Path, tmp_path: Path) -> None:
@@ -183,88 +188,180 @@ def emptied(folder: Path) -> None:
     folder.mkdir()
 
 
-REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "there is no folder .*portraits; set data.source"),
-    "an empty folder": (emptied, "portraits is empty"),
+    "an empty folder": (emptied, "nothing is in .*portraits; put images and a metadata.jsonl there"),
     "no metadata": (lambda folder: (folder / "metadata.jsonl").unlink(), r"no metadata.jsonl or metadata.parquet in"),
     "two metadata files": (
         lambda folder: (folder / "metadata.parquet").write_bytes(b""),
         "has both metadata.jsonl and metadata.parquet; keep the one",
     ),
-    "metadata without rows": (lambda folder: write(folder, []), "metadata.jsonl lists no image"),
-    "not JSON": (
-        lambda folder: append(folder / "metadata.jsonl", b'{"file_name": \n'),
-        "metadata.jsonl line 4 is not JSON",
-    ),
-    "JSON nested too deeply": (
-        lambda folder: append(folder / "metadata.jsonl", b"[" * 200_000),
-        "metadata.jsonl line 4 is not JSON",
-    ),
-    "not an object": (
-        lambda folder: append(folder / "metadata.jsonl", b"[1]\n"),
-        "metadata.jsonl line 4 is not a JSON object",
-    ),
-    "not UTF-8": (lambda folder: append(folder / "metadata.jsonl", b"\xff"), "metadata.jsonl is not UTF-8"),
+}
+CONTENTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "metadata without rows": (lambda folder: write(folder, []), "lists no image that can be pinned; add one row"),
     "not parquet": (
         lambda folder: (folder / "metadata.jsonl").rename(folder / "metadata.parquet"),
         "metadata.parquet is not readable as parquet",
     ),
-    "no file_name": (lambda folder: change(folder, 1, file_name=None), "line 2 has no file_name"),
-    "an empty file_name": (lambda folder: change(folder, 1, file_name=""), "line 2 has no file_name"),
-    "an absolute file_name": (
-        lambda folder: change(folder, 1, file_name=str(folder / "a.png")),
-        r"file_name '/.*a.png' in .*line 2 leaves the folder",
+    "parquet without file names": (lambda folder: without_names(folder), "has no column file_name, only image, text"),
+    "no row that is good": (
+        lambda folder: write(folder, [{"image": "a.png"}]),
+        "no image that can be pinned; row 1: file_name is None; name the image",
     ),
-    "a climbing file_name": (
-        lambda folder: change(folder, 1, file_name="more/../../portraits/a.png"),
-        "file_name 'more/../../portraits/a.png' in .*line 2 leaves the folder",
-    ),
-    "a file_name with a null byte": (
-        lambda folder: change(folder, 1, file_name="a\0.png"),
-        "in .*line 2 leaves the folder",
-    ),
-    "a file_name that is too long": (
-        lambda folder: change(folder, 1, file_name="a" * 5000),
-        "in .*line 2 cannot be looked up",
-    ),
-    "a link out": (link_out, "file_name 'a.png' in .*line 1 is a link out of"),
-    "a folder that is a link out": (folder_link_out, "file_name 'more/b.png' in .*line 2 is a link out of"),
-    "a file that is not there": (
-        lambda folder: (folder / "a.png").unlink(),
-        "file_name 'a.png' in .*line 1 is not a file in .*; add the file or drop the row",
-    ),
-    "a folder for a file": (lambda folder: change(folder, 0, file_name="more"), "'more' in .*line 1 is not a file"),
-    "a caption that is not text": (lambda folder: change(folder, 0, text=7), "text in .*line 1 is 7, not text"),
-    "consent that is not text": (
-        lambda folder: change(folder, 2, consent=True),
-        "consent in .*line 3 is True, not text",
-    ),
-    "half a character": (lambda folder: change(folder, 0, text="\ud83d"), "text in .*line 1 holds half a character"),
 }
 
 
-@pytest.mark.parametrize(("spoil", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_pinned_is_refused(
+def without_names(folder: Path) -> None:
+    (folder / "metadata.jsonl").unlink()
+    pq.write_table(pa.table({"image": ["a.png"], "text": ["a"]}), folder / "metadata.parquet")
+
+
+@pytest.mark.parametrize(("spoil", "message"), {**SOURCES, **CONTENTS}.values(), ids={**SOURCES, **CONTENTS})
+def test_a_source_that_cannot_be_pinned_is_refused(
     portraits: Path, tmp_path: Path, spoil: Callable[[Path], object], message: str
 ) -> None:
     spoil(portraits)
-    with pytest.raises(SnapshotError, match=message):
-        check_source(DataSettings(source=str(portraits)))
     with pytest.raises(SnapshotError, match=message):
         take(portraits)
     assert not (tmp_path / "snapshot").exists()
 
 
+@pytest.mark.parametrize(("spoil", "message"), SOURCES.values(), ids=SOURCES)
+def test_what_is_no_source_is_refused_before_a_run(
+    portraits: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    spoil(portraits)
+    with pytest.raises(SnapshotError, match=message):
+        check_source(DataSettings(source=str(portraits)))
+
+
+def two_captions(folder: Path) -> None:
+    write(folder, [*ROWS, {**ROWS[0], "text": "blue hair"}])
+
+
+# what is done to the folder: (number of the row, its file_name, what the reason says, what the value holds), …
+FAULTS: dict[str, tuple[Callable[[Path], object], list[tuple[int, str | None, str, str]]]] = {
+    "not JSON": (
+        lambda folder: append(folder / "metadata.jsonl", b'{"file_name": \n'),
+        [(4, None, "the line is not JSON (Expecting value", '{"file_name": ')],
+    ),
+    "JSON nested too deeply": (
+        lambda folder: append(folder / "metadata.jsonl", b"[" * 200_000),
+        [(4, None, "the line is not JSON", "[[[")],
+    ),
+    "an endless line": (
+        lambda folder: append(folder / "metadata.jsonl", b"x" * 3_000_000 + b"\n[1]"),
+        [(4, None, "longer than 1048576 bytes", ""), (5, None, "not a JSON object", "[1]")],
+    ),
+    "not UTF-8": (
+        lambda folder: append(folder / "metadata.jsonl", b"\xff"),
+        [(4, None, "is not UTF-8 (byte 0)", "xff")],
+    ),
+    "no file_name": (lambda folder: change(folder, 1, file_name=None), [(2, None, "file_name is None", "")]),
+    "an empty file_name": (lambda folder: change(folder, 1, file_name=""), [(2, "", "file_name is ''", "")]),
+    "a number for a file_name": (lambda folder: change(folder, 1, file_name=7), [(2, None, "file_name is 7", "7")]),
+    "an absolute file_name": (
+        lambda folder: change(folder, 1, file_name="/etc/passwd"),
+        [(2, "/etc/passwd", "leaves the folder", "/etc/passwd")],
+    ),
+    "a climbing file_name": (
+        lambda folder: change(folder, 1, file_name="more/../../portraits/a.png"),
+        [(2, "more/../../portraits/a.png", "leaves the folder; name a file inside", "more/../..")],
+    ),
+    "a file_name with a null byte": (
+        lambda folder: change(folder, 1, file_name="a\0.png"),
+        [(2, "a\0.png", "leaves the folder", "a\\x00.png")],
+    ),
+    "half a character in a file_name": (
+        lambda folder: change(folder, 1, file_name="\ud83d.png"),
+        [(2, "?.png", "cannot be looked up", "ud83d")],
+    ),
+    "a file_name that is too long": (
+        lambda folder: change(folder, 1, file_name="a" * 5000),
+        [(2, "a" * 5000, "cannot be looked up", "aaa")],
+    ),
+    "a link out": (link_out, [(1, "a.png", "is a link out of", "a.png")]),
+    "a folder that is a link out": (folder_link_out, [(2, "more/b.png", "is a link out of", "b.png")]),
+    "a file that is not there": (
+        lambda folder: (folder / "a.png").unlink(),
+        [(1, "a.png", "is not a file in", "a.png")],
+    ),
+    "a folder for a file": (lambda folder: change(folder, 0, file_name="more"), [(1, "more", "is not a file", "")]),
+    "a caption that is not text": (
+        lambda folder: change(folder, 0, text=["red"]),
+        [(1, "a.png", "text is ['red'], not text", "red")],
+    ),
+    "consent that is not text": (
+        lambda folder: change(folder, 2, consent=True),
+        [(3, "c c%20#.png", "consent is True, not text", "True")],
+    ),
+    "half a character": (
+        lambda folder: change(folder, 0, text="\ud83d"),
+        [(1, "a.png", "text holds half a character", "ud83d")],
+    ),
+    "an unknown split": (
+        lambda folder: change(folder, 0, split="dev"),
+        [(1, "a.png", "split is 'dev'; write train, validation, test", "dev")],
+    ),
+    "a row twice": (
+        lambda folder: write(folder, [*ROWS, ROWS[0]]),
+        [(4, "a.png", "listed again, as in row 1", "red hair")],
+    ),
+    "two captions for one image": (
+        two_captions,
+        [
+            (1, "a.png", "rows 1 and 4 contradict each other; keep one", "red hair"),
+            (4, "a.png", "rows 1 and 4 contradict each other; keep one", "blue hair"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "faults"), FAULTS.values(), ids=FAULTS)
+def test_a_row_that_cannot_be_pinned_is_set_aside_and_no_other(
+    portraits: Path, tmp_path: Path, spoil: Callable[[Path], object], faults: list[tuple[int, str | None, str, str]]
+) -> None:
+    spoil(portraits)
+    lines = sum(bool(line.strip()) for line in (portraits / "metadata.jsonl").read_bytes().split(b"\n"))
+    taken = take(portraits)
+    refused = pq.read_table(tmp_path / "snapshot" / "refused.parquet").to_pylist()
+    assert [(row["row"], row["file_name"]) for row in refused] == [(number, name) for number, name, _, _ in faults]
+    for row, (_, _, reason, value) in zip(refused, faults, strict=True):
+        assert reason in row["reason"] and value in (row["value"] or "")
+    kept = pq.read_table(tmp_path / "snapshot" / "manifest.parquet")["file_name"].to_pylist()
+    assert (taken.rows, taken.refused, taken.rows + taken.refused) == (len(kept), len(faults), lines)
+    spoiled = {number for number, _, _, _ in faults}
+    good = {row["file_name"] for number, row in enumerate(ROWS, start=1) if number not in spoiled}
+    assert good <= set(kept)
+
+
+def test_bad_lines_among_many_good_ones(portraits: Path, tmp_path: Path) -> None:
+    lines = [json.dumps({"file_name": f"{number}.png", "text": str(number)}) for number in range(1, 41)]
+    for number in range(1, 41):
+        shutil.copy(portraits / "a.png", portraits / f"{number}.png")
+    lines[16] = lines[16][:-5]
+    (portraits / "metadata.jsonl").write_text("\n".join(lines))
+    taken = take(portraits)
+    assert (taken.rows, taken.refused) == (39, 1)
+    row = pq.read_table(tmp_path / "snapshot" / "refused.parquet").to_pylist()[0]
+    assert row["row"] == 17 and "not JSON" in row["reason"]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("portraits", "is relative; give an absolute path"), ("s3://bucket/portraits", "is not a local folder")],
+    [
+        ("portraits", "is relative; give an absolute path"),
+        ("ftp://host/portraits", "pictures lie at file://, s3://, gs://, hf://"),
+        ("gs://bucket/portraits", "cannot be read here: .*gcsfs"),
+    ],
 )
-def test_sources_that_are_not_local_folders(source: str, message: str) -> None:
+def test_places_that_are_not_read(source: str, message: str) -> None:
     with pytest.raises(SnapshotError, match=message):
         check_source(DataSettings(source=source))
 
 
-def test_an_image_that_cannot_be_read(portraits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_cannot_be_read(portraits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tests' user may be root, who may read everything: so the error is made, where the file is read."""
     readable = Path.read_bytes
 
     def refuse(path: Path) -> bytes:
@@ -273,12 +370,22 @@ def test_an_image_that_cannot_be_read(portraits: Path, monkeypatch: pytest.Monke
         return readable(path)
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(SnapshotError, match=r"a\.png cannot be read: .*Permission denied; make it readable"):
-        take(portraits)
-    assert not (portraits.parent / "snapshot").exists()
+    assert (take(portraits).rows, take(portraits).refused) == (2, 1)
+    row = pq.read_table(tmp_path / "snapshot" / "refused.parquet").to_pylist()[0]
+    assert row["file_name"] == "a.png" and "may not be read: " in row["reason"]
 
 
-@pytest.mark.parametrize("section", [{}, {"source": ""}, {"source": "/data", "sources": "/data"}])
+@pytest.mark.parametrize(
+    "section",
+    [
+        {},
+        {"source": ""},
+        {"source": "/data", "sources": "/data"},
+        {"source": "/data", "validation_share": 1.0},
+        {"source": "/data", "store": "copies"},
+        {"source": "/data", "rights": {"licence": "CC0-1.0"}},
+    ],
+)
 def test_settings_are_strict(section: dict[str, str]) -> None:
     with pytest.raises(ValidationError):
         DataSettings.model_validate(section)
@@ -291,7 +398,8 @@ def test_the_step_leaves_its_record(portraits: Path, tmp_path: Path) -> None:
     record = read_records(run["records"], "one")["snapshot-data"]
     assert (record.status, record.outputs["snapshot"]) == ("complete", digest)
     assert record.inputs["metadata"] == digest_file(portraits / "metadata.jsonl")
-    assert (rows, record.facts["rows"], record.facts["unlisted"]) == (3, 3, 0)
+    assert (rows, record.facts["rows"], record.facts["unlisted"], record.facts["refused"]) == (3, 3, 0, 0)
+    assert record.outputs["refused"] == digest_file(tmp_path / "snapshot" / "refused.parquet")
 
     shutil.rmtree(portraits)
     with pytest.raises(SnapshotError):
@@ -301,16 +409,22 @@ def test_the_step_leaves_its_record(portraits: Path, tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_loaded(portraits: Path, tmp_path: Path) -> None:
     """A run with nothing new must end within seconds, and it always takes a snapshot."""
+    settle()
+    take_snapshot(DataSettings(source=str(portraits)), tmp_path / "first", tmp_path / "state")
     code = f"""if True:
         import sys
         from pathlib import Path
         from components.snapshot_data.settings import DataSettings
-        from components.snapshot_data.source import check_source
-        check_source(DataSettings(source={str(portraits)!r}))
-        assert "pyarrow" not in sys.modules
         from components.snapshot_data.snapshot import take_snapshot
-        take_snapshot(DataSettings(source={str(portraits)!r}), Path({str(tmp_path / "snapshot")!r}))
-        print(sorted({{"pandas", "PIL", "torch", "mlflow", "great_expectations", "kfp"}} & set(sys.modules)))
+        settings = DataSettings(source={str(portraits)!r})
+        taken = take_snapshot(settings, Path({str(tmp_path / "snapshot")!r}), Path({str(tmp_path / "state")!r}))
+        heavy = {{"pandas", "PIL", "scipy", "torch", "mlflow", "great_expectations", "kfp", "s3fs"}}
+        print(taken.rows, taken.read, sorted(heavy & set(sys.modules)))
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+    assert (done.stdout.strip(), done.returncode) == ("3 0 []", 0), done.stderr
+
+
+def settle() -> None:
+    """Files younger than that are read again: the clocks of file systems tick slowly."""
+    time.sleep(2 * SETTLED / 1e9)

@@ -21,13 +21,15 @@ from components.snapshot_data.component import snapshot_data
 from components.snapshot_data.settings import DataSettings
 from components.snapshot_data.snapshot import take_snapshot
 from components.validate_data.component import validate_data
+from components.validate_data.errors import DataValidationError
 from components.validate_data.settings import ValidationSettings
-from components.validate_data.suite import DataValidationError, build_suite, check_suite, read_suite
+from components.validate_data.suite import build_suite, check_suite, read_suite
 from components.validate_data.validate import Validated, validate
 from lineage.records import read_records
 from tests.runs import run_context
 
 AVATARS = Path(__file__).parents[2] / "examples" / "avatars" / "expectations.json"
+TOKENIZER = str(AVATARS.parent / "models" / "base" / "tokenizer")
 GOOD = 110
 Row = dict[str, Any]
 
@@ -78,7 +80,9 @@ class Portraits:
         return str(path)
 
     def validate(self, suite: str = str(AVATARS), **settings: Any) -> Validated:
-        return validate(ValidationSettings(suite=suite, **settings), self.pin(), self.validated)
+        return validate(
+            ValidationSettings(suite=suite, **{"tokenizer": TOKENIZER, **settings}), self.pin(), self.validated
+        )
 
     @property
     def validated(self) -> Path:
@@ -171,6 +175,7 @@ def test_no_good_row_is_lost_and_the_counts_add_up(faulty: tuple[Portraits, Vali
     summary = json.loads((portraits.validated / "summary.json").read_text())
     assert (summary["status"], summary["accepted"], summary["quarantined"]) == ("accepted", GOOD, len(FAULTS))
     assert sorted(path.name for path in portraits.validated.iterdir()) == [
+        "expectations.html",
         "facts.parquet",
         "manifest.parquet",
         "quarantine.parquet",
@@ -322,6 +327,7 @@ def test_bad_data_stops_the_run_and_leaves_a_report(
     with pytest.raises(DataValidationError, match=message):
         portraits.validate(**settings)
     assert sorted(path.name for path in portraits.validated.iterdir()) == [
+        "expectations.html",
         "facts.parquet",
         "quarantine.parquet",
         "report.html",
@@ -350,14 +356,16 @@ def test_an_image_that_changed_since_the_snapshot_stops_the_run(
 ) -> None:
     snapshot = portraits.pin()
     spoil(portraits.source / "good-007.png")
-    with pytest.raises(DataValidationError, match=r"good-007\.png: changed or gone since the snapshot; put them back"):
-        validate(ValidationSettings(suite=str(AVATARS)), snapshot, portraits.validated)
+    with pytest.raises(
+        DataValidationError, match=r"changed or gone since the snapshot: row 7, .*good-007\.png.*put them"
+    ):
+        validate(ValidationSettings(suite=str(AVATARS), tokenizer=TOKENIZER), snapshot, portraits.validated)
     assert not portraits.validated.exists()
 
 
 def test_a_snapshot_without_manifest(portraits: Portraits, tmp_path: Path) -> None:
     with pytest.raises(DataValidationError, match=r"manifest\.parquet cannot be read .*; take the snapshot again"):
-        validate(ValidationSettings(suite=str(AVATARS)), tmp_path, portraits.validated)
+        validate(ValidationSettings(suite=str(AVATARS), tokenizer=TOKENIZER), tmp_path, portraits.validated)
 
 
 NOT_A_SUITE = {
@@ -395,7 +403,7 @@ MALFORMED = {
 def test_a_malformed_expectation_is_never_passed_over(stated: Row) -> None:
     good = expectation(LICENSED, column="license")
     with pytest.raises(DataValidationError, match=rf"expectation 2 \({stated['type']}\) is malformed"):
-        build_suite([good, stated])
+        build_suite([good, stated], ValidationSettings(suite="none"))
 
 
 @pytest.mark.parametrize("severity", ["critical", "warning", "info"])
@@ -424,9 +432,9 @@ def test_a_suite_that_great_expectations_wrote_itself(tmp_path: Path) -> None:
 
 def test_the_avatars_suite_states_every_severity_and_description() -> None:
     expectations = read_suite(AVATARS)
-    build_suite(expectations)
+    build_suite(expectations, ValidationSettings(suite=str(AVATARS), tokenizer=TOKENIZER))
     for stated in expectations:
-        assert stated["severity"] in ("critical", "warning")
+        assert stated["severity"] in ("critical", "warning", "info")
         assert stated["description"]
 
 
@@ -446,7 +454,7 @@ def test_both_steps_in_a_real_pipeline(portraits: Portraits, tmp_path: Path) -> 
     task = data(
         run=run_context(Path(records).parent, "one").model_dump(),
         data={"source": str(portraits.source)},
-        validation={"suite": str(AVATARS)},
+        validation={"suite": str(AVATARS), "tokenizer": TOKENIZER},
     )
     assert task.outputs == {"Output": GOOD}
     left = read_records(records, "one")

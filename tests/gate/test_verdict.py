@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from components.gate.settings import AXES, GateSettings, Slice
-from components.gate.verdict import COLUMNS, Ruling, decide, draw_counts
+from components.gate.scores import Scores
+from components.gate.settings import AXES, Constraint, GateSettings, Slice
+from components.gate.verdict import decide
+from tests.gate.tables import ATTRIBUTES, RULES, SET_RULES, scores, with_anchor, with_sets
 
-PROMPTS = 80
-ATTRIBUTES: dict[str, dict[str, str | bool]] = {
-    f"p{i:03d}": {"glasses": i % 2 == 0, "skin": ("light", "brown", "dark")[i % 3]} for i in range(PROMPTS)
-}
-RULES = GateSettings(
-    margins=dict.fromkeys(AXES, 0.02),
-    slices={"no glasses asked": Slice(measure="alignment/glasses", where={"glasses": False}, margin=0.05)},
-    resamples=1000,
-)
-MEASURES = (*AXES, "alignment/glasses")
-
-
-def scores(noise: float = 0.02, seed: int = 0, **shifts: float) -> pd.DataFrame:
-    """Scores of both models on every prompt; ``shifts`` move the candidate's mean on a measure."""
-    generator = np.random.default_rng(seed)
-    rows = []
-    for measure in MEASURES:
-        incumbent = generator.normal(0.8, 0.1, PROMPTS)
-        candidate = incumbent + shifts.get(measure.replace("/", "_"), 0.0) + generator.normal(0, noise, PROMPTS)
-        for model, values in (("incumbent", incumbent), ("candidate", candidate)):
-            rows += [
-                (prompt, 7, model, measure, float(value)) for prompt, value in zip(ATTRIBUTES, values, strict=True)
-            ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def swapped(table: pd.DataFrame) -> pd.DataFrame:
-    """The same scores with the models' parts exchanged."""
-    return table.assign(model=table["model"].map({"candidate": "incumbent", "incumbent": "candidate"}))
+GUARDED = RULES.model_copy(update={"constraints": {"memorisation": Constraint(margin=0.05, limit=0.5)}})
 
 
 @pytest.mark.parametrize(
@@ -54,119 +28,129 @@ def swapped(table: pd.DataFrame) -> pd.DataFrame:
     ],
 )
 def test_decisions(shifts: dict[str, float], decision: str, reason: str) -> None:
-    ruling = decide(scores(**shifts), ATTRIBUTES, RULES)
+    ruling = decide(scores(**shifts), RULES)
     assert ruling.decision == decision
     assert reason in " ".join(ruling.reasons)
 
 
 def test_too_little_evidence_is_inconclusive() -> None:
-    ruling = decide(scores(noise=0.3, alignment=0.02), ATTRIBUTES, RULES)
+    ruling = decide(scores(noise=0.2, alignment=0.02), RULES)
     assert ruling.decision == "hold"
     assert "inconclusive" in ruling.reasons[0]
 
 
 def test_an_average_cannot_hide_harm_to_a_slice() -> None:
-    table = scores(alignment=0.05)
+    made = scores(alignment=0.05)
     harmed = [prompt for prompt, has in ATTRIBUTES.items() if not has["glasses"]]
-    rows = (table["measure"] == "alignment/glasses") & (table["model"] == "candidate")
-    table.loc[rows & table["prompt"].isin(harmed), "value"] -= 0.2
-    table.loc[rows & ~table["prompt"].isin(harmed), "value"] += 0.3
-    assert decide(table, ATTRIBUTES, RULES).decision == "reject"
+    rows = (made.table["measure"] == "alignment/glasses") & (made.table["model"] == "candidate")
+    made.table.loc[rows & made.table["prompt"].isin(harmed), "value"] -= 0.2
+    made.table.loc[rows & ~made.table["prompt"].isin(harmed), "value"] += 0.3
+    assert decide(made, RULES).decision == "reject"
 
 
-def _drop_measure(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["measure"] != "realism"]
-
-
-def _drop_prompt(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["prompt"] != "p003"]
-
-
-def _drop_candidate_seed(table: pd.DataFrame) -> pd.DataFrame:
-    return table[~((table["prompt"] == "p003") & (table["model"] == "candidate"))]
-
-
-def _other_seed(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(seed=table["seed"] + (table["model"] == "candidate").astype(int))
-
-
-def _repeat(table: pd.DataFrame) -> pd.DataFrame:
-    return pd.concat([table, table.head(1)])
-
-
-def _spoil(value: float) -> object:
-    return lambda table: table.assign(value=[value, *table["value"].iloc[1:]])
+def test_no_gain_says_what_gain_would_have_been_seen() -> None:
+    ruling = decide(scores(), RULES)
+    assert "would each have been seen in 80 % of evaluations" in ruling.reasons[1]
+    assert all(0 < figure.detectable < 0.05 for figure in ruling.figures)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("anchor", "decision"),
     [
-        (_drop_measure, "realism"),
-        (_drop_prompt, "p003"),
-        (_drop_candidate_seed, "same prompts and seeds"),
-        (_other_seed, "same prompts and seeds"),
-        (_repeat, "two scores"),
-        (_spoil(float("nan")), "nan"),
-        (_spoil(float("inf")), "inf"),
-        (lambda table: table.drop(columns="seed"), "seed"),
-        (lambda table: table.iloc[:0], "no scores"),
-        (lambda table: table.assign(model="candidate"), "two scores"),
+        ({}, "promote"),
+        ({"realism": 0.2}, "reject"),
+        ({"realism": 0.005}, "promote"),
+        ({"alignment_glasses": 0.3}, "reject"),
     ],
 )
-def test_unusable_scores_are_invalid_and_say_why(spoil: object, reason: str) -> None:
-    ruling = decide(spoil(scores(alignment=0.1)), ATTRIBUTES, RULES)  # type: ignore[operator]
+def test_a_candidate_may_not_be_worse_than_the_approved_version(anchor: dict[str, float], decision: str) -> None:
+    ruling = decide(with_anchor(**anchor), RULES)
+    assert ruling.decision == decision
+    assert (
+        decide(replace(with_anchor(), table=scores(alignment=0.1).table, anchored=False), RULES).decision == "promote"
+    )
+    if decision != "promote":
+        assert "a person approved" in ruling.reasons[0]
+
+
+def test_an_approved_version_without_scores_is_invalid() -> None:
+    ruling = decide(replace(scores(alignment=0.1), anchored=True), RULES)
     assert ruling.decision == "invalid"
+    assert "anchor lacks prompt" in ruling.reasons[0]
+
+
+def memorised(candidate: int, incumbent: int) -> Scores:
+    """Scores in which every so-maniest picture is memorised."""
+    made = scores(alignment=0.1)
+    rows = made.table[made.table["measure"] == "alignment"].assign(measure="memorisation")
+    for model, every in (("candidate", candidate), ("incumbent", incumbent)):
+        of = rows["model"] == model
+        rows.loc[of, "value"] = [-1.0 if i % every == 0 else 0.0 for i in range(of.sum())]
+    return replace(made, table=pd.concat([made.table, rows]))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "incumbent", "decision", "reason"),
+    [
+        (4, 4, "promote", "gain"),
+        (8, 4, "promote", "gain"),
+        (3, 40, "reject", "hard constraint memorisation -0.025 -> -0.338"),
+        (1, 1, "reject", "a share of 1.000 is over the limit of 0.5"),
+    ],
+)
+def test_memorisation_is_a_hard_constraint(candidate: int, incumbent: int, decision: str, reason: str) -> None:
+    ruling = decide(memorised(candidate, incumbent), GUARDED)
+    assert ruling.decision == decision
     assert reason in ruling.reasons[0]
 
 
-def test_missing_margin_is_invalid() -> None:
-    rules = RULES.model_copy(update={"margins": {"alignment": 0.1}})
-    assert decide(scores(alignment=0.1), ATTRIBUTES, rules).decision == "invalid"
+def test_a_constraint_without_its_measure_is_invalid() -> None:
+    assert "no scores for memorisation" in decide(scores(alignment=0.1), GUARDED).reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "incumbent", "decision", "reason"),
+    [
+        (0.1, 0.6, "promote", "gain: realism/kid"),
+        (0.3, 0.3, "hold", "inconclusive: realism/kid"),
+        (0.6, 0.1, "reject", "realism/kid"),
+    ],
+)
+def test_a_distance_of_sets_decides_an_axis(candidate: float, incumbent: float, decision: str, reason: str) -> None:
+    ruling = decide(with_sets(scores(), candidate, incumbent), SET_RULES)
+    assert ruling.decision == decision
+    assert reason in ruling.reasons[0]
+
+
+def test_a_slice_cannot_be_judged_by_a_distance_of_sets() -> None:
+    rare = Slice(measure="realism/kid", where={"glasses": True}, margin=0.1)
+    ruling = decide(with_sets(scores(), 0.1, 0.6), SET_RULES.model_copy(update={"slices": {"rare": rare}}))
+    assert ruling.decision == "invalid"
+    assert "judges a set as a whole" in ruling.reasons[0]
+
+
+def test_a_missing_margin_is_invalid() -> None:
+    ruling = decide(scores(alignment=0.1), RULES.model_copy(update={"margins": {"alignment": 0.1}}))
+    assert ruling.decision == "invalid"
+    assert "no margin for realism, aesthetics" in ruling.reasons[0]
 
 
 def test_a_slice_with_too_few_prompts_is_invalid() -> None:
     rare = Slice(measure="alignment", where={"skin": "dark", "glasses": True}, margin=0.1)
-    ruling = decide(scores(alignment=0.1), ATTRIBUTES, RULES.model_copy(update={"slices": {"rare": rare}}))
+    ruling = decide(scores(alignment=0.1), RULES.model_copy(update={"slices": {"rare": rare}}))
     assert ruling.decision == "invalid"
     assert "rare" in ruling.reasons[0]
 
 
-def _figures(ruling: Ruling) -> list[tuple[float, float]]:
-    return [(figure.lower, figure.upper) for figure in ruling.figures]
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.fixed_dictionaries({axis: st.floats(-0.15, 0.15) for axis in AXES}), st.floats(0.001, 0.2), st.integers(0, 99)
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"margins": {"realsm": 0.1}}, "realsm"),
+        ({"margins": dict.fromkeys(AXES, float("inf"))}, "finite"),
+        ({"margins": dict.fromkeys(AXES, -0.1)}, "greater than 0"),
+        ({"margins": dict.fromkeys(AXES, 0.1), "alpha": 0.001, "resamples": 1000}, "too few"),
+    ],
 )
-def test_antisymmetry(shifts: dict[str, float], noise: float, seed: int) -> None:
-    table = scores(noise, seed, **shifts)
-    both = {decide(table, ATTRIBUTES, RULES).decision, decide(swapped(table), ATTRIBUTES, RULES).decision}
-    assert both != {"promote"}
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 99), st.floats(0, 0.2), st.sampled_from(AXES))
-def test_better_scores_never_make_a_verdict_worse(seed: int, rise: float, axis: str) -> None:
-    table = scores(0.05, seed, alignment=0.03)
-    raised = table.copy()
-    raised.loc[(table["measure"] == axis) & (table["model"] == "candidate"), "value"] += rise
-    before, after = decide(table, ATTRIBUTES, RULES), decide(raised, ATTRIBUTES, RULES)
-    assert all(b[0] <= a[0] + 1e-12 for b, a in zip(_figures(before), _figures(after), strict=True))
-    order = ["reject", "hold", "promote"]
-    assert order.index(after.decision) >= order.index(before.decision)
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 99))
-def test_the_order_of_rows_does_not_matter(seed: int) -> None:
-    table = scores(alignment=0.05)
-    shuffled = table.sample(frac=1.0, random_state=seed)
-    assert decide(shuffled, ATTRIBUTES, RULES) == decide(table, ATTRIBUTES, RULES)
-
-
-def test_resamples_keep_the_size_of_each_stratum() -> None:
-    strata = np.array([0] * 5 + [1] * 9)
-    counts = draw_counts(strata, 50, seed=1)
-    assert (counts[:, :5].sum(axis=1) == 5).all()
-    assert (counts[:, 5:].sum(axis=1) == 9).all()
+def test_settings_that_could_let_anything_pass_are_refused(wrong: dict[str, object], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        GateSettings.model_validate(wrong)

@@ -75,7 +75,7 @@ def _set(section: str, key: str, value: Any) -> Callable[[dict[str, Any]], None]
         (_set("training", "steps", "many"), "training.steps: Input should be a valid integer"),
         (_set("training", "base_model", "nowhere"), "training.base_model is"),
         (_set("evaluation", "scorers", []), "evaluation.scorers"),
-        (_set("gate", "margins", {"alignment": 0.1}), "no margin for aesthetics, realism"),
+        (_set("gate", "margins", {"alignment": 0.1}), "no margin for realism, aesthetics"),
         (lambda c: c.pop("registry"), "registry: Field required"),
         (lambda c: c.__setitem__("extends", "retrain.yaml"), "extends itself"),
     ],

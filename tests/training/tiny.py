@@ -175,3 +175,16 @@ def save_validated(folder: Path, rows: list[dict[str, object]]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / "manifest.parquet")
     return folder
+
+
+def save_dinov2(path: Path, seed: int = 2) -> Path:
+    """A random DINOv2 folder: 56 px pictures, 4 x 4 patches of 14 px, a class token, 2 layers of 16 features."""
+    import json
+
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
+    Dinov2Model(Dinov2Config(image_size=56, patch_size=14, **sizes)).save_pretrained(path)
+    (path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    return path

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -94,6 +94,20 @@ class Family(ABC):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of image tokens for latents of ``height`` by ``width``."""
         return height // self.patch, width // self.patch
+
+    def check_sizes(self, sizes: Iterable[tuple[int, int]]) -> None:
+        """Refuse pictures (width, height) that cannot be cut into latents and tokens.
+
+        Raises:
+            TrainingError: a side is no multiple of what one token covers.
+        """
+        unit = self.vae_factor * self.patch
+        for width, height in sizes:
+            if width % unit or height % unit:
+                raise TrainingError(
+                    f"pictures of {width} x {height} pixels do not fit {self.path}: each side must be a multiple of "
+                    f"{unit}; change training.buckets"
+                )
 
     def time_shift(self, height: int, width: int) -> float:
         """The factor by which the pipeline's scheduler shifts noise levels of latents of ``height`` by ``width``."""

@@ -1,0 +1,72 @@
+"""Features for what is judged on a whole set: KID, CMMD, Fréchet distances, memorisation.
+
+The distances themselves are in `components.evaluate.distances`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from components.evaluate.scorers.backbones import Backbone, unit
+
+
+class _Features:
+    name = metric = ""
+    axis, higher_is_better = "realism", False
+    kind = "AutoModel"
+
+    def __init__(self, path: str) -> None:
+        self._model = Backbone(Path(path), self.kind)
+        self.backbone, self.digest = self._model.name, self._model.digest
+
+    def features(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
+        """(N, d), one row a picture."""
+        return self._model.features(images)
+
+
+class Kid(_Features):
+    """KID on any vision backbone of transformers, such as DINOv2."""
+
+    name = metric = "kid"
+
+
+class Cmmd(_Features):
+    """CMMD on a CLIP checkpoint: its unit-length image embeddings."""
+
+    name = metric = "cmmd"
+    kind = "CLIPModel"
+
+    def features(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
+        """Image embeddings of length one, (N, d)."""
+        return unit(super().features(images)) if len(images) else np.zeros((0, 0))
+
+
+class Fid(_Features):
+    """Fréchet distance on any vision backbone, reported only: it is biased at small samples.
+
+    On other features than Inception's (which need an environment of their own) values are not those of published
+    FIDs.
+    """
+
+    name, metric = "fid", "frechet"
+
+
+class FdDinov2(_Features):
+    """FD-DINOv2 (G. Stein et al., arXiv 2306.04675): the Fréchet distance on DINOv2's features, reported only."""
+
+    name, metric, kind = "fd-dinov2", "frechet", "Dinov2Model"
+
+
+class Memorisation(_Features):
+    """Whether a sample lies nearer to a training picture than to an equal, matched held-out one."""
+
+    name = axis = metric = "memorisation"
+
+    def features(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
+        """Features of length one, (N, d)."""
+        return unit(super().features(images)) if len(images) else np.zeros((0, 0))

@@ -1,0 +1,90 @@
+"""Set-level measures: the kernel distance between a model's pictures and the references, and its resamples.
+
+MMD² (A. Gretton et al., A Kernel Two-Sample Test, 2012, eq. 3) without any picture's pair with itself. A resample
+weighs each picture by how often its prompt was drawn, Σ_{i≠j} w_i w_j k_ij / Σ_{i≠j} w_i w_j: put in once for each
+time it was drawn, a picture would meet its own copies, which are as alike as can be, and look like a worse set.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.gate.resampling import EXACT, Floats, Resampling, mean
+from components.gate.scores import Scores, UnusableScores
+from lineage.scores import REFERENCES, Kernel, SetMeasure
+
+
+class Distances:
+    """One set-level measure of every model, per prompt, so that resamples of prompts need no features any more."""
+
+    def __init__(self, measure: SetMeasure, scores: Scores) -> None:
+        assert scores.sets is not None
+        order = sorted(range(len(scores.sets.rows)), key=scores.sets.rows.__getitem__)
+        place = {prompt: number for number, prompt in enumerate(scores.prompts)}
+        prompts = np.array([place[scores.sets.rows[row][0]] for row in order])
+        self.scale = measure.kernel.scale
+        self.sizes = np.bincount(prompts).astype(np.float64)
+        """(P,): pictures of each prompt."""
+        references = measure.features[REFERENCES]
+        if len(references) < 2 or len(prompts) < 2:
+            raise UnusableScores(
+                f"{measure.measure}: a distance of sets needs two pictures and two references at least"
+            )
+        alike = gram(references, references, measure.kernel)
+        self.among_references = math.fsum(alike[~np.eye(len(alike), dtype=np.bool_)].tolist()) / _pairs(len(alike))
+        starts = np.flatnonzero(np.diff(prompts, prepend=-1))
+        self.within: dict[str, Floats] = {}
+        """Model -> (P, P): sums over pairs of different pictures."""
+        self.across: dict[str, Floats] = {}
+        """Model -> (P,): sums over pictures of their mean likeness to the references."""
+        for model in scores.models:
+            features = measure.features[model][order]
+            alike = gram(features, features, measure.kernel)
+            np.fill_diagonal(alike, 0.0)
+            self.within[model] = np.add.reduceat(np.add.reduceat(alike, starts, axis=0), starts, axis=1)
+            self.across[model] = np.add.reduceat(gram(features, references, measure.kernel).mean(axis=1), starts)
+
+    def score(self, model: str) -> float:
+        """The negated distance of all pictures, scaled."""
+        pictures = float(self.sizes.sum())
+        within = math.fsum(self.within[model].ravel().tolist()) / _pairs(pictures)
+        across = mean(self.across[model]) * len(self.sizes) / pictures
+        return -self.scale * (within + self.among_references - 2 * across)
+
+    def differences(self, model: str, other: str, resampling: Resampling) -> Floats:
+        """(B,): how much better ``model`` scores than ``other`` in each resample.
+
+        Raises:
+            UnusableScores: a resample has no two pictures.
+        """
+        pairs = resampling.quadratic(np.outer(self.sizes, self.sizes) - np.diag(self.sizes))
+        if not (pairs > 0).all():
+            raise UnusableScores("there are too few prompts to resample a distance of sets")
+        within = resampling.quadratic(self.within[model] - self.within[other]) / pairs
+        columns = np.stack([self.across[model] - self.across[other], self.sizes], axis=1)
+        across, pictures = resampling.sums(columns).T
+        scores: Floats = -self.scale * (within - 2 * across / pictures)
+        return scores
+
+
+def gram(x: NDArray[np.float32], y: NDArray[np.float32], kernel: Kernel) -> Floats:
+    """(N, M): how alike each of ``x`` (N, d) is to each of ``y`` (M, d)."""
+    dimensions = x.shape[1]
+    largest = max(float(np.abs(x).max()), float(np.abs(y).max()), 1e-30)
+    # Rounded so that no product or sum of products is: the same on any machine.
+    scale = 2.0 ** ((EXACT - 3 - math.ceil(math.log2(dimensions + 1))) // 2 - math.frexp(largest)[1])
+    a, b = np.rint(x.astype(np.float64) * scale), np.rint(y.astype(np.float64) * scale)
+    products: Floats = a @ b.T
+    if kernel.name == "polynomial":
+        base: Floats = products / (scale * scale * dimensions) + 1.0
+        return base * base * base
+    squared: Floats = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None, :] - 2 * products
+    alike: Floats = np.exp(squared / (-2 * (kernel.sigma * scale) ** 2))
+    return alike
+
+
+def _pairs(count: float) -> float:
+    return count * (count - 1)

@@ -1,0 +1,206 @@
+"""Measuring images: each is decoded once, and everything is measured on a small square made of it.
+
+| column | what |
+|---|---|
+| `decodes`, `problem` | whether every pixel can be read, and why not |
+| `format`, `mode`, `width`, `height` | as the image says itself (pixels); null where it says nothing |
+| `frames` | 1, or more where it is animated or has pages |
+| `orientation` | of its EXIF, 1 to 8; 1 is upright, and where it says nothing |
+| `sharpness` | variance of the Laplacian of the square's grey values (0 to 255) |
+| `exposure` | mean grey value, 0 (black) to 1 (white) |
+| `phash` | perceptual hash, 16 hex digits: signs of the 8 x 8 lowest cosine frequencies against their median |
+| `faces`, `face_score`, `face_share` | see `components.validate_data.faces`; null where they are not looked for |
+
+The square has 64 pixels where the image has no more, else 256. JPEG is decoded at the smallest scale that fills it:
+all its data is read, most of the arithmetic is not done.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image, UnidentifiedImageError
+
+from components.validate_data.faces import FaceDetector
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""Formats that are decoded. Pillow knows more, among them some that start other programs."""
+
+MEASURED = pa.schema(
+    [
+        ("decodes", pa.bool_()),
+        ("problem", pa.string()),
+        ("format", pa.string()),
+        ("mode", pa.string()),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("frames", pa.int64()),
+        ("orientation", pa.int64()),
+        ("sharpness", pa.float32()),
+        ("exposure", pa.float32()),
+        ("phash", pa.string()),
+        ("faces", pa.int64()),
+        ("face_score", pa.float32()),
+        ("face_share", pa.float32()),
+    ]
+)
+
+SMALL, LARGE = 64, 256
+"""Sides of the square, pixels."""
+HASHED = 32
+"""Side of what the perceptual hash is taken of."""
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What sets an image of that EXIF orientation upright."""
+
+Columns = dict[str, list[Any]]
+Square = tuple[int, Image.Image]
+
+
+class BadImageError(Exception):
+    """The image cannot be used; the message says why."""
+
+
+def measure_images(contents: Iterable[bytes], max_pixels: int, detector: FaceDetector | None) -> pa.Table:
+    """The facts about images, one row each, by `MEASURED`.
+
+    Args:
+        max_pixels: images of more pixels are not decoded.
+    """
+    columns: Columns = {name: [] for name in MEASURED.names}
+    squares: dict[int, list[Square]] = {SMALL: [], LARGE: []}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Pillow warns of is either a failure below or harmless
+        for row, content in enumerate(contents):
+            for values in columns.values():
+                values.append(None)
+            square = _decode(content, max_pixels, columns, row)
+            if square is not None:
+                squares[square.width].append((row, square))
+    for side, members in squares.items():
+        if members:
+            _measure_squares(members, side, columns, detector)
+    return pa.table(columns, schema=MEASURED)
+
+
+def _decode(content: bytes, max_pixels: int, columns: Columns, row: int) -> Image.Image | None:
+    """Note what the image says of itself, and give its square, RGB and upright."""
+    columns["decodes"][row] = False
+    try:
+        if not content:
+            raise BadImageError("the file is empty")
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+            for name in ("format", "mode", "width", "height"):
+                columns[name][row] = getattr(image, name)
+            if width * height > max_pixels:
+                raise BadImageError(f"{width} x {height} pixels, more than max_pixels {max_pixels}")
+            if image.format == "PNG":
+                _check_png(content)
+            side = SMALL if max(width, height) <= SMALL else LARGE
+            image.draft("RGB", (side, side))
+            image.load()
+            orientation = _orientation(image)
+            square = _square(image, side)
+            columns["frames"][row] = getattr(image, "n_frames", 1)
+    except BadImageError as error:
+        columns["problem"][row] = str(error)
+        return None
+    except UnidentifiedImageError:
+        columns["problem"][row] = f"not an image of a known format ({', '.join(FORMATS)})"
+        return None
+    except Exception as error:  # decoders raise whatever a malformed file leads them to
+        columns["problem"][row] = f"{type(error).__name__}: {error}"
+        return None
+    columns["decodes"][row], columns["orientation"][row] = True, orientation
+    return square.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else square
+
+
+def _check_png(content: bytes) -> None:
+    """Refuse what Pillow passes over: wrong checksums, and a missing end."""
+    at, view = 8, memoryview(content)
+    while at + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, at)
+        end = at + 12 + length
+        if end > len(content):
+            break
+        if zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+            raise BadImageError(f"the checksum of its chunk {kind.decode('latin-1')!r} is wrong")
+        if kind == b"IEND":
+            return
+        at = end
+    raise BadImageError("the file is cut off: its end is missing")
+
+
+def _orientation(image: Image.Image) -> int | None:
+    if not image.info and image.format != "TIFF":
+        return 1
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # as above; the pixels are good all the same
+        return None
+
+
+def _square(image: Image.Image, side: int) -> Image.Image:
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    factor = min(rgb.size) // side
+    if factor > 1:
+        rgb = rgb.reduce(factor)
+    return rgb if rgb.size == (side, side) else rgb.resize((side, side), Image.Resampling.BILINEAR)
+
+
+def _measure_squares(members: list[Square], side: int, columns: Columns, detector: FaceDetector | None) -> None:
+    """Measure squares of one size together, as one strip: a call for each image would cost more than the work."""
+    number = len(members)
+    strip = Image.new("RGB", (side, side * number))
+    for place, (_, square) in enumerate(members):
+        strip.paste(square, (0, place * side))
+    grey = strip.convert("L")
+    greys = np.asarray(grey).reshape(number, side, side)
+    found: dict[str, list[Any]] = {
+        "exposure": (greys.mean(axis=(1, 2), dtype=np.float32) / 255).tolist(),
+        "sharpness": _sharpness(greys).tolist(),
+        "phash": _perceptual_hashes(np.asarray(grey.reduce(side // HASHED)).reshape(number, HASHED, HASHED)),
+    }
+    if detector is not None:
+        tiles = strip if side == SMALL else strip.reduce(2)
+        faces = detector.find(np.asarray(tiles).reshape(number, tiles.width, tiles.width, 3))
+        found |= {"faces": faces.count.tolist(), "face_score": faces.score.tolist(), "face_share": faces.share.tolist()}
+    for name, values in found.items():
+        column = columns[name]
+        for (row, _), value in zip(members, values, strict=True):
+            column[row] = value
+
+
+def _sharpness(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Variance of the Laplacian (Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", 2000)."""
+    value = grey.astype(np.int16)
+    middle = value[:, 1:-1, 1:-1]
+    around = value[:, :-2, 1:-1] + value[:, 2:, 1:-1] + value[:, 1:-1, :-2] + value[:, 1:-1, 2:]
+    variance: npt.NDArray[np.float32] = (around - 4 * middle).astype(np.float32).var(axis=(1, 2))
+    return variance
+
+
+def _perceptual_hashes(grey: npt.NDArray[np.uint8]) -> list[str]:
+    """Of (N, 32, 32): Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010."""
+    n = np.arange(HASHED)
+    cosines = np.cos(np.pi * np.outer(np.arange(8), 2 * n + 1) / (2 * HASHED)).astype(np.float32)
+    lowest = (cosines @ grey.astype(np.float32) @ cosines.T).reshape(-1, 64)
+    bits = np.packbits(lowest > np.median(lowest, axis=1, keepdims=True), axis=1)
+    return [one.tobytes().hex() for one in bits]

@@ -1,0 +1,203 @@
+"""Evaluate gives scores, or says why there are none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from components.evaluate.evaluate import draw_shard, evaluate, evaluate_against
+from components.evaluate.evaluation_set import EvaluationError, read_evaluation_set
+from components.evaluate.scoring import measures, score_pictures
+from lineage.digests import digest_path
+from lineage.scores import MODELS, read_sets
+from tests.evaluate.conftest import SCORERS, settings
+
+ALL = [
+    {"scorer": f"avatars-{axis}", "weights": str(SCORERS / f"{axis}.safetensors")}
+    for axis in ("alignment", "realism", "aesthetics")
+] + [{"scorer": f"avatars-{name}", "weights": str(SCORERS / "realism.safetensors")} for name in ("kid", "memorisation")]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("state") / "samples"
+
+
+@pytest.fixture(scope="module")
+def judged(
+    models: dict[str, Path], small_set: Path, validated: Path, store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A whole evaluation with an anchor, which here is the incumbent again."""
+    target = tmp_path_factory.mktemp("scores")
+    compared = {**models, "anchor": models["incumbent"]}
+    facts = evaluate(settings(small_set, *ALL), compared, target, store, {}, validated)
+    assert "unusable" not in facts, facts
+    return target
+
+
+def said(target: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((target / "evaluation.json").read_text())
+    return content
+
+
+def test_every_model_is_scored_on_every_sample(judged: Path, small_set: Path) -> None:
+    table = pd.read_parquet(judged / "scores.parquet")
+    assert set(table["model"]) == set(MODELS)
+    assert {"alignment", "alignment/glasses", "realism", "aesthetics", "memorisation"} <= set(table["measure"])
+    assert not table.duplicated(["prompt", "seed", "model", "measure"]).any()
+    assert (table.groupby(["model", "measure"]).size() == 6).all()
+    facts = said(judged)
+    prompts = read_evaluation_set(str(small_set)).prompts
+    assert facts["evaluation_set"]["seeds"] == {prompt.id: list(prompt.seeds) for prompt in prompts}
+    assert facts["scores"] == digest_path(judged / "scores.parquet")
+    assert facts["leakage"] == {"allowed": False, "found": []}
+    assert {s["name"]: s["measure"] for s in facts["scorers"]}["avatars-kid"] == "realism/avatars-kid"
+    assert (judged / "grid.png").is_file()
+
+
+def test_equal_weights_get_equal_scores(judged: Path) -> None:
+    table = pd.read_parquet(judged / "scores.parquet").set_index(["measure", "prompt", "seed"]).sort_index()
+    anchor, incumbent = (table[table["model"] == who]["value"] for who in ("anchor", "incumbent"))
+    pd.testing.assert_series_equal(anchor, incumbent)
+    assert not anchor.equals(table[table["model"] == "candidate"]["value"])
+
+
+def test_features_of_sets_are_kept_for_the_gate(judged: Path) -> None:
+    assert said(judged)["sets"] == digest_path(judged / "sets.safetensors")
+    sets = read_sets(judged / "sets.safetensors")
+    (kid,) = sets.measures
+    assert (kid.measure, kid.kernel.name) == ("realism/avatars-kid", "polynomial")
+    assert {who: len(rows) for who, rows in kid.features.items()} == {
+        **dict.fromkeys(MODELS, 6),
+        "references": 200,
+    }
+    assert said(judged)["reported"]["avatars-kid"].keys() == set(MODELS)
+
+
+def test_memorisation_says_what_it_compared(judged: Path) -> None:
+    facts = said(judged)["memorisation"]
+    assert (facts["pairs"], facts["training"]) == (40, 40)
+    table = pd.read_parquet(judged / "scores.parquet")
+    rows = table[(table["measure"] == "memorisation") & (table["model"] == "candidate")]
+    assert set(rows["value"]) <= {0.0, -1.0} and -rows["value"].mean() == pytest.approx(facts["candidate"])
+
+
+def test_scores_are_fresh_and_samples_are_not(
+    judged: Path, models: dict[str, Path], small_set: Path, store: Path, tmp_path: Path
+) -> None:
+    drawn = {file: file.stat().st_mtime_ns for file in store.rglob("*.png")}
+    evaluate(settings(small_set, ALL[2]), models, tmp_path, store)
+    assert {file: file.stat().st_mtime_ns for file in store.rglob("*.png")} == drawn
+    again, before = pd.read_parquet(tmp_path / "scores.parquet"), pd.read_parquet(judged / "scores.parquet")
+    assert set(again["measure"]) == {"aesthetics"}
+    kept = before[(before["measure"] == "aesthetics") & (before["model"] != "anchor")].reset_index(drop=True)
+    pd.testing.assert_frame_equal(again, kept)
+
+
+def _spoil(model: Path, target: Path) -> Path:
+    """The model with a NaN in its first transformer weight."""
+    shutil.copytree(model, target)
+    place = target / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(place)
+    next(iter(weights.values())).flatten()[0] = torch.nan
+    save_file(weights, place, metadata={"format": "pt"})
+    return target
+
+
+def test_weights_that_draw_nan_make_the_scores_unusable(
+    models: dict[str, Path], small_set: Path, tmp_path: Path
+) -> None:
+    spoilt = {**models, "candidate": _spoil(models["candidate"], tmp_path / "spoilt")}
+    evaluate(settings(small_set), spoilt, tmp_path / "scores", tmp_path / "store")
+    facts = said(tmp_path / "scores")
+    assert "the candidate draws NaN for prompt 000-neither, seed 10000" in facts["unusable"]
+    assert facts["candidate"]["digest"] == digest_path(spoilt["candidate"])
+    assert pd.read_parquet(tmp_path / "scores" / "scores.parquet").empty
+
+
+def test_a_champion_that_no_longer_loads_is_named(models: dict[str, Path], small_set: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(models["incumbent"], broken)
+    (broken / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 100)
+    digest = digest_path(broken)
+    others = {"incumbent": (str(broken), digest)}
+    evaluate_against(settings(small_set), "unused", others, models["candidate"], tmp_path / "scores")
+    assert "the incumbent's weights" in said(tmp_path / "scores")["unusable"]
+    changed = {"incumbent": (str(broken), digest_path(models["incumbent"]))}
+    evaluate_against(settings(small_set), "unused", changed, models["candidate"], tmp_path / "scores")
+    facts = said(tmp_path / "scores")
+    assert facts["unusable"].startswith("the incumbent: the weights at") and "digest" in facts["unusable"]
+    assert facts["incumbent"]["digest"] == digest_path(models["incumbent"]), "the verdict is about whom it was to meet"
+
+
+@pytest.mark.parametrize(
+    ("scorer", "reason"),
+    [
+        ({"scorer": "unheard-of", "weights": "x"}, "no scorer 'unheard-of' is installed"),
+        ({"scorer": "avatars-realism", "weights": "nowhere"}, "does not load nowhere"),
+        (ALL[4], "the pictures that the candidate was trained on"),
+    ],
+)
+def test_a_scorer_that_cannot_work_makes_the_scores_unusable(
+    scorer: dict[str, Any], reason: str, models: dict[str, Path], small_set: Path, store: Path, tmp_path: Path
+) -> None:
+    assert reason in evaluate(settings(small_set, scorer), models, tmp_path, store)["unusable"]
+
+
+def test_an_evaluation_set_that_cannot_be_read_is_named(models: dict[str, Path], tmp_path: Path) -> None:
+    facts = evaluate(settings(tmp_path / "gone"), models, tmp_path / "scores", tmp_path)
+    assert "the evaluation set at" in facts["unusable"] and facts["evaluation_set"]["prompts"] == {}
+
+
+class Fussy:
+    """Raises on one picture."""
+
+    name, axis, higher_is_better, backbone, digest = "fussy", "realism", False, "none", "sha256:0"
+
+    def score(self, images: Any, prompts: Any) -> dict[str, Any]:
+        if any(image.size == (1, 1) for image in images):
+            raise ZeroDivisionError("no")
+        return {"realism": np.ones(len(images)), "realism/part": np.zeros(len(images))}
+
+
+def test_the_picture_that_a_scorer_raises_on_is_named(small_set: Path) -> None:
+    samples = read_evaluation_set(str(small_set)).samples
+    images = [Image.new("RGB", (1, 1) if place == 4 else (8, 8)) for place in range(len(samples))]
+    with pytest.raises(EvaluationError, match=r"fussy failed on prompt 004-\w+, seed 10004: ZeroDivisionError"):
+        score_pictures(Fussy(), "realism", images, samples)
+
+
+def test_a_second_scorer_of_an_axis_is_reported_beside_the_first(small_set: Path) -> None:
+    class Other(Fussy):
+        name = "other"
+
+    assert measures([Fussy(), Other()]) == {"fussy": "realism", "other": "realism/other"}
+    samples = read_evaluation_set(str(small_set)).samples
+    images = [Image.new("RGB", (8, 8))] * len(samples)
+    scores = score_pictures(Other(), "realism/other", images, samples)
+    assert set(scores) == {"realism/other", "realism/other/part"}
+    assert (scores["realism/other"] == -1).all(), "the sign is turned where lower is better"
+
+
+def test_a_share_is_drawn_where_evaluate_finds_it(models: dict[str, Path], small_set: Path, tmp_path: Path) -> None:
+    others = {"incumbent": (str(models["incumbent"]), digest_path(models["incumbent"]))}
+    where = settings(small_set), "unused", others, models["candidate"]
+    for shard in (0, 1):
+        assert draw_shard(*where, str(tmp_path / "state"), shard, 2) == ""
+    drawn = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.png")}
+    assert len(drawn) == 12
+    evaluate_against(*where, tmp_path / "scores", str(tmp_path / "state"))
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "state").rglob("*.png")} == drawn
+    with pytest.raises(EvaluationError, match="share a state folder"):
+        draw_shard(*where, "", 0, 2)
+    gone = {"incumbent": (str(tmp_path / "gone"), "sha256:0")}
+    assert "cannot be read" in draw_shard(*where[:2], gone, models["candidate"], str(tmp_path / "state"), 0, 2)

@@ -1,0 +1,240 @@
+"""Each family, with a tiny random model of its real classes: trained as its own pipeline draws."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.training.tiny_families import save_flux, save_qwen_image, save_sd3, save_sd3_with_t5
+from training.errors import TrainingError
+from training.export import export_candidate
+from training.families import family_of
+from training.families.family import Family
+from training.supervision import Tap
+
+BUNDLES: dict[str, Callable[[Path], Path]] = {
+    "sd3": save_sd3,
+    "sd3-t5": save_sd3_with_t5,
+    "flux": save_flux,
+    "qwen-image": save_qwen_image,
+}
+CAPTIONS = ["a portrait, red shirt", "a beard"]
+TEXT = 24
+"""Most tokens that are read of a caption here."""
+GUIDANCE = 1.7
+
+
+@pytest.fixture(scope="module", params=list(BUNDLES))
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """Made once: nothing in it is changed by a test."""
+    return family_of(BUNDLES[request.param](tmp_path_factory.mktemp("bundle")))
+
+
+@pytest.fixture(scope="module")
+def conditioning(family: Family) -> dict[str, Tensor]:
+    """Of `CAPTIONS`; SD3 without T5 gets the zero tokens that its pipeline appends."""
+    return family.prepare(family.load_encoders().encode_captions(CAPTIONS, TEXT).conditioning, nulls=TEXT)
+
+
+def noise(height: int = 8, width: int = 8) -> Tensor:
+    return torch.randn(2, 4, height, width, generator=torch.Generator().manual_seed(3))
+
+
+def packed(family: Family, latents: Tensor) -> Tensor:
+    """As the family's pipeline holds latents."""
+    from diffusers import FluxPipeline
+
+    return (
+        latents if family.pipeline_class.startswith("Stable") else FluxPipeline._pack_latents(latents, *latents.shape)
+    )
+
+
+def draw(family: Family, pipeline: Any, latents: Tensor, **more: Any) -> Any:
+    """What the pipeline makes of `CAPTIONS` from the noise ``latents``."""
+    height, width = (side * family.vae_factor for side in latents.shape[-2:])
+    sampling = {"guidance_scale": GUIDANCE if "Flux" in family.pipeline_class else 1.0, "max_sequence_length": TEXT}
+    more = {"output_type": "np", "num_inference_steps": 2} | more | family.sampling_arguments(sampling, len(CAPTIONS))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(prompt=CAPTIONS, height=height, width=width, latents=packed(family, latents), **more).images
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 12)])
+def test_the_velocity_is_what_the_pipeline_asks_for(
+    family: Family, conditioning: dict[str, Tensor], size: tuple[int, int]
+) -> None:
+    pipeline, latents, asked = family.load_pipeline(), noise(*size), []
+    pipeline.transformer.register_forward_hook(lambda module, inputs, output: asked.append(output[0]))
+    draw(family, pipeline, latents)
+    first = pipeline.scheduler.timesteps[:1].expand(2)
+    with torch.no_grad():
+        ours = family.predict(pipeline.transformer, latents, first, conditioning, GUIDANCE)
+    assert torch.allclose(packed(family, ours), asked[0], atol=1e-5) and asked[0].std() > 0.01
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 12)])
+def test_noise_levels_are_shifted_as_the_pipelines_scheduler_does(family: Family, size: tuple[int, int]) -> None:
+    pipeline, levels = family.load_pipeline(), torch.tensor([1.0, 0.6, 0.3])
+    draw(family, pipeline, noise(*size), sigmas=levels.tolist(), num_inference_steps=3, output_type="latent")
+    shift = family.time_shift(*size)
+    assert torch.allclose(shift * levels / (1 + (shift - 1) * levels), pipeline.scheduler.sigmas[:3], atol=1e-6)
+    assert shift != 1
+
+
+def test_a_batch_is_conditioned_as_each_caption_alone(family: Family, conditioning: dict[str, Tensor]) -> None:
+    backbone, encoders, latents = family.load_transformer().eval(), family.load_encoders(), noise()
+    levels = torch.tensor([900.0, 300.0])
+    with torch.no_grad():
+        together = family.predict(backbone, latents, levels, conditioning, GUIDANCE)
+        for row, caption in enumerate(CAPTIONS):
+            alone = family.prepare(encoders.encode_captions([caption], TEXT).conditioning, nulls=TEXT)
+            one = slice(row, row + 1)
+            velocity = family.predict(backbone, latents[one], levels[one], alone, GUIDANCE)
+            assert torch.allclose(velocity, together[one], atol=1e-4)
+
+
+def test_latents_decode_to_what_the_pipeline_would_show(family: Family) -> None:
+    encoders = family.load_encoders()
+    pixels = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, std = encoders.encode_images(pixels)
+    assert mean.shape == std.shape == (2, 4, 8, 12) and (std > 0).all()
+    # The pipeline decodes what the scheduler leaves, and a scheduler whose last noise level is 0 leaves all as it was.
+    pipeline = family.load_pipeline()
+    pipeline.scheduler.step = lambda velocity, time, latents, **_: (latents,)
+    shown = torch.from_numpy(draw(family, pipeline, mean, num_inference_steps=1)).movedim(-1, 1)
+    frames = pixels.unsqueeze(2) if "Qwen" in family.pipeline_class else pixels
+    with torch.no_grad():
+        posterior = encoders.vae.encode(frames).latent_dist
+        wanted = encoders.vae.decode(posterior.mean, return_dict=False)[0].reshape(pixels.shape)
+    assert torch.allclose(shown, (wanted / 2 + 0.5).clamp(0, 1), atol=1e-4)
+
+
+def test_the_tap_gives_the_image_stream_of_every_joint_block(family: Family, conditioning: dict[str, Tensor]) -> None:
+    backbone = family.load_transformer()
+    assert family.grid(8, 12) == (4, 6)
+    for index in range(3):
+        tap = Tap(backbone, index)
+        family.predict(backbone, noise(8, 12), torch.tensor([900.0, 300.0]), conditioning, GUIDANCE)
+        assert tap.stream().shape == (2, 24, 32) and tap.stream().requires_grad
+        tap.remove()
+    with pytest.raises(TrainingError, match="joint blocks 0 to 2"):
+        Tap(backbone, 3)
+
+
+def losses(family: Family, backbone: Any, conditioning: dict[str, Tensor], tapped: bool = False) -> Tensor:
+    """A velocity loss, and one on the tapped stream beside it."""
+    tap = Tap(backbone, 1)
+    predicted = family.predict(backbone, noise(), torch.tensor([900.0, 300.0]), conditioning, GUIDANCE)
+    loss = (predicted.float() - noise().flip(0)).square().mean()
+    tap.remove()
+    return loss + tap.stream().float().square().mean() if tapped else loss
+
+
+def test_training_lowers_the_loss_and_the_export_draws(
+    family: Family, conditioning: dict[str, Tensor], tmp_path: Path
+) -> None:
+    from diffusers import DiffusionPipeline
+
+    backbone = family.load_transformer()
+    optimizer, course = torch.optim.AdamW(backbone.parameters(), lr=3e-3), []
+    for _ in range(5):
+        loss = losses(family, backbone, conditioning)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        course.append(loss.item())
+    assert course[-1] < 0.9 * course[0]
+    weights = {name: parameter.detach() for name, parameter in backbone.named_parameters()}
+    export_candidate(family.path, weights, tmp_path / "candidate")
+    plain = DiffusionPipeline.from_pretrained(tmp_path / "candidate", **dict.fromkeys(family.absent))
+    assert type(plain).__name__ == family.pipeline_class
+    pictures = draw(family, plain, noise())
+    trained = family.load_pipeline(transformer=backbone.eval())
+    assert pictures.shape == (2, 32, 32, 3) and (pictures == draw(family, trained, noise())).all()
+    assert (pictures != draw(family, family.load_pipeline(), noise())).any()
+
+
+def test_gradient_checkpointing_changes_no_gradient(family: Family, conditioning: dict[str, Tensor]) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        backbone = family.load_transformer()
+        if checkpointing:
+            backbone.enable_gradient_checkpointing()
+        losses(family, backbone, conditioning, tapped=True).backward()
+        gradients.append({name: p.grad for name, p in backbone.named_parameters() if p.grad is not None})
+    plain, checkpointed = gradients
+    assert plain.keys() == checkpointed.keys() and plain
+    assert all(torch.allclose(plain[name], checkpointed[name], atol=1e-6) for name in plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_predicts_nearly_the_same(
+    family: Family, conditioning: dict[str, Tensor], dtype: torch.dtype
+) -> None:
+    backbone = family.load_transformer()
+    exact = losses(family, backbone, conditioning)
+    half = losses(family, backbone.to(dtype), conditioning)
+    half.backward()
+    assert half.item() == pytest.approx(exact.item(), rel=0.02)
+    assert all(p.grad.isfinite().all() for p in backbone.parameters() if p.grad is not None)
+
+
+def test_guidance_is_told_to_a_model_distilled_for_it(tmp_path: Path) -> None:
+    distilled, plain = (family_of(save_flux(tmp_path / str(guided), guided)) for guided in (True, False))
+    for family, heeds in ((distilled, True), (plain, False)):
+        backbone = family.load_transformer().eval()
+        text = family.load_encoders().encode_captions(CAPTIONS, TEXT).conditioning
+        with torch.no_grad():
+            weak, strong = (family.predict(backbone, noise(), torch.full((2,), 500.0), text, g) for g in (1.0, 9.0))
+        assert torch.equal(weak, strong) is not heeds
+
+
+def _edited(bundle: Path, folder: Path, edit: Callable[[dict[str, Tensor]], Any]) -> Family:
+    shutil.copytree(bundle, folder)
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    return family_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda w: w.pop("proj_out.bias"), r"lack proj_out\.bias"),
+        (lambda w: w.update({"proj_out.bias": torch.zeros(3)}), r"proj_out\.bias is \(3,\), not \(16,\)"),
+        (lambda w: w.update({"surplus": torch.zeros(3)}), "does not ask for: surplus"),
+    ],
+)
+def test_weights_that_are_not_the_models_are_refused_by_name(
+    tmp_path: Path, edit: Callable[[dict[str, Tensor]], Any], message: str
+) -> None:
+    family = _edited(save_sd3(tmp_path / "whole"), tmp_path / "broken", edit)
+    with pytest.raises(TrainingError, match=message):
+        family.load_transformer()
+
+
+def test_weights_in_two_variants_are_refused(tmp_path: Path) -> None:
+    folder = save_sd3(tmp_path) / "transformer"
+    shutil.copy(folder / "diffusion_pytorch_model.safetensors", folder / "diffusion_pytorch_model.fp16.safetensors")
+    with pytest.raises(TrainingError, match="more than one file"):
+        family_of(tmp_path).load_transformer()
+
+
+def test_a_bundle_without_a_part_is_refused(tmp_path: Path) -> None:
+    shutil.rmtree(save_sd3(tmp_path) / "text_encoder_2")
+    with pytest.raises(TrainingError, match="lacks text_encoder_2"):
+        family_of(tmp_path)
+
+
+def test_an_unknown_family_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "SanaPipeline"}))
+    with pytest.raises(TrainingError, match=r"SanaPipeline; .* FluxPipeline, QwenImagePipeline"):
+        family_of(tmp_path)
