@@ -68,6 +68,21 @@ def retrain(
     raise typer.Exit(1 if finished.outcome == "failed" else 0)
 
 
+@app.command()
+def validate(
+    source: Annotated[str, typer.Argument(help="Where the images lie: a folder, or a URI (s3://, gs://, hf://).")],
+    config: ConfigOption = EXAMPLE,
+    out: Annotated[Path, typer.Option(help="The folder for snapshot, facts, quarantine and reports.")] = (
+        WORK / "validate"
+    ),
+) -> None:
+    """Pin a source and hold it against the expectations, and nothing else: 0 good, 1 refused, 2 a bad request."""
+    from pipelines.validate import validate_source
+
+    place = source if "://" in source else str(Path(source).resolve())
+    raise typer.Exit(validate_source(configuration_of(config, place), out.resolve()))
+
+
 @app.command("compile")
 def compile_pipeline(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("retraining.yaml"),
@@ -111,6 +126,33 @@ def ui(work_dir: WorkOption = WORK, port: Annotated[int, typer.Option(help="On t
     typer.echo(f"MLflow on http://127.0.0.1:{port}; Ctrl-C ends it")
     command = server_command(place, port)
     os.execve(command[0], command, server_environment(place))
+
+
+@app.command()
+def gate(
+    scores: Annotated[Path, typer.Argument(help="The scores artifact, or the evidence folder of a model version.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Decide on this configuration, not on the stored verdict's.")
+    ] = None,
+) -> None:
+    """Decide again from stored scores; status 0 where the stored verdict, or without one promote, comes out."""
+    from components.gate.settings import GateSettings
+    from lineage.digests import LineageError
+    from pipelines.rejudge import rejudge
+
+    settings: GateSettings | None = configuration_of(config).gate if config else None
+    try:
+        made = rejudge(scores, settings)
+    except LineageError as error:
+        refuse(str(error))
+    typer.echo(f"verdict: {made.ruling.decision}")
+    for reason in made.ruling.reasons:
+        typer.echo(f"  {reason}")
+    if made.stored:
+        same = f"not the same in: {', '.join(made.differs)}" if made.differs else "the same"
+        typer.echo(f"stored in {made.stored}: {same} (its signature: triptych audit)")
+    agrees = not made.differs if made.stored else made.ruling.decision == "promote"
+    raise typer.Exit(0 if agrees else 1)
 
 
 class ReportFormat(StrEnum):

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from lineage.digests import code_digest, digest_path
 from training.curves import CurvePoint
 from training.errors import TrainingError
-from training.fine_tune import POINT
+from training.job import POINT
 from training.launch import RECORD, fine_tune, join
 from training.settings import TrainingSettings
 from training.topology import Topology

@@ -39,5 +39,6 @@ def fine_tune(
             settings = TrainingSettings.model_validate(training)
             curves_to = MlflowRun(run["tracking_uri"], mlflow_run) if mlflow_run else None
             cluster = TrainJobSettings.model_validate(trainjob) if trainjob else None
-            record.facts |= train_candidate(settings, cluster, run["id"], Path(features.path), *outputs, curves_to)
+            places = Path(features.path), *outputs
+            record.facts |= train_candidate(settings, cluster, run["id"], *places, curves_to, run.get("state", ""))
         return namedtuple("Outputs", "digest")(record.output("candidate", candidate.path))

@@ -20,7 +20,7 @@ from components.fine_tune.trainer_api import COMPLETE, FAILED, Job, Taken, Train
 from lineage.digests import digest_path
 from training.curves import CurvePoint
 from training.errors import TrainingError
-from training.fine_tune import POINT
+from training.job import POINT
 from training.launch import LINES_KEPT, RECORD, TrainingRecord
 from training.node import CANDIDATE, CHECKPOINTS, CURVES, REQUEST, Request, input_digests
 from training.processes import termination_as_exit

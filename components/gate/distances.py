@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from components.gate.resampling import EXACT, Floats, Resampling, mean
+from components.gate.resampling import EXACT, Floats, Resampling, to_whole
 from components.gate.scores import Scores, UnusableScores
 from lineage.scores import REFERENCES, Kernel, SetMeasure
 
@@ -34,7 +34,7 @@ class Distances:
                 f"{measure.measure}: a distance of sets needs two pictures and two references at least"
             )
         alike = gram(references, references, measure.kernel)
-        self.among_references = math.fsum(alike[~np.eye(len(alike), dtype=np.bool_)].tolist()) / _pairs(len(alike))
+        self.among_references = float(alike.sum() - np.trace(alike)) / _pairs(len(alike))
         starts = np.flatnonzero(np.diff(prompts, prepend=-1))
         self.within: dict[str, Floats] = {}
         """Model -> (P, P): sums over pairs of different pictures."""
@@ -45,13 +45,14 @@ class Distances:
             alike = gram(features, features, measure.kernel)
             np.fill_diagonal(alike, 0.0)
             self.within[model] = np.add.reduceat(np.add.reduceat(alike, starts, axis=0), starts, axis=1)
-            self.across[model] = np.add.reduceat(gram(features, references, measure.kernel).mean(axis=1), starts)
+            across = gram(features, references, measure.kernel).sum(axis=1) / len(references)
+            self.across[model] = np.add.reduceat(across, starts)
 
     def score(self, model: str) -> float:
         """The negated distance of all pictures, scaled."""
         pictures = float(self.sizes.sum())
         within = math.fsum(self.within[model].ravel().tolist()) / _pairs(pictures)
-        across = mean(self.across[model]) * len(self.sizes) / pictures
+        across = math.fsum(self.across[model].tolist()) / pictures
         return -self.scale * (within + self.among_references - 2 * across)
 
     def differences(self, model: str, other: str, resampling: Resampling) -> Floats:
@@ -71,19 +72,21 @@ class Distances:
 
 
 def gram(x: NDArray[np.float32], y: NDArray[np.float32], kernel: Kernel) -> Floats:
-    """(N, M): how alike each of ``x`` (N, d) is to each of ``y`` (M, d)."""
+    """(N, M): how alike each of ``x`` (N, d) is to each of ``y`` (M, d), so rounded that sums of them are exact."""
     dimensions = x.shape[1]
     largest = max(float(np.abs(x).max()), float(np.abs(y).max()), 1e-30)
-    # Rounded so that no product or sum of products is: the same on any machine.
+    # Rounded before, so that no product or sum of products is: the same on any machine.
     scale = 2.0 ** ((EXACT - 3 - math.ceil(math.log2(dimensions + 1))) // 2 - math.frexp(largest)[1])
     a, b = np.rint(x.astype(np.float64) * scale), np.rint(y.astype(np.float64) * scale)
     products: Floats = a @ b.T
     if kernel.name == "polynomial":
-        base: Floats = products / (scale * scale * dimensions) + 1.0
-        return base * base * base
-    squared: Floats = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None, :] - 2 * products
-    alike: Floats = np.exp(squared / (-2 * (kernel.sigma * scale) ** 2))
-    return alike
+        base = products / (scale * scale * dimensions) + 1.0
+        alike = base * base * base
+    else:
+        squared = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None, :] - 2 * products
+        alike = np.exp(squared / (-2 * (kernel.sigma * scale) ** 2))
+    whole, unit = to_whole(alike.reshape(-1, 1), alike.size)
+    return whole.reshape(alike.shape) / unit
 
 
 def _pairs(count: float) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.gate.scores import UnusableScores
-from components.gate.settings import GateSettings
+from components.gate.settings import AXES, GateSettings, axis_of
 
 Attributes = Mapping[str, Mapping[str, str | bool]]
 """Prompt -> its attributes."""
@@ -38,7 +38,9 @@ def make_groups(prompts: Sequence[str], attributes: Attributes, settings: GateSe
         UnusableScores: a slice or the whole set has too few prompts.
     """
     everyone = np.ones(len(prompts), dtype=np.bool_)
-    groups = [Group(measure, measure, "axis", everyone, margin) for measure, margin in settings.margins.items()]
+    # In an order of their own: JSON on its way here may have sorted the settings.
+    measures = sorted(settings.margins, key=lambda measure: (AXES.index(axis_of(measure)), measure))
+    groups = [Group(measure, measure, "axis", everyone, settings.margins[measure]) for measure in measures]
     for name, rule in sorted(settings.slices.items()):
         members = np.array([_belongs(attributes[prompt], rule.where) for prompt in prompts], dtype=np.bool_)
         groups.append(Group(name, rule.measure, "slice", members, rule.margin))

@@ -1,0 +1,77 @@
+"""Decide again from stored scores: ``triptych gate SCORES``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from securesystemslib.dsse import Envelope
+
+from components.gate.scores import read_scores
+from components.gate.settings import GateSettings
+from components.gate.verdict import Ruling, decide
+from lineage.digests import LineageError
+from lineage.scores import EVALUATION_FILE, stated
+from lineage.statements import VERDICT, VERDICT_FILE, Statement
+
+
+@dataclass(frozen=True)
+class Rejudged:
+    """What the scores say now, and where that is not what the stored verdict says."""
+
+    ruling: Ruling
+    stored: str
+    """The file of the stored verdict; empty where there is none."""
+    differs: tuple[str, ...]
+
+
+def rejudge(place: Path, settings: GateSettings | None = None) -> Rejudged:
+    """Decide again.
+
+    Args:
+        place: the scores artifact, or a version's evidence, which holds it as ``scores``.
+        settings: None: those of the stored verdict.
+
+    Raises:
+        LineageError: the scores cannot be read, or there are neither settings nor a stored verdict.
+    """
+    folder = place if (place / EVALUATION_FILE).exists() else place / "scores"
+    scores, facts = read_scores(folder)
+    found = _stored_verdict(folder)
+    if settings is None and found is None:
+        raise LineageError(f"no verdict lies beside {folder}; say by --config on which settings to decide")
+    path, predicate = found or (None, {})
+    try:
+        rules = settings or GateSettings.model_validate(predicate["gate"])
+    except (KeyError, ValidationError) as error:
+        raise LineageError(f"the settings in {path} cannot be used: {error}; name others by --config") from error
+    ruling = decide(scores, rules)
+    now = {"gate": rules.model_dump(mode="json"), "evaluation": stated(facts), **ruling.model_dump(mode="json")}
+    return Rejudged(ruling, str(path or ""), _differences(now, predicate) if path else ())
+
+
+def _stored_verdict(scores: Path) -> tuple[Path, Mapping[str, Any]] | None:
+    """The verdict beside the scores, as evidence and the pipeline's folders hold it. Its signature is not checked."""
+    places = [scores / VERDICT_FILE, scores.parent / "verdict" / VERDICT_FILE]
+    places += sorted(scores.parent.parent.glob(f"gate*/verdict/{VERDICT_FILE}"))
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        return None
+    try:
+        statement = Statement.model_validate_json(Envelope.from_dict(json.loads(path.read_bytes())).payload)
+    except (ValueError, KeyError, TypeError) as error:
+        raise LineageError(f"{path} is not a verdict: {error}") from error
+    if statement.predicateType != VERDICT:
+        raise LineageError(f"{path} is a {statement.predicateType}, expected {VERDICT}")
+    return path, statement.predicate
+
+
+def _differences(now: Mapping[str, Any], stored: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of what is not the same; a part that the stored verdict does not have at all is not compared."""
+    # Through JSON, which has one kind of number and of list.
+    current = json.loads(json.dumps(now))
+    return tuple(name for name in current if name in stored and current[name] != stored[name])

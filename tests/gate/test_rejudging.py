@@ -1,0 +1,171 @@
+"""`triptych gate` decides again from what is stored, and a verdict says whose it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from components.gate.gate import PAGE, PICTURE, Docket, judge
+from components.gate.pareto import frontier, past_versions
+from lineage.digests import digest_bytes, digest_path
+from lineage.embedded import Embedded
+from lineage.entries import Judged, LedgerError, Registered
+from lineage.registry import Registry
+from lineage.scores import EVALUATION_FILE, SETS_FILE, TABLE_FILE, stated, write_sets
+from lineage.signing import open_signer
+from lineage.statements import VERDICT, VERDICT_FILE, read_statement
+from pipelines.cli import app
+from tests.gate.tables import ATTRIBUTES, SEEDS, SET_RULES, scores, with_sets
+
+CANDIDATE, INCUMBENT, SET = (digest_bytes(name) for name in (b"candidate", b"incumbent", b"set"))
+
+
+@dataclass
+class Desk:
+    """A ledger, a registry, and stored scores with their verdict."""
+
+    folder: Path
+    home: Embedded
+    store: Registry
+    said: list[Judged]
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / "evidence" / "scores"
+
+    @property
+    def verdict(self) -> Path:
+        return self.folder / "evidence" / "verdict"
+
+    def judge(self, run: str = "run-1") -> Judged:
+        ledger, signer = self.home.open(), open_signer(self.home.uri("gate"))
+        _, judged = judge(SET_RULES, self.scores, self.verdict, Docket(run, self.store, ledger.state), signer)
+        ledger.append(judged, signer)
+        return judged
+
+    def predicate(self) -> dict[str, Any]:
+        keys = self.home.open().state.verdict_keys()
+        return read_statement(self.verdict / VERDICT_FILE, VERDICT, keys).predicate
+
+
+def store_scores(target: Path, **more: Any) -> None:
+    target.mkdir(parents=True)
+    made = with_sets(scores(), 0.1, 0.6)
+    assert made.sets
+    made.table.to_parquet(target / TABLE_FILE, index=False)
+    facts = {
+        "evaluation_set": {"name": "set", "version": 1, "digest": SET, "prompts": ATTRIBUTES, "seeds": SEEDS},
+        "scores": digest_path(target / TABLE_FILE),
+        "sets": write_sets(target, made.sets.rows, made.sets.measures),
+        "candidate": {"digest": CANDIDATE},
+        "incumbent": {"digest": INCUMBENT},
+        **more,
+    }
+    (target / EVALUATION_FILE).write_text(json.dumps(facts))
+
+
+@pytest.fixture
+def desk(tmp_path: Path, migrated: bytes) -> Iterator[Desk]:
+    (tmp_path / "mlflow.db").write_bytes(migrated)
+    made = Desk(
+        tmp_path, Embedded(tmp_path / "lineage"), Registry(f"sqlite:///{tmp_path / 'mlflow.db'}", "portraits"), []
+    )
+    store_scores(made.scores)
+    made.said.append(made.judge())
+    yield made
+
+
+def again(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["gate", *map(str, arguments)])
+
+
+def test_stored_scores_give_the_same_verdict(desk: Desk) -> None:
+    for place in (desk.scores, desk.scores.parent):
+        result = again(place)
+        assert result.exit_code == 0, result.output
+        assert "verdict: promote" in result.output
+        assert "the same" in result.output
+
+
+def test_a_verdict_that_the_scores_do_not_give_is_told(desk: Desk) -> None:
+    path = desk.verdict / VERDICT_FILE
+    predicate = desk.predicate()
+    shutil.rmtree(desk.scores)
+    store_scores(desk.scores)
+    facts = json.loads((desk.scores / EVALUATION_FILE).read_text())
+    (desk.scores / EVALUATION_FILE).write_text(json.dumps({**facts, "unusable": "the champion no longer loads"}))
+    result = again(desk.scores)
+    assert result.exit_code == 1
+    assert "the champion no longer loads" in result.output
+    assert "not the same in: evaluation, decision, reasons, figures" in result.output
+    assert str(path) in result.output
+    assert predicate["decision"] == "promote"
+
+
+@pytest.mark.parametrize("file", [TABLE_FILE, SETS_FILE])
+def test_scores_that_were_changed_are_refused(desk: Desk, file: str) -> None:
+    (desk.scores / file).write_bytes((desk.scores / file).read_bytes()[:-1] + b"?")
+    result = again(desk.scores)
+    assert result.exit_code == 2
+    assert f"{file} is not the one that {EVALUATION_FILE} names" in result.output
+
+
+def test_scores_without_a_verdict_want_settings(desk: Desk) -> None:
+    shutil.rmtree(desk.verdict)
+    assert "--config" in (result := again(desk.scores)).output
+    assert result.exit_code == 2
+
+
+def test_a_verdict_says_whose_it_is_and_how_often_the_set_was_used(desk: Desk) -> None:
+    first = desk.predicate()
+    assert (first["model"], first["ledger"]) == ("portraits", desk.home.open().state.ledger)
+    assert first["decisions"] == 1
+    assert first["warnings"] == []
+    assert first["evaluation"] == stated(json.loads((desk.scores / EVALUATION_FILE).read_text()))
+    desk.judge("run-2")
+    assert desk.predicate()["decisions"] == 2
+
+
+def test_a_worn_out_set_is_warned_of(desk: Desk) -> None:
+    ledger, signer = desk.home.open(), open_signer(desk.home.uri("gate"))
+    rules = SET_RULES.model_copy(update={"decisions_warning": 2})
+    judge(rules, desk.scores, desk.verdict, Docket("run-2", desk.store, ledger.state), signer)
+    assert "decision 2 on this evaluation set" in desk.predicate()["warnings"][0]
+    assert "decision 2 on this evaluation set" in (desk.verdict / PAGE).read_text()
+
+
+def register(desk: Desk, model: str, judged: Judged, mlflow_run: str) -> None:
+    names = {"version": "1", "training_key": "", "evaluation_key": "", "mlflow_run": mlflow_run, "evidence": {}}
+    body = Registered(run=judged.run, model=model, candidate=CANDIDATE, verdict=judged.verdict, **names)
+    desk.home.open().append(body, open_signer(desk.home.uri("run")))
+
+
+def test_a_verdict_for_one_model_registers_no_version_of_another(desk: Desk) -> None:
+    with pytest.raises(LedgerError, match="for another model"):
+        register(desk, "landscapes", desk.said[0], "")
+
+
+def test_former_versions_judged_on_the_same_set_are_shown(desk: Desk) -> None:
+    run = desk.store.open_run("run-1")
+    desk.store.client.log_metric(run, "gate/alignment/candidate", 0.7)
+    desk.store.client.log_metric(run, "gate/alignment/incumbent", 0.1)
+    register(desk, "portraits", desk.said[0], run)
+    state = desk.home.open().state
+    (past,) = past_versions(state, desk.store, SET)
+    assert (past.version, past.figures) == ("1", {"alignment": 0.7})
+    assert past_versions(state, desk.store, "sha256:another") == ()
+    before = (desk.verdict / PICTURE).read_bytes()
+    desk.store.client.log_metric(run, "gate/realism/kid/candidate", 0.2)
+    desk.judge("run-2")
+    assert (desk.verdict / PICTURE).read_bytes() != before
+
+
+def test_the_frontier_is_what_no_other_point_beats() -> None:
+    assert frontier([(1, 1), (0, 3), (2, 0.5), (0.5, 0.5), (1, 2), (2, 0)]) == [(0, 3), (1, 2), (2, 0.5)]
