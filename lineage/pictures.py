@@ -30,7 +30,15 @@ ROWS = 8192
 
 
 class PictureError(LineageError):
-    """A picture is gone, cannot be reached, or is not the one that was pinned; the message says which."""
+    """A picture cannot be read; the message says why and what to do."""
+
+
+class GoneError(PictureError):
+    """Nothing is there."""
+
+
+class ChangedError(PictureError):
+    """It is not the one that was pinned."""
 
 
 def manifest_rows(manifest: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -46,11 +54,13 @@ def read_picture(row: Mapping[str, Any]) -> bytes:
     """The bytes of the picture that a manifest row (``file_name``, ``sha256``, ``uri``) names.
 
     Raises:
-        PictureError: it is gone, cannot be reached, or changed since the snapshot.
+        GoneError: nothing is there.
+        ChangedError: it changed since the snapshot.
+        PictureError: it cannot be reached.
     """
     content = read_bytes(row["uri"])
     if (found := digest_bytes(content)) != row["sha256"]:
-        raise PictureError(
+        raise ChangedError(
             f"{row['file_name']} at {row['uri']} has changed: its digest was {row['sha256']} and now is {found}; "
             "restore the file, or take a new snapshot"
         )
@@ -99,7 +109,7 @@ def reaching(uri: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise PictureError(f"nothing is at {uri}; put it back, or take a new snapshot without it") from error
+        raise GoneError(f"nothing is at {uri}; put it back, or take a new snapshot without it") from error
     except PermissionError as error:
         raise PictureError(f"{uri} may not be read: {error}; check the credentials and who may read it") from error
     except (OSError, ValueError, LookupError) as error:

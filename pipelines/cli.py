@@ -68,6 +68,21 @@ def retrain(
     raise typer.Exit(1 if finished.outcome == "failed" else 0)
 
 
+@app.command()
+def validate(
+    source: Annotated[str, typer.Argument(help="Where the images lie: a folder, or a URI (s3://, gs://, hf://).")],
+    config: ConfigOption = EXAMPLE,
+    out: Annotated[Path, typer.Option(help="The folder for snapshot, facts, quarantine and reports.")] = (
+        WORK / "validate"
+    ),
+) -> None:
+    """Pin a source and hold it against the expectations, and nothing else: 0 good, 1 refused, 2 a bad request."""
+    from pipelines.validate import validate_source
+
+    place = source if "://" in source else str(Path(source).resolve())
+    raise typer.Exit(validate_source(configuration_of(config, place), out.resolve()))
+
+
 @app.command("compile")
 def compile_pipeline(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("retraining.yaml"),

@@ -64,15 +64,21 @@ class Configuration(BaseModel):
             yield f"evaluation.scorers[{index}].weights", scorer.weights
 
 
-def read_configuration(path: Path) -> Configuration:
+def read_configuration(path: Path, source: str | None = None) -> Configuration:
     """Read and check a configuration file.
+
+    Args:
+        source: takes the place of ``data.source``.
 
     Raises:
         ConfigurationError: the file is missing, is not YAML, has an unknown or wrong key, or names a place that is
             not there.
     """
     try:
-        configuration = Configuration.model_validate(_read_yaml(path.resolve(), ()))
+        content = _read_yaml(path.resolve(), ())
+        if source is not None:
+            content = _merge(content, {"data": {"source": source}})
+        configuration = Configuration.model_validate(content)
     except ValidationError as error:
         raise ConfigurationError(f"{path}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
     for key, place in configuration.places():

@@ -17,8 +17,8 @@ ConfigOption = Annotated[Path, typer.Option("--config", help="The configuration 
 WorkOption = Annotated[Path, typer.Option("--work-dir", help="The work folder of local runs.")]
 
 
-def configuration_of(path: Path) -> Configuration:
-    """The configuration, with its data source looked at; a bad one ends the program."""
+def configuration_of(path: Path, source: str | None = None) -> Configuration:
+    """The configuration, with its data source (or ``source`` in its place) looked at; a bad one ends the program."""
     from components.snapshot_data.folder import SnapshotError
     from components.snapshot_data.source import check_source
     from components.validate_data.errors import DataValidationError
@@ -26,7 +26,7 @@ def configuration_of(path: Path) -> Configuration:
     from pipelines.configuration import ConfigurationError, read_configuration
 
     try:
-        configuration = read_configuration(path)
+        configuration = read_configuration(path, source)
         check_source(configuration.data)
         check_suite(configuration.validation)
     except (ConfigurationError, SnapshotError, DataValidationError) as error:

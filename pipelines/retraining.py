@@ -60,6 +60,8 @@ def build_pipeline(image: str, retries: int = 0, sample_shards: int = 1) -> Any:
                 run=run,
                 kfp_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
                 snapshot_digest=snapshot.outputs["digest"],
+                data=data,
+                rows=snapshot.outputs["rows"],
                 training=training,
                 evaluation=evaluation,
                 gate=gate,

@@ -45,7 +45,11 @@ def cut_down(folder: Path, source: Path, **changes: dict[str, Any]) -> Path:
         "training": {"steps": 90, "log_every": 15, "learning_rate": 1.0e-3, "ema_decay": 0.9},
         "evaluation": {"limit": 96, "grid": 8},
         # Short training costs a little everywhere; these wide margins are for testing the machinery.
-        "gate": {"margins": {"alignment": 0.1, "realism": 0.1, "aesthetics": 1.0}, "resamples": 2000},
+        "gate": {
+            "margins": {"alignment": 0.1, "realism": 0.1, "aesthetics": 1.0},
+            "constraints": {"copies of training pictures": {"margin": 0.5}},
+            "resamples": 2000,
+        },
     }
     for name in ("no glasses asked", "no beard asked"):
         content["gate"].setdefault("slices", {})[name] = {"margin": 0.3}

@@ -10,6 +10,8 @@ def plan(
     run: dict,
     kfp_run: str,
     snapshot_digest: str,
+    data: dict,
+    rows: int,
     training: dict,
     evaluation: dict,
     gate: dict,
@@ -44,6 +46,8 @@ def plan(
         store = Registry(run["tracking_uri"], model, registry.get("artifacts"))
         made = asdict(make_plan(state, model, snapshot_digest, training, evaluation, gate, force))
         made["mlflow_run"] = store.open_run(run["id"]) if made["needed"] else ""
+        if made["mlflow_run"]:
+            store.log_dataset(made["mlflow_run"], snapshot_digest, data["source"], {"rows": int(rows)})
         record.facts |= {**made, "kfp_run": kfp_run}
         for shown in ("incumbent_name", "base_digest"):
             made.pop(shown)

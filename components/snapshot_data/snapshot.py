@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,18 @@ def _take(settings: DataSettings, source: Source, metadata: str, folder: Path, r
         read=len(reader.read),
     )
     (folder / "snapshot.json").write_text(json.dumps(asdict(taken), indent=2))
+    _describe(settings, taken, folder)
     return taken
+
+
+def _describe(settings: DataSettings, taken: Snapshot, folder: Path) -> None:
+    from lineage.documents.croissant import describe_manifest
+
+    name, manifest = settings.source.rstrip("/").rpartition("/")[2] or "data", folder / "manifest.parquet"
+    told = f"A snapshot of {settings.source}: {taken.rows} pictures and captions, {taken.bytes} bytes."
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    described = describe_manifest(manifest, manifest.name, taken.digest, name, told, now)
+    (folder / "croissant.json").write_text(json.dumps(described, indent=2, ensure_ascii=False), "utf-8")
 
 
 class _Reader:

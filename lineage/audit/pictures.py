@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lineage.audit.examination import Examination, beside, expect
 from lineage.audit.report import Data, Finding, Picture
 from lineage.audit.sources import MissingError
-from lineage.digests import LineageError, digest_file, manifest_digest
+from lineage.digests import LineageError, manifest_digest
 from lineage.entries import Registered
+from lineage.pictures import ChangedError, GoneError, PictureError, read_picture
 
 SHOWN = 24
 """Training images kept to be shown."""
@@ -47,13 +47,16 @@ def _read_data(x: Examination, version: Registered) -> Data:
             why.setdefault(row["row"], []).append(row["reason"])
         _check_whole(accepted, facts, set(why), snapshot)
         refused = tuple(_picture(facts[row], tuple(reasons)) for row, reasons in why.items())
+    held_out = [row for row in accepted or () if (row.get("split") or "train") != "train"]
+    trained_on = [row for row in accepted or () if (row.get("split") or "train") == "train"]
+    not_used = tuple(_picture(row, (f"held out: its split is {row['split']}",)) for row in held_out)
     return Data(
         version=version.version,
         run=version.run,
         snapshot=snapshot,
         accepted=digest,
-        pictures=tuple(_picture(row) for row in accepted) if accepted is not None else None,
-        refused=refused,
+        pictures=tuple(map(_picture, trained_on)) if accepted is not None else None,
+        refused=refused if refused is None else (*refused, *not_used),
     )
 
 
@@ -63,18 +66,20 @@ def check_pictures(x: Examination, data: Data, show: bool) -> None:
     step = max(1, -(-len(pictures) // SHOWN))
     wrong: list[Finding] = []
     for number, picture in enumerate(pictures):
-        path, subject = Path((picture.uri or "").removeprefix("file://")), f"training image {picture.file_name}"
-        if not (picture.uri or "").startswith("file://"):
-            reason = f"it lies at {picture.uri}, which is not read"
-            wrong.append(Finding(part="data", standing="not proven", subject=subject, reason=reason))
-        elif not path.is_file():
-            reason = f"{path} is not there any more; its digest and rights stand in the manifest"
+        subject = f"training image {picture.file_name}"
+        try:
+            content = read_picture({"file_name": picture.file_name, "sha256": picture.sha256, "uri": picture.uri or ""})
+        except GoneError:
+            reason = f"{picture.uri} is not there any more; its digest and rights stand in the manifest"
             wrong.append(Finding(part="data", standing="missing", subject=subject, reason=reason))
-        elif (actual := digest_file(path)) != picture.sha256:
-            reason = f"{path} has digest {actual}, it was trained on as {picture.sha256}"
-            wrong.append(Finding(part="data", standing="does not hold", subject=subject, reason=reason))
-        elif show and number % step == 0:
-            x.images[f"training/{picture.file_name}"] = path.read_bytes()
+        except ChangedError as error:
+            wrong.append(Finding(part="data", standing="does not hold", subject=subject, reason=str(error)))
+        except PictureError as error:
+            reason = f"it lies at {picture.uri}, which is not read: {error}"
+            wrong.append(Finding(part="data", standing="not proven", subject=subject, reason=reason))
+        else:
+            if show and number % step == 0:
+                x.images[f"training/{picture.file_name}"] = content
     for finding in wrong[:NAMED]:
         x.findings[finding.subject] = finding
     if wrong[NAMED:]:

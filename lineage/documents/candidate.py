@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lineage.digests import manifest_digest
+from lineage.pictures import manifest_rows
 from lineage.records import StepRecord
 from lineage.statements import Statement
 
@@ -38,9 +39,7 @@ class Candidate:
     @property
     def data_digest(self) -> str:
         """The digest of the rows it was trained on."""
-        import pyarrow.parquet as pq
-
-        return manifest_digest(pq.read_table(self.manifest).to_pylist())
+        return manifest_digest(manifest_rows(self.manifest))
 
     @property
     def evaluation(self) -> dict[str, Any]:
@@ -70,7 +69,9 @@ class Candidate:
 
     def stated(self, column: str) -> dict[str, int]:
         """What the rows say in ``license``, ``consent`` or ``source`` -> number of images, most frequent first."""
-        import pyarrow.parquet as pq
+        return stated(self.manifest, column)
 
-        values = pq.read_table(self.manifest, columns=[column])[column].to_pylist()
-        return dict(Counter(value or NOT_STATED for value in values).most_common())
+
+def stated(manifest: Path, column: str) -> dict[str, int]:
+    """What the rows of a manifest say in ``license``, ``consent`` or ``source`` -> images, most frequent first."""
+    return dict(Counter(row[column] or NOT_STATED for row in manifest_rows(manifest, [column])).most_common())

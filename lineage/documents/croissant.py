@@ -1,8 +1,8 @@
-"""Croissant metadata of the rows a candidate was trained on (https://docs.mlcommons.org/croissant/).
+"""Croissant metadata of a manifest (https://docs.mlcommons.org/croissant/): of a snapshot, and of what a candidate was
+trained on.
 
-Written when the candidate is registered, not into the snapshot: it describes the accepted rows rather than all that
-were found, and lies beside the very ``manifest.parquet`` it names, which any Croissant reader can then load. The
-pictures themselves are not stored again; each row says where they lie and what their digest is.
+It lies beside the very ``manifest.parquet`` it names, which any Croissant reader can then load. The pictures
+themselves are not stored again; each row says where they lie and what their digest is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lineage.digests import PREFIX, digest_file
-from lineage.documents.candidate import Candidate
+from lineage.documents.candidate import Candidate, stated
+from lineage.pictures import manifest_rows
 
 FIELDS = {
     "file_name": ("Name of the picture, relative to its folder", "TEXT"),
@@ -28,26 +29,45 @@ FIELDS = {
 """Columns of the manifest: what each holds, and its Croissant type."""
 
 
-def croissant(candidate: Candidate, manifest: str) -> dict[str, Any]:
-    """The JSON-LD, for a reader who finds the manifest at the relative path ``manifest``."""
+def croissant(candidate: Candidate, place: str) -> dict[str, Any]:
+    """The JSON-LD of the rows that a candidate was trained on, for a reader who finds them at the path ``place``."""
+    digest = candidate.data_digest
+    description = (
+        f"The {sum(candidate.stated('license').values())} pictures and captions with digest {digest}, on which run "
+        f"{candidate.run} fine-tuned {candidate.model_name}."
+    )
+    name = f"{candidate.model_name}-training-data"
+    return describe_manifest(candidate.manifest, place, digest, name, description, candidate.ended)
+
+
+def describe_manifest(
+    manifest: Path, place: str, digest: str, name: str, description: str, published: str
+) -> dict[str, Any]:
+    """The JSON-LD of a manifest.
+
+    Args:
+        place: path of the manifest, relative to where the JSON-LD lies.
+        digest: of the manifest's rows.
+        published: date or time, ISO 8601.
+    """
     import mlcroissant as mlc  # type: ignore[import-untyped]
 
     table = mlc.FileObject(
         id="manifest",
         name="manifest.parquet",
-        description="One row a picture that was accepted for training.",
-        content_url=manifest,
-        content_size=f"{candidate.manifest.stat().st_size} B",
+        description="One row a picture.",
+        content_url=place,
+        content_size=f"{manifest.stat().st_size} B",
         encoding_formats=[mlc.EncodingFormat.PARQUET],
-        sha256=digest_file(candidate.manifest).removeprefix(PREFIX),
+        sha256=digest_file(manifest).removeprefix(PREFIX),
     )
-    suffixes = _suffixes(candidate.manifest)
+    suffixes = _suffixes(manifest)
     pictures = mlc.FileSet(
         id="pictures",
         name="pictures",
         description="The pictures. They stay where they were pinned, under the uri of their row.",
-        encoding_formats=[f"image/{_SUBTYPES.get(suffix, suffix)}" for suffix in suffixes],
-        includes=[f"*.{suffix}" for suffix in suffixes],
+        encoding_formats=[f"image/{_SUBTYPES.get(suffix, suffix)}" for suffix in suffixes] or ["image/*"],
+        includes=[f"*.{suffix}" for suffix in suffixes] or ["*"],
     )
     rows = mlc.RecordSet(
         id="rows",
@@ -56,19 +76,17 @@ def croissant(candidate: Candidate, manifest: str) -> dict[str, Any]:
         key="rows/file_name",
         fields=[_field(name, *described) for name, described in FIELDS.items()],
     )
-    licences = list(candidate.stated("license"))
     return dict(
         mlc.Metadata(
-            name=f"{candidate.model_name}-training-data",
-            description=f"The {sum(candidate.stated('license').values())} pictures and captions with digest "
-            f"{candidate.data_digest}, on which run {candidate.run} fine-tuned {candidate.model_name}.",
-            license=licences,
-            cite_as=candidate.data_digest,
+            name=name,
+            description=description,
+            license=list(stated(manifest, "license")),
+            cite_as=digest,
             version="1.0.0",
-            date_published=candidate.ended,
-            url=f"urn:triptych:snapshot:{candidate.data_digest}",
-            personal_sensitive_information=[f"Consent: {consent}" for consent in candidate.stated("consent")],
-            data_collection="; ".join(candidate.stated("source")),
+            date_published=published,
+            url=f"urn:triptych:snapshot:{digest}",
+            personal_sensitive_information=[f"Consent: {consent}" for consent in stated(manifest, "consent")],
+            data_collection="; ".join(stated(manifest, "source")),
             distribution=[table, pictures],
             record_sets=[rows],
         ).to_json()
@@ -79,10 +97,8 @@ _SUBTYPES = {"jpg": "jpeg", "tif": "tiff"}
 
 
 def _suffixes(manifest: Path) -> list[str]:
-    import pyarrow.parquet as pq
-
-    names = pq.read_table(manifest, columns=["file_name"])["file_name"].to_pylist()
-    return sorted({PurePosixPath(name).suffix.lower().lstrip(".") for name in names})
+    names = (PurePosixPath(row["file_name"]) for row in manifest_rows(manifest, ["file_name"]))
+    return sorted({name.suffix.lower().lstrip(".") for name in names} - {""})
 
 
 def _field(name: str, description: str, kind: str) -> Any:

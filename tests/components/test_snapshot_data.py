@@ -156,7 +156,7 @@ def test_the_manifest_says_what_is_there(portraits: Path, tmp_path: Path) -> Non
     assert (taken.rows, taken.bytes) == (3, sum(row["bytes"] for row in rows))
     assert (taken.unlisted, taken.refused, taken.splits) == (1, 0, {"train": 3})
     names = {path.name for path in (tmp_path / "snapshot").iterdir()}
-    assert names == {"manifest.parquet", "refused.parquet", "snapshot.json"}
+    assert names == {"manifest.parquet", "refused.parquet", "snapshot.json", "croissant.json"}
 
 
 def test_a_file_uri_is_as_good_as_a_path(portraits: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import mlcroissant as mlc
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -284,6 +285,21 @@ def test_copies_need_a_place(world: World) -> None:
     world.imagefolder(range(1))
     with pytest.raises(SnapshotError, match=r"there is no folder for copies; set data\.store"):
         world.take(copy=True)
+
+
+# Croissant
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "parquet"])
+def test_the_snapshot_describes_itself_in_croissant(world: World, kind: str) -> None:
+    getattr(world, kind)(range(4))
+    taken = world.take(rights=RIGHTS)
+    dataset = mlc.Dataset(jsonld=str(world.folder / "snapshot" / "croissant.json"))
+    assert not dataset.metadata.issues.errors
+    assert dataset.metadata.cite_as == taken.digest
+    rows = list(dataset.records("rows"))
+    assert [row["rows/text"].decode() for row in rows] == [f"number {seed}" for seed in range(4)]
+    assert {row["rows/license"] for row in rows} == {b"CC0-1.0"}
 
 
 # The split

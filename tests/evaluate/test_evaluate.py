@@ -17,9 +17,14 @@ from safetensors.torch import load_file, save_file
 from components.evaluate.evaluate import draw_shard, evaluate, evaluate_against
 from components.evaluate.evaluation_set import EvaluationError, read_evaluation_set
 from components.evaluate.scoring import measures, score_pictures
+from components.gate.scores import read_scores
+from components.gate.settings import AXES
+from components.gate.verdict import decide
 from lineage.digests import digest_path
 from lineage.scores import MODELS, read_sets
+from pipelines.configuration import read_configuration
 from tests.evaluate.conftest import SCORERS, settings
+from tests.runs import AVATARS
 
 ALL = [
     {"scorer": f"avatars-{axis}", "weights": str(SCORERS / f"{axis}.safetensors")}
@@ -83,6 +88,14 @@ def test_features_of_sets_are_kept_for_the_gate(judged: Path) -> None:
     assert said(judged)["reported"]["avatars-kid"].keys() == set(MODELS)
 
 
+def test_the_gate_reads_what_evaluate_wrote(judged: Path) -> None:
+    gate = read_configuration(AVATARS / "retrain.yaml").gate
+    few = gate.model_copy(update={"minimum_prompts": 2, "slices": {}})
+    ruling = decide(read_scores(judged)[0], few)
+    assert ruling.decision != "invalid", ruling.reasons
+    assert {*AXES, "memorisation"} == {figure.measure for figure in ruling.figures}
+
+
 def test_memorisation_says_what_it_compared(judged: Path) -> None:
     facts = said(judged)["memorisation"]
     assert (facts["pairs"], facts["training"]) == (40, 40)
@@ -122,6 +135,8 @@ def test_weights_that_draw_nan_make_the_scores_unusable(
     assert "the candidate draws NaN for prompt 000-neither, seed 10000" in facts["unusable"]
     assert facts["candidate"]["digest"] == digest_path(spoilt["candidate"])
     assert pd.read_parquet(tmp_path / "scores" / "scores.parquet").empty
+    ruling = decide(read_scores(tmp_path / "scores")[0], read_configuration(AVATARS / "retrain.yaml").gate)
+    assert ruling.decision == "invalid" and "draws NaN" in ruling.reasons[0]
 
 
 def test_a_champion_that_no_longer_loads_is_named(models: dict[str, Path], small_set: Path, tmp_path: Path) -> None:

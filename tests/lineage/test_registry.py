@@ -248,6 +248,16 @@ def test_figures_are_metrics_of_the_run(run: Run) -> None:
     assert run.store.client.get_run(run.mlflow_run).data.metrics["gate/no_glasses_asked/lower"] == 0.08
 
 
+def test_the_run_shows_its_data(run: Run) -> None:
+    digest = "sha256:" + "ab" * 32
+    for _ in range(2):
+        run.store.log_dataset(run.mlflow_run, digest, "/data/portraits", {"rows": 7})
+    (shown,) = run.store.client.get_run(run.mlflow_run).inputs.dataset_inputs
+    assert (shown.dataset.name, shown.dataset.digest, shown.dataset.source_type) == ("portraits", "ab" * 18, "file")
+    assert json.loads(shown.dataset.profile) == {"digest": digest, "rows": 7}
+    assert [(tag.key, tag.value) for tag in shown.tags] == [("mlflow.data.context", "training")]
+
+
 def test_files_go_where_the_settings_say(run: Run, tmp_path: Path) -> None:
     place = (tmp_path / "bucket").as_uri()
     store = Registry(run.store.tracking_uri, "others", place)

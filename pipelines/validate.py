@@ -1,0 +1,53 @@
+"""Snapshot and validation alone, without a run: what ``triptych validate`` does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from components.snapshot_data.folder import SnapshotError
+from components.snapshot_data.snapshot import take_snapshot
+from components.validate_data.errors import DataValidationError
+from components.validate_data.validate import validate
+from lineage.digests import LineageError
+from pipelines.configuration import Configuration
+
+
+def validate_source(configuration: Configuration, out: Path) -> int:
+    """Pin and judge the data of ``configuration`` in the folder ``out``, and print what came of it.
+
+    What is known of unchanged files, and the facts that drift is measured against, stay in ``out/state``.
+
+    Returns:
+        0 where the data may be trained on, else 1.
+    """
+    console, validated, problem = Console(file=sys.stdout), out / "validated", ""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        taken = take_snapshot(configuration.data, out / "snapshot", out / "state")
+        console.print(f"snapshot {taken.digest}: {taken.rows} rows, {taken.refused} refused", highlight=False)
+        validate(configuration.validation, out / "snapshot", validated, out / "state")
+    except (SnapshotError, DataValidationError, LineageError, OSError) as error:
+        problem = str(error)
+    if (validated / "summary.json").is_file() and (not problem or "the data is refused" in problem):
+        _print_summary(console, json.loads((validated / "summary.json").read_text(encoding="utf-8")))
+        console.print(f"pictures and reasons: {validated / 'report.html'}", highlight=False, soft_wrap=True)
+    verdict = f"[red]refused[/red]: {problem}" if problem else "[green]accepted[/green]"
+    console.print(verdict, highlight=False, soft_wrap=True)
+    return 1 if problem else 0
+
+
+def _print_summary(console: Console, summary: dict[str, object]) -> None:
+    table = Table("expectation", "severity", "holds", "observed")
+    expectations = summary["expectations"]
+    assert isinstance(expectations, list)
+    for one in expectations:
+        holds = "yes" if one["holds"] else "[red]no[/red]"
+        table.add_row(one["description"], one["severity"], holds, one["error"] or one["observed"])
+    console.print(table)
+    counts = ("rows", "accepted", "quarantined", "refused_before")
+    console.print(", ".join(f"{summary[name]} {name.replace('_', ' ')}" for name in counts), highlight=False)
