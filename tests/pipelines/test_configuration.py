@@ -52,6 +52,17 @@ def test_relative_places_are_resolved_against_the_file(tmp_path: Path, content: 
     }
 
 
+def test_a_model_on_the_hub_must_name_its_commit(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["training"]["teacher"] = "hf://owner/name@main"
+    with pytest.raises(ConfigurationError, match=r"training\.teacher: hf://owner/name@main names no commit"):
+        read_configuration(write(tmp_path, content))
+
+
+def test_plain_fine_tuning_names_no_teacher(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["training"] = {"base_model": "base", "supervision": {"enabled": False}}
+    assert "training.teacher" not in dict(read_configuration(write(tmp_path, content)).places())
+
+
 def test_a_file_may_build_on_another(tmp_path: Path, content: dict[str, Any]) -> None:
     write(tmp_path, content)
     (tmp_path / "inner").mkdir()
