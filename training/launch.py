@@ -202,7 +202,7 @@ def _identity(settings: TrainingSettings, features_dir: Path) -> RunIdentity:
     )
 
 
-def _write_job(folder: Path, job: Job, topology: Topology) -> None:
+def _write_job(folder: Path, job: Job, topology: Topology = ALONE) -> None:
     """The files that the processes read: the job, and the configurations of accelerate and DeepSpeed."""
     (folder / JOB).write_text(job.model_dump_json(), "utf-8")
     (folder / "deepspeed.json").write_text(json.dumps(deepspeed_config(job.settings)), "utf-8")
