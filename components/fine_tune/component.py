@@ -36,5 +36,5 @@ def fine_tune(
         else:
             settings = TrainingSettings.model_validate(training)
             curves_to = MlflowRun(run["tracking_uri"], mlflow_run) if mlflow_run else None
-            record.facts |= train_candidate(settings, Path(features.path), *outputs, curves_to)
+            record.facts |= train_candidate(settings, Path(features.path), *outputs, curves_to, run.get("state", ""))
         return namedtuple("Outputs", "digest")(record.output("candidate", candidate.path))
