@@ -16,10 +16,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.evaluate.settings import EvaluationSettings
+from components.fine_tune.settings import TrainJobSettings
 from components.gate.settings import GateSettings, missing_axes
 from components.snapshot_data.settings import DataSettings
 from components.validate_data.settings import ValidationSettings
+from lineage.digests import LineageError
 from lineage.embedded import LineageSettings
+from lineage.places import HUB, local
 from lineage.registry import RegistrySettings
 from training.settings import TrainingSettings
 
@@ -29,8 +32,13 @@ PLACES = (
     ("validation", "tokenizer"),
     ("training", "base_model"),
     ("training", "teacher"),
+    ("training", "structure_model"),
     ("evaluation", "evaluation_set"),
 )
+
+
+MODELS = [place for place in PLACES if place[0] == "training"]
+"""Those that may also lie on the Hugging Face Hub."""
 
 
 class ConfigurationError(Exception):
@@ -49,6 +57,8 @@ class Configuration(BaseModel):
     gate: GateSettings
     registry: RegistrySettings
     lineage: LineageSettings = LineageSettings()
+    trainjob: TrainJobSettings | None = None
+    """Train on a cluster; None: where the step runs."""
 
     def arguments(self) -> dict[str, Any]:
         """One JSON object a section: the parameters of the pipeline, which cannot hold nulls."""
@@ -58,8 +68,8 @@ class Configuration(BaseModel):
         """(key, place) of everything the run reads: local paths or URIs."""
         sections = self.model_dump(mode="json")
         for section, key in PLACES:
-            if sections[section][key] is not None:
-                yield f"{section}.{key}", sections[section][key]
+            if (place := sections[section].get(key)) is not None:
+                yield f"{section}.{key}", place
         for index, scorer in enumerate(self.evaluation.scorers):
             yield f"evaluation.scorers[{index}].weights", scorer.weights
 
@@ -115,8 +125,17 @@ def _resolve_places(content: dict[str, Any], folder: Path) -> None:
         if isinstance(section, dict) and isinstance(section.get(key), str) and is_local(section[key]):
             section[key] = str((folder / section[key]).resolve())
 
+    def fetch(section: Any, key: str) -> None:
+        if isinstance(section, dict) and str(section.get(key)).startswith(HUB):
+            try:
+                section[key] = str(local(section[key]))
+            except LineageError as error:
+                raise ConfigurationError(f"training.{key}: {error}") from error
+
     for section, key in PLACES:
         resolve(content.get(section), key)
+    for section, key in MODELS:
+        fetch(content.get(section), key)
     evaluation = content.get("evaluation")
     for scorer in evaluation.get("scorers") or () if isinstance(evaluation, dict) else ():
         resolve(scorer, "weights")

@@ -16,8 +16,11 @@ A reader's way through this room:
     draws.py         data order, noise, timesteps, dropout: keyed by (seed, epoch, sample)
     supervision.py   tap, projector, losses, schedule
     model.py         backbone and projector as one module, and the loss of one batch
-    loop.py          the training loop under accelerate and DeepSpeed; shadow.py is its moving average
-    fine_tune.py     what each process runs; launch.py starts them (processes.py ends them)
+    loop.py          the training loop under accelerate and DeepSpeed (deepspeed_config.py)
+    shards.py        its master weights, optimizer state and moving average, whatever ZeRO shards
+    saving.py        what is due between two steps: checkpoints.py, samples.py, stopping.py
+    meter.py         its losses, and the watch for a run that goes wrong; probe.py compares two gradients
+    fine_tune.py     what each process runs; launch.py starts them (job.py: what they tell each other; processes.py)
     export.py        the candidate: a plain SD3 bundle
     curves.py        loss curves: JSON lines and a picture; watching.py shows them while they grow
 

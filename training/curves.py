@@ -39,6 +39,11 @@ class CurvePoint(BaseModel):
     """Of the last step."""
     gradient_norm: float
     """L2 norm over all parameters before clipping, of the last step."""
+    gradient_cosine: float | None = None
+    """Cosine of the gradients of supervision and velocity loss at the tapped stream, in the last step; None where the
+    supervision does not reach it."""
+    gradient_ratio: float | None = None
+    """Length of the former gradient over that of the latter."""
     samples_per_second: float
     """Images trained on in a second, over all processes."""
 

@@ -27,8 +27,9 @@ from training.features import CORPUS, Features
 from training.features_info import FeaturesInfo, needed_parts, structure_of, write_info
 from training.frozen import BATCH, Frozen, Tensors, fitted, join_conditioning, pictures_at_once
 from training.phrases import Phrasebook
-from training.settings import TrainingSettings
+from training.settings import Part, TrainingSettings
 from training.shelf import Shelf
+from training.structure import check_grid
 
 SHARD_ROWS = 1024
 SHARD_BYTES = 256 * 2**20
@@ -87,19 +88,20 @@ class _Encoding:
         self.frozen, self.parts = Frozen(settings), needed_parts(settings)
         self.captions = list(dict.fromkeys(["", *corpus.captions]))
         self.strings = Phrasebook.of(self.captions).strings if "teacher" in self.parts else []
-        family = family_of(settings.base_model)
-        side = family.resolution
+        self.family = family_of(settings.base_model)
+        side = self.family.resolution
         sizes = corpus.sizes or [(side, side)] * len(corpus)
-        family.check_sizes(set(sizes))
+        self.family.check_sizes(set(sizes))
         self.order = sorted(range(len(corpus)), key=lambda row: sizes[row])
         self.sizes = [sizes[row] for row in self.order]
         self.layout = digest_json([[row, *size] for row, size in zip(self.order, self.sizes, strict=True)])
         self.structure = structure_of(settings)
         teacher = settings.teacher if "teacher" in self.parts else None
-        self.encoders = family.encoders_digest()
+        self.encoders = self.family.encoders_digest()
         self.teacher = digest_path(teacher) if teacher else None
 
     def run(self) -> FeaturesInfo:
+        self._check_grids()
         bytes_a_row = self._measure()
         self._check_room(bytes_a_row)
         rows = max(1, min(SHARD_ROWS, SHARD_BYTES // max(bytes_a_row.values(), default=1)))
@@ -113,7 +115,7 @@ class _Encoding:
         shelves |= {name: part.shelf for name, part in pictures.items()}
         return self._finish(shelves)
 
-    def _kept(self) -> list[str]:
+    def _kept(self) -> list[Part]:
         return [part for part in self.parts if part in self.settings.cached]
 
     def _key(self, part: str, rows: int) -> dict[str, Any]:
@@ -163,6 +165,16 @@ class _Encoding:
         if self.strings:
             measured["strings"] = _bytes(self.frozen.strings([""]))
         return measured
+
+    def _check_grids(self) -> None:
+        """Refuse a teacher or vision model that looks more finely than pictures have image tokens."""
+        finest = [self.frozen.teacher.grid] if "teacher" in self.parts else []
+        if "structure" in self.parts:
+            finest.append((self.frozen.structure_model.grid,) * 2)
+        factor = self.family.vae_factor
+        for width, height in set(self.sizes):
+            for patches in finest:
+                check_grid(self.family.grid(height // factor, width // factor), patches)
 
     def _check_room(self, bytes_a_row: dict[str, int]) -> None:
         counts = {"text": len(self.captions), "strings": len(self.strings)}
@@ -241,6 +253,7 @@ class _Encoding:
             truncated_captions=None,
             sizes=[(count, width, height) for width, height, count in self._size_runs()],
             corpus=digest_file(self.folder / CORPUS),
+            cached=tuple(self._kept()),
             parts={name: shelf.shards() for name, shelf in shelves.items()},
             alignment={},
         )

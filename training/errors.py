@@ -1,7 +1,21 @@
-"""The one exception of this room."""
+"""How training ends early: with an error, or because it was asked to."""
 
 from __future__ import annotations
+
+STOPPED = 75
+"""Exit status of training that was asked to stop and can be taken up again (sysexits.h: EX_TEMPFAIL)."""
 
 
 class TrainingError(Exception):
     """Training cannot go on; the message says what is wrong, where, and what to do."""
+
+
+class Stopped(SystemExit):
+    """Training was asked to stop and has saved where it is; leaves the process with status `STOPPED`."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(STOPPED)
+        self._message = message
+
+    def __str__(self) -> str:
+        return self._message

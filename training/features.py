@@ -35,7 +35,7 @@ from training.features_info import Shard, read_info
 from training.frozen import BATCH, Frozen, fitted, join_conditioning
 from training.phrases import Phrasebook
 from training.pictures import open_picture
-from training.settings import TrainingSettings
+from training.settings import Part, TrainingSettings
 from training.targets import Target, Targets
 
 CORPUS = "corpus.json"
@@ -192,8 +192,8 @@ class Features:
             return self._parts["structure"].gather("similarities", samples)
         return self.frozen.structure(self._images(samples))["similarities"]
 
-    def _cached(self, part: str) -> bool:
-        return part in self.settings.cached
+    def _cached(self, part: Part) -> bool:
+        return part in self.info.cached
 
     def _images(self, samples: Sequence[int]) -> list[Image.Image]:
         """The pictures of ``samples``, read once for all parts of a batch."""

@@ -68,6 +68,8 @@ class FeaturesInfo(_Facts):
     """Runs of samples of one size: (samples, width, height in pixels), in the order of the samples."""
     corpus: str
     """Digest of ``corpus.json``."""
+    cached: tuple[Part, ...]
+    """The parts that are read from here; others are computed while training."""
     parts: dict[str, list[Shard]]
     """The shards of each part that is cached, and of the teacher's ``strings`` and ``statistics``."""
     alignment: dict[str, float]
@@ -124,7 +126,8 @@ def check_features(settings: TrainingSettings, folder: Path, manifest: str | Non
     if asked is not None:
         _same(folder, "made with another vision model, or other depths or another grid of its patches (L_structure)",
               info.structure, asked)  # fmt: skip
-    lacking = [part for part in needed_parts(settings) if part in settings.cached and part not in info.parts]
+    # What is cached though it need not be is read all the same.
+    lacking = [part for part in needed_parts(settings) if part in settings.cached and part not in info.cached]
     if lacking:
         raise TrainingError(
             f"the features at {folder} lack {', '.join(lacking)}, which training.cached names; encode them again, or "

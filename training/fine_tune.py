@@ -1,7 +1,7 @@
 """What each training process runs: ``accelerate launch … -m training.fine_tune --job JOB``.
 
-`training.launch` writes the job folder and starts the processes; this is its other half. Points of the loss
-curves go to standard output as JSON behind `POINT`, an error goes to a file of the job folder.
+`training.launch` writes the job folder and starts the processes; this is its other half. SIGTERM asks a process to
+save and leave, where the job has a place for checkpoints.
 """
 
 from __future__ import annotations
@@ -14,15 +14,10 @@ import threading
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from training.settings import TrainingSettings
+from training.errors import STOPPED, Stopped, TrainingError
+from training.job import JOB, RESULT, Job
 
-if TYPE_CHECKING:
-    from training.curves import CurvePoint
-
-POINT = "@point "
-JOB, RESULT = "job.json", "result.json"
 TETHER = "TRIPTYCH_TRAINING_TETHER"
 """Set by the launcher: standard input is a pipe that closes when the launcher dies."""
 
@@ -36,14 +31,36 @@ def main() -> None:
         threading.Thread(target=_die_with_launcher, daemon=True).start()
     try:
         _run(folder)
+    except Stopped as stopped:
+        _leave(folder, stopped, STOPPED)
     except Exception as error:
-        rank = os.environ.get("RANK", "0")
-        text = "".join(traceback.format_exception(error))
-        failure = {"kind": type(error).__name__, "message": str(error), "traceback": text}
-        (folder / f"error-{rank}.json").write_text(json.dumps(failure), "utf-8")
-        print(text, file=sys.stderr, flush=True)
-        # Not an orderly exit: process groups wait for the other processes while they are taken down.
-        os._exit(1)
+        _leave(folder, without_memory(error) or error, 1)
+
+
+def _leave(folder: Path, error: BaseException, status: int) -> None:
+    """Tell the launcher why this process ends, and end it."""
+    text = "".join(traceback.format_exception(error))
+    failure = {"kind": type(error).__name__, "message": str(error), "traceback": text}
+    (folder / f"error-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(failure), "utf-8")
+    print(text, file=sys.stderr, flush=True)
+    # Not an orderly exit: process groups wait for the other processes while they are taken down.
+    os._exit(status)
+
+
+def without_memory(error: Exception) -> TrainingError | None:
+    """What to say where ``error`` means that memory ran out, on the device or in the host; None for another error."""
+    import torch
+
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+        return None
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    told = TrainingError(
+        f"out of memory: {reason}. In this order: raise gradient_accumulation (the same result), set "
+        "gradient_checkpointing, set zero_stage: 3, set offload: true, or lower batch_size; checkpoints are unharmed, "
+        "but those of other settings are not taken up"
+    )
+    told.__cause__ = error
+    return told
 
 
 def _die_with_launcher() -> None:
@@ -60,19 +77,7 @@ def _run(folder: Path) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from training.loop import train
 
-    job = json.loads((folder / JOB).read_text("utf-8"))
-    curves = Path(job["curves"])
-    main_process = os.environ.get("RANK", "0") == "0"
-
-    def report(point: CurvePoint) -> None:
-        if main_process:
-            line = point.model_dump_json()
-            with curves.open("a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
-            print(POINT + line, flush=True)
-
-    settings = TrainingSettings.model_validate(job["settings"])
-    result = train(settings, Path(job["features"]), Path(job["candidate"]), report)
+    result = train(Job.model_validate_json((folder / JOB).read_text("utf-8")))
     if result is not None:
         fields = asdict(result) | {"last": result.last.model_dump()}
         (folder / RESULT).write_text(json.dumps(fields), "utf-8")

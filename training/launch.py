@@ -1,9 +1,10 @@
 """Fine-tuning from outside: start the training processes, watch them, and give the candidate.
 
-    record = fine_tune(settings, features_dir, candidate_dir, curves_path)
+    record = fine_tune(settings, features_dir, candidate_dir, curves_path, checkpoints=folder)
 
-The processes run ``accelerate launch`` with DeepSpeed ZeRO-2 on a port of this machine's loopback interface.
-Whatever ends the call, none of them is left.
+The processes run ``accelerate launch`` with DeepSpeed on a port of this machine's loopback interface. Whatever ends
+the call, none of them is left. Where there is a folder for checkpoints, a call that was cut off is taken up by the
+next one with the same arguments.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import deque
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,21 +25,34 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from lineage.digests import digest_path
+from lineage.digests import code_digest, digest_path, packages_digest
+from training.checkpoints import RunIdentity
 from training.curves import CurvePoint
-from training.errors import TrainingError
+from training.deepspeed_config import deepspeed_config
+from training.errors import Stopped, TrainingError
+from training.families import family_of
 from training.features_info import check_features
-from training.fine_tune import JOB, POINT, RESULT, TETHER
-from training.processes import child, free_port, python_environment, termination_as_exit
+from training.fine_tune import TETHER
+from training.job import JOB, PICTURE, POINT, RESULT, Job
+from training.processes import ask_to_stop, child, python_environment, termination_as_exit
 from training.settings import TrainingSettings
+from training.topology import ALONE, Topology
 from training.watching import MlflowCurves, MlflowRun, Terminal
 
 RECORD = "training.json"
 LINES_KEPT = 40
+DRAWS = (
+    "order, noise, u ~ logit-normal(0, 1), dropout and latents by NumPy's Philox, keyed by (seed, epoch, sample); "
+    "sigma = shift u / (1 + (shift - 1) u)"
+)
 
 
 class TrainingRecord(BaseModel):
-    """What a fine-tuning run was and gave; written as ``training.json`` beside the candidate."""
+    """What a fine-tuning run was and gave; written as ``training.json`` beside the candidate.
+
+    Features, base model, settings, packages, code and thread count are all that decide the weights on one kind of
+    machine.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,17 +62,33 @@ class TrainingRecord(BaseModel):
     """Digest of the base model's folder."""
     features: str
     """Digest of the features folder."""
+    teacher: str | None
+    """Digest of the teacher's folder; None: no teacher was used."""
+    code: str
+    """Digest of the code of this room."""
+    packages: str
+    """Digest of the names and versions of everything installed."""
     settings: dict[str, Any]
     seed: int
+    draws: str
+    """What chance decides, by what, and by which keys."""
+    schedule: dict[str, Any]
+    """The base model's scheduler, from which the time shift of the noise schedule follows."""
     steps: int
     processes: int
     threads_per_process: int
+    deepspeed: dict[str, Any]
+    """DeepSpeed's configuration."""
     versions: dict[str, str]
     machine: str
+    target: dict[str, float]
+    """How decided the supervision's target is over the corpus (`training.targets.AlignmentReport`)."""
     final: CurvePoint
     """Last point of the loss curves."""
+    resumed_from: int
+    """Optimizer steps taken over from a checkpoint of a call before this one."""
     seconds: dict[str, float]
-    """Wall time of loading, training, export, and all of it with starting the processes."""
+    """Wall time of loading, training, export, and all of it with starting the processes; of this call alone."""
     peak_memory_bytes: list[int]
     """Largest resident memory of each process."""
     mlflow_error: str | None
@@ -70,6 +101,9 @@ def fine_tune(
     candidate_dir: Path,
     curves_path: Path,
     mlflow: MlflowRun | None = None,
+    checkpoints: Path | None = None,
+    topology: Topology = ALONE,
+    terminal: Terminal | None = None,
 ) -> TrainingRecord:
     """Fine-tune the base model on encoded features; write the candidate, its loss curves and its record.
 
@@ -80,34 +114,48 @@ def fine_tune(
             written beside it.
         curves_path: JSON lines, one `CurvePoint` each, appended while training runs.
         mlflow: a run that takes the loss curves too.
+        checkpoints: a folder of this run's own that outlives the call; None: no checkpoints.
+        topology: the machines that train, of which this is the first; each of the others has to call `join`.
+        terminal: where points and lines are shown; None: on standard output, for people.
 
     Raises:
         TrainingError: the inputs do not fit, or a training process failed.
+        Stopped: this process got SIGTERM; a checkpoint was saved and the next call goes on from it.
     """
-    check_features(settings, features_dir)
+    info = check_features(settings, features_dir)
     if candidate_dir.exists() and any(candidate_dir.iterdir()):
         raise TrainingError(f"{candidate_dir} is there already; a candidate is never overwritten: name another place")
     curves_path.parent.mkdir(parents=True, exist_ok=True)
     curves_path.write_text("", "utf-8")
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="triptych-training-") as job:
-        folder = Path(job)
-        _write_job(folder, settings, features_dir, candidate_dir, curves_path)
+    job = _job(settings, features_dir, candidate_dir, curves_path, checkpoints)
+    with tempfile.TemporaryDirectory(prefix="triptych-training-") as place:
+        folder = Path(place)
+        _write_job(folder, job, topology)
         curves = MlflowCurves(mlflow)
-        _run(folder, settings, curves)
+        curves.constants({f"target_{name}": value for name, value in info.alignment.items()})
+        _run(folder, job, curves, topology, terminal or Terminal(settings))
         result = json.loads((folder / RESULT).read_text("utf-8"))
     record = TrainingRecord(
         candidate=digest_path(candidate_dir),
-        base_model=digest_path(settings.base_model),
-        features=digest_path(features_dir),
+        base_model=job.identity.base_model,
+        features=job.identity.features,
+        teacher=info.teacher,
+        code=job.identity.code,
+        packages=packages_digest(),
         settings=settings.model_dump(mode="json"),
         seed=settings.seed,
+        draws=DRAWS,
+        schedule=family_of(settings.base_model).schedule,
         steps=settings.steps,
         processes=settings.processes,
         threads_per_process=result["threads"],
+        deepspeed=deepspeed_config(settings),
         versions={name: version(name) for name in ("torch", "diffusers", "accelerate", "deepspeed")},
-        machine=f"{platform.machine()}, {os.cpu_count()} CPUs",
+        machine=f"{platform.machine()}, {os.cpu_count()} CPUs, {result['device']}",
+        target=info.alignment,
         final=result["last"],
+        resumed_from=result["resumed_from"],
         seconds=result["seconds"] | {"all": time.perf_counter() - began},
         peak_memory_bytes=result["peak_memory_bytes"],
         mlflow_error=curves.error,
@@ -116,46 +164,57 @@ def fine_tune(
     return record
 
 
-def deepspeed_config(settings: TrainingSettings) -> dict[str, Any]:
-    """DeepSpeed's own configuration: ZeRO-2, the optimizer is ours."""
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": settings.batch_size // settings.processes,
-        "train_batch_size": settings.batch_size,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": settings.max_gradient_norm,
-        "zero_optimization": {"stage": 2, "overlap_comm": False, "reduce_bucket_size": 50_000_000},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 2**31,
-    }
-    if settings.precision != "fp32":
-        config[settings.precision] = {"enabled": True}
-    return config
-
-
-def _write_job(
-    folder: Path, settings: TrainingSettings, features_dir: Path, candidate_dir: Path, curves_path: Path
+def join(
+    settings: TrainingSettings, features_dir: Path, work: Path, topology: Topology, checkpoints: Path | None
 ) -> None:
+    """Run this machine's processes of a training whose first machine runs `fine_tune` with the same arguments.
+
+    Raises:
+        TrainingError: a training process failed.
+        Stopped: this process got SIGTERM, and a checkpoint was saved.
+    """
+    job = _job(settings, features_dir, work / "candidate", work / "curves.jsonl", checkpoints)
+    with tempfile.TemporaryDirectory(prefix="triptych-training-") as place:
+        _write_job(Path(place), job, topology)
+        _run(Path(place), job, MlflowCurves(None), topology, Terminal(settings))
+
+
+def _job(
+    settings: TrainingSettings, features_dir: Path, candidate_dir: Path, curves_path: Path, checkpoints: Path | None
+) -> Job:
+    return Job(
+        settings=settings,
+        features=features_dir.resolve(),
+        candidate=candidate_dir.resolve(),
+        curves=curves_path.resolve(),
+        identity=_identity(settings, features_dir),
+        checkpoints=checkpoints.resolve() if checkpoints else None,
+    )
+
+
+def _identity(settings: TrainingSettings, features_dir: Path) -> RunIdentity:
+    return RunIdentity(
+        processes=settings.processes,
+        settings=settings.deciding(),
+        features=digest_path(features_dir),
+        base_model=digest_path(settings.base_model),
+        code=code_digest("training"),
+    )
+
+
+def _write_job(folder: Path, job: Job, topology: Topology = ALONE) -> None:
     """The files that the processes read: the job, and the configurations of accelerate and DeepSpeed."""
-    job = {
-        "settings": settings.model_dump(mode="json"),
-        "features": str(features_dir.resolve()),
-        "candidate": str(candidate_dir.resolve()),
-        "curves": str(curves_path.resolve()),
-    }
-    (folder / JOB).write_text(json.dumps(job), "utf-8")
-    (folder / "deepspeed.json").write_text(json.dumps(deepspeed_config(settings)), "utf-8")
+    (folder / JOB).write_text(job.model_dump_json(), "utf-8")
+    (folder / "deepspeed.json").write_text(json.dumps(deepspeed_config(job.settings)), "utf-8")
     accelerate = {
         "compute_environment": "LOCAL_MACHINE",
         "distributed_type": "DEEPSPEED",
         "deepspeed_config": {
             "deepspeed_config_file": str(folder / "deepspeed.json"),
             "zero3_init_flag": False,
+            "deepspeed_multinode_launcher": "standard",
         },
-        "machine_rank": 0,
-        "num_machines": 1,
-        "num_processes": settings.processes,
-        "main_process_ip": "127.0.0.1",
-        "main_process_port": free_port(),
+        **topology.accelerate(job.settings.processes),
         "main_training_function": "main",
         # `use_cpu: true` would turn DeepSpeed off without a word.
         "use_cpu": False,
@@ -163,17 +222,19 @@ def _write_job(
     (folder / "accelerate.yaml").write_text(yaml.safe_dump(accelerate), "utf-8")
 
 
-def _run(folder: Path, settings: TrainingSettings, curves: MlflowCurves) -> None:
+def _run(folder: Path, job: Job, curves: MlflowCurves, topology: Topology, terminal: Terminal) -> None:
     """Start the processes and watch them to their end."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml")]
     command += ["-m", "training.fine_tune", "--job", str(folder)]
-    environment = python_environment(settings.threads_per_process) | {TETHER: "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = topology.environment(python_environment(job.settings.threads_per_process) | {TETHER: "1"})
     lines: deque[str] = deque(maxlen=LINES_KEPT)
-    with termination_as_exit(), child(command, environment) as process:
-        _watch(process, Terminal(settings), curves, lines)
-        status = process.wait()
-    if status != 0 or not (folder / RESULT).is_file():
-        raise TrainingError(_failure(folder, status, lines))
+    with child(command, environment) as process:
+        ask = partial(ask_to_stop, process.pid, "training.fine_tune") if job.checkpoints else None
+        with termination_as_exit(ask):
+            _watch(process, terminal, curves, lines)
+            status = process.wait()
+    if status != 0 or (topology.rank == 0 and not (folder / RESULT).is_file()):
+        raise _failure(folder, status, lines)
 
 
 def _watch(process: subprocess.Popen[str], terminal: Terminal, curves: MlflowCurves, lines: deque[str]) -> None:
@@ -185,17 +246,28 @@ def _watch(process: subprocess.Popen[str], terminal: Terminal, curves: MlflowCur
             point = CurvePoint.model_validate_json(line.removeprefix(POINT))
             terminal.point(point)
             curves.point(point)
+        elif line.startswith(PICTURE):
+            curves.picture(Path(line.removeprefix(PICTURE)))
         else:
             lines.append(line)
             terminal.line(line)
 
 
-def _failure(folder: Path, status: int, lines: deque[str]) -> str:
+def _failure(folder: Path, status: int, lines: deque[str]) -> TrainingError | Stopped:
     """The first process's own error where there is one, otherwise the last lines printed."""
-    for path in sorted(folder.glob("error-*.json"), key=lambda p: p.stat().st_mtime):
-        error = json.loads(path.read_text("utf-8"))
+    paths = sorted(folder.glob("error-*.json"), key=lambda p: p.stat().st_mtime)
+    errors = [json.loads(path.read_text("utf-8")) for path in paths]
+    # What one process says of itself comes before what the others say of losing it.
+    for error in sorted(errors, key=lambda e: e["kind"] not in (Stopped.__name__, TrainingError.__name__)):
+        if error["kind"] == Stopped.__name__:
+            return Stopped(error["message"])
         if error["kind"] == TrainingError.__name__:
-            return str(error["message"])
-        return f"training stopped with {error['kind']}: {error['message']}\n{error['traceback']}"
+            return TrainingError(error["message"])
+        return TrainingError(f"training stopped with {error['kind']}: {error['message']}\n{error['traceback']}")
     tail = "\n".join(lines)
-    return f"the training processes ended with status {status} and no candidate; their last lines:\n{tail}"
+    hint = ""
+    if "Signal 9" in tail or "-9" in tail:
+        hint = " (a process was killed with signal 9, as the kernel does when the host's memory is full)"
+    return TrainingError(
+        f"the training processes ended with status {status} and no candidate{hint}; last lines:\n{tail}"
+    )

@@ -6,22 +6,28 @@ import math
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from training.curves import CurvePoint
 from training.errors import TrainingError
 from training.export import export_candidate
 from training.families import family_of
 from training.features import Features
-from training.model import BACKBONE, Batches, Losses, SupervisedTransformer, move, parameter_groups
+from training.job import Job
+from training.meter import Meter
+from training.model import BACKBONE, Batch, Batches, SupervisedTransformer, move, parameter_groups, parts
+from training.probe import agreement
+from training.saving import Saving
 from training.settings import TrainingSettings
-from training.shadow import ShadowWeights
+from training.shards import Shards
+from training.stopping import StopRequest
 from training.supervision import Phase, schedule
 
 
@@ -37,6 +43,10 @@ class LoopResult:
     """Largest resident memory of each process."""
     threads: int
     """CPU threads that each process used."""
+    device: str
+    """What it was computed on."""
+    resumed_from: int
+    """Optimizer steps that were done already when this call took the run up."""
 
 
 def learning_rate(settings: TrainingSettings, step: int) -> float:
@@ -49,45 +59,100 @@ def learning_rate(settings: TrainingSettings, step: int) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def train(
-    settings: TrainingSettings, features_dir: Path, candidate: Path, report: Callable[[CurvePoint], None]
-) -> LoopResult | None:
-    """Train, and export the averaged weights to ``candidate``; the main process gives the result, others None.
+def train(job: Job) -> LoopResult | None:
+    """Train, and export the averaged weights to the candidate; the main process gives the result, others None.
 
     Raises:
-        TrainingError: the loss is not finite, the features or the base model do not fit.
+        TrainingError: the features or the base model do not fit, the loss is not finite or runs away, or a checkpoint
+            cannot be written or is not of this run.
+        Stopped: a process was asked to end; a checkpoint of the last finished step is there.
     """
     began = time.perf_counter()
+    settings = job.settings
     accelerator = _accelerator()
-    features = Features(features_dir, settings)
-    batches, engine, zero = _prepare(settings, features, accelerator)
-    shadow = ShadowWeights(zero, settings.ema_decay)
-    meter = Meter(accelerator, settings)
+    batches, engine = _prepare(job, accelerator)
+    trainer = Trainer(job, accelerator, engine)
+    first = trainer.saving.resume()
     trained_from, worked_from = time.perf_counter(), time.process_time()
-    for step in range(settings.steps):
+    for step, batch in _ahead(batches, first, settings.steps, accelerator.device):
         phase = schedule(settings.supervision, step, settings.steps)
-        for group in zero.param_groups:
-            group["lr"] = learning_rate(settings, step)
-        losses: Losses = engine(move(batches[step], accelerator.device), phase)
-        meter.add(step, losses)
-        accelerator.backward(losses.total)
-        if engine.was_step_applied():
-            shadow.update()
+        trainer.step(step, batch, phase)
         if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
-            report(meter.point(step, phase, engine.get_global_grad_norm()))
+            job.report(trainer.point(step, phase))
+        trainer.saving.after(step + 1)
     trained_to, worked_to = time.perf_counter(), time.process_time()
-    weights = shadow.gather(engine.module, BACKBONE)
+    weights = trainer.shards.gather(engine.module, BACKBONE, accelerator.is_main_process)
     memory = accelerator.gather(torch.tensor([_peak_memory()], device=accelerator.device))
     if not accelerator.is_main_process:
         return None
-    export_candidate(settings.base_model, weights, candidate, settings.adapter)
+    export_candidate(settings.base_model, weights, job.candidate, settings.adapter)
     seconds = {
         "loading": trained_from - began,
         "training": trained_to - trained_from,
         "training_cpu": worked_to - worked_from,
         "export": time.perf_counter() - trained_to,
     }
-    return LoopResult(meter.last, seconds, [int(m) for m in memory.tolist()], torch.get_num_threads())
+    peaks = [int(m) for m in memory.tolist()]
+    return LoopResult(trainer.last, seconds, peaks, torch.get_num_threads(), _device(), first)
+
+
+class Trainer:
+    """One optimizer step, and what is known about it."""
+
+    def __init__(self, job: Job, accelerator: Any, engine: Any) -> None:
+        self._settings, self._accelerator, self._engine = job.settings, accelerator, engine
+        self._stage = job.settings.stage
+        self._norm: Tensor | float | None = None
+        self.shards = Shards(engine, self._stage, job.settings.ema_decay)
+        self.meter = Meter(accelerator, job.settings, job.last_good)
+        stop = StopRequest(accelerator) if job.checkpoints else None
+        self.saving = Saving(job, accelerator, engine.module, self.shards, self.meter, stop)
+        self.last: CurvePoint
+
+    def step(self, step: int, batch: Batch, phase: Phase) -> None:
+        """Do the optimizer step ``step``, counted from 0."""
+        settings, engine = self._settings, self._engine
+        for group in engine.optimizer.param_groups:
+            group["lr"] = learning_rate(settings, step)
+        engine.module.probe.listening = (step + 1) % settings.log_every == 0 or step + 1 == settings.steps
+        self.shards.forget_gradients()
+        sums: dict[str, Tensor] = {}
+        for part in parts(batch, settings.gradient_accumulation):
+            losses = engine(part, phase)
+            engine.backward(losses.total)
+            for name, loss in vars(losses).items():
+                if loss is not None:
+                    sums[name] = sums.get(name, 0) + loss.detach() / settings.gradient_accumulation
+            self._clip_without_zero()
+            engine.step()
+        self.meter.add(step, sums)
+        if engine.was_step_applied():
+            self.shards.average()
+
+    def _clip_without_zero(self) -> None:
+        """DeepSpeed forgets the norm where it does not shard: clip here instead, when all gradients are in."""
+        if not self._stage and self._engine.is_gradient_accumulation_boundary():
+            self._norm = torch.nn.utils.clip_grad_norm_(
+                self._engine.module.parameters(), self._settings.max_gradient_norm
+            )
+
+    def point(self, step: int, phase: Phase) -> CurvePoint:
+        """The point of the curves after ``step``; all processes must call it."""
+        norm = self._engine.get_global_grad_norm() if self._stage else self._norm
+        figures: dict[str, float | None] = {"gradient_cosine": None, "gradient_ratio": None}
+        if phase.weight > 0 and not phase.detached:
+            sums = self._engine.module.probe.take()
+            if sums is not None:
+                together = self._accelerator.reduce(sums.float().to(self._accelerator.device), "sum").tolist()
+                figures["gradient_cosine"], figures["gradient_ratio"] = agreement(together)
+        self.last = self.meter.point(
+            step,
+            supervision_weight=phase.weight,
+            learning_rate=learning_rate(self._settings, step),
+            gradient_norm=float(norm) if norm is not None else math.nan,
+            **figures,
+        )
+        return self.last
 
 
 def _accelerator() -> Any:
@@ -106,13 +171,17 @@ def _accelerator() -> Any:
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu else [])
     if accelerator.state.deepspeed_plugin is None:
         raise TrainingError("DeepSpeed is not on; start training through training.launch, not by itself")
+    # Under ZeRO-3 transformers would shard whatever else is loaded, all processes together: one that draws has to
+    # load its text encoders alone.
+    unset_hf_deepspeed_config()
     if on_cpu:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     return accelerator
 
 
-def _prepare(settings: TrainingSettings, features: Features, accelerator: Any) -> tuple[Batches, Any, Any]:
-    """Batches, DeepSpeed engine and ZeRO optimizer."""
+def _prepare(job: Job, accelerator: Any) -> tuple[Batches, Any]:
+    """Batches and DeepSpeed engine."""
+    settings, features = job.settings, Features(job.features, job.settings)
     family = family_of(settings.base_model)
     batches = Batches(
         features=features,
@@ -122,65 +191,36 @@ def _prepare(settings: TrainingSettings, features: Features, accelerator: Any) -
         world=accelerator.num_processes,
     )
     model = SupervisedTransformer(family, features, settings)
+    if settings.compile:
+        for block in model.backbone.transformer_blocks:
+            block.forward = torch.compile(block.forward)  # not the block: the tap's hook stays outside
     groups = parameter_groups(model, settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
     engine, _ = accelerator.prepare(model, optimizer)
-    return batches, engine, engine.optimizer
+    if accelerator.num_processes == 1 and not settings.stage:
+        engine.enable_backward_allreduce = False  # it would copy all gradients to and fro for nobody
+    return batches, engine
 
 
-class Meter:
-    """Means of the losses between two points of the curves, over all processes."""
+def _ahead(batches: Batches, first: int, steps: int, device: torch.device) -> Iterator[tuple[int, Batch]]:
+    """Each step with its batch; beside a GPU the next one is made while this one is trained on."""
+    if device.type == "cpu":
+        yield from ((step, batches[step]) for step in range(first, steps))
+        return
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(batches.__getitem__, first)
+        for step in range(first, steps):
+            batch = coming.result()
+            if step + 1 < steps:
+                coming = pool.submit(batches.__getitem__, step + 1)
+            yield step, move(batch, device)
 
-    def __init__(self, accelerator: Any, settings: TrainingSettings) -> None:
-        self._accelerator = accelerator
-        self._settings = settings
-        self._since = time.perf_counter()
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
-        self.last: CurvePoint
 
-    def add(self, step: int, losses: Losses) -> None:
-        """Take in the losses of ``step``, counted from 0.
-
-        Raises:
-            TrainingError: the loss is not finite.
-        """
-        for name, loss in vars(losses).items():
-            if loss is None:
-                continue
-            value = loss.item()
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"the {name} loss is {value} at step {step + 1} of {self._settings.steps}; nothing is exported: "
-                    "lower learning_rate or raise warmup_steps, and check the features for values that are not finite"
-                )
-            self._sums[name] = self._sums.get(name, 0.0) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
-
-    def point(self, step: int, phase: Phase, gradient_norm: Tensor | float) -> CurvePoint:
-        """The point after ``step``, and begin the next one. All processes must call it."""
-        names = sorted(self._sums)
-        local = torch.tensor([self._sums[n] / self._counts[n] for n in names], dtype=torch.float32)
-        means = self._accelerator.reduce(local.to(self._accelerator.device), "mean").tolist()
-        losses = dict(zip(names, means, strict=True))
-        now = time.perf_counter()
-        samples = self._counts["total"] * self._settings.batch_size
-        self.last = CurvePoint(
-            step=step + 1,
-            loss=losses["total"],
-            loss_flow=losses["flow"],
-            loss_local=losses.get("local"),
-            loss_global=losses.get("caption"),
-            loss_structure=losses.get("structure"),
-            target_entropy=losses.get("entropy"),
-            target_variance=losses.get("variance"),
-            supervision_weight=phase.weight,
-            learning_rate=learning_rate(self._settings, step),
-            gradient_norm=float(gradient_norm),
-            samples_per_second=samples / (now - self._since),
-        )
-        self._since, self._sums, self._counts = now, {}, {}
-        return self.last
+def _device() -> str:
+    """The kind of device: kernels, and so the last bits, depend on it."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"CPU kernels for {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _peak_memory() -> int:

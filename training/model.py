@@ -18,6 +18,7 @@ from training.draws import draw_null_tokens, draw_sample, is_dropped
 from training.families.family import Family
 from training.features import Features
 from training.lora import add_adapter
+from training.probe import GradientProbe
 from training.settings import TrainingSettings
 from training.structure import StructureHeads, check_grid, layers_at, pool_tokens
 from training.supervision import (
@@ -82,6 +83,7 @@ class SupervisedTransformer(nn.Module):
             add_adapter(self.backbone, settings.lora, settings.seed)
         self.guidance = settings.guidance
         self.projector: Projector | None = None
+        self.probe = GradientProbe()
         self.structure_heads: StructureHeads | None = None
         self.supervision = settings.supervision
         config = self.backbone.config
@@ -121,7 +123,7 @@ class SupervisedTransformer(nn.Module):
         grid = self.family.grid(*batch.noisy.shape[-2:])
         total, local, caption, structure = flow, None, None, None
         if phase.weight > 0 and (settings.local_weight or settings.global_weight):
-            projected = self.projector(pool_tokens(_stream(self._tap, phase), grid, self._grid))
+            projected = self.projector(pool_tokens(self.probe.branch(_stream(self._tap, phase)), grid, self._grid))
             if settings.local_weight:
                 local = (local_losses(projected, target.local) * batch.shares).sum()
                 total = total + phase.weight * settings.local_weight * local
@@ -195,6 +197,22 @@ class Batches:
         kept = len(everyone_dropped) - (sum(everyone_dropped) if masked else 0)
         weight = self.world / max(kept, 1)
         return torch.tensor([0.0 if masked and drop else weight for drop in dropped])
+
+
+def parts(batch: Batch, count: int) -> list[Batch]:
+    """``batch`` cut into ``count`` equal parts whose mean loss is the batch's."""
+    if count == 1:
+        return [batch]
+
+    def cut(value: Any, number: int) -> Any:
+        if isinstance(value, Target):
+            return Target(**{name: t.chunk(count)[number] for name, t in vars(value).items()})
+        if isinstance(value, dict):
+            return {name: t.chunk(count)[number] for name, t in value.items()}
+        return None if value is None else value.chunk(count)[number]
+
+    whole = vars(batch) | {"shares": batch.shares * count}
+    return [Batch(**{name: cut(value, number) for name, value in whole.items()}) for number in range(count)]
 
 
 def move(batch: Batch, device: torch.device) -> Batch:

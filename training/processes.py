@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -68,20 +68,36 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 @contextlib.contextmanager
-def termination_as_exit() -> Iterator[None]:
-    """Within the block SIGTERM raises SystemExit, so that clean-up runs as it does for Ctrl-C."""
+def termination_as_exit(ask: Callable[[], None] | None = None) -> Iterator[None]:
+    """Within the block SIGTERM raises SystemExit, so that clean-up runs as it does for Ctrl-C.
+
+    With ``ask`` the first SIGTERM calls that instead, and the block goes on; the second raises.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    asks = [ask] if ask else []
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        if asks:
+            asks.pop()()
+        else:
+            raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def ask_to_stop(pid: int, module: str) -> None:
+    """Send SIGTERM to those descendants of ``pid`` that run ``module``, and to none between."""
+    for process in _family(pid)[1:]:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            command = process.cmdline()
+            if module in command and "accelerate.commands.launch" not in command:
+                process.terminate()
 
 
 def free_port() -> int:

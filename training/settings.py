@@ -98,6 +98,29 @@ class SupervisionSettings(_Section):
         return self
 
 
+class SampleSettings(_Section):
+    """Pictures drawn with the averaged weights while training runs: always the same prompts and seeds."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between two grids; 0: none."""
+    prompts: tuple[str, ...] = ()
+    """One picture each."""
+    steps: int = Field(default=20, ge=1)
+    """Denoising steps."""
+    guidance: float = Field(default=4.0, ge=0)
+    """Guidance scale."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the first prompt's noise; the next prompt has the next one."""
+
+    @model_validator(mode="after")
+    def _has_prompts(self) -> Self:
+        if self.every and not self.prompts:
+            raise ValueError(
+                f"samples.every is {self.every} and samples.prompts is empty; name prompts or set every: 0"
+            )
+        return self
+
+
 class LoraSettings(_Section):
     """The adapter that ``method: lora`` trains instead of the MM-DiT's own weights."""
 
@@ -151,6 +174,15 @@ class TrainingSettings(_Section):
     """Gradients are scaled down to this global L2 norm where it is exceeded."""
     processes: int = Field(default=2, ge=1)
     """Training processes on this machine, one an accelerator, or sharing the CPU."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    """Parts in which each process works through its share of a batch; more parts need less memory for activations."""
+    zero_stage: int = Field(default=2, ge=0, le=3)
+    """What DeepSpeed shards over the processes. 2: gradients, master weights and optimizer state; 3: the weights too,
+    slower; 0: nothing (fp32 only)."""
+    offload: bool = False
+    """Keep master weights, optimizer state and their average in the host's memory, with zero_stage 3 weights too."""
+    compile: bool = False
+    """Compile the joint blocks: faster steps after a minute or more of compiling, which needs a C++ compiler."""
     threads_per_process: int = Field(default=1, ge=1)
     """CPU threads of each process; more of them in all than cores slows training down many times."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -173,7 +205,25 @@ class TrainingSettings(_Section):
     """Most decay of the moving average of the weights, a step; the average is what is exported."""
     log_every: int = Field(default=10, ge=1)
     """Steps between two points of the loss curves, each the mean over the steps since the last."""
+    divergence_factor: float = Field(default=10.0, gt=1)
+    """Training stops where the velocity loss of a step exceeds this many times its running median."""
+    checkpoint_every: int = Field(default=500, ge=0)
+    """Steps between two checkpoints, kept where the run has a place for them; 0: only when asked to stop."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints that are kept."""
+    samples: SampleSettings = SampleSettings()
     supervision: SupervisionSettings = SupervisionSettings()
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage that is used: one fp32 process has nothing to shard and nothing to keep apart."""
+        alone = self.processes == 1 and self.precision == "fp32" and not self.offload
+        return 0 if alone and self.zero_stage == 2 else self.zero_stage
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the trained weights: a checkpoint fits only a run with the same ones."""
+        watching = {"log_every", "divergence_factor", "checkpoint_every", "keep_checkpoints", "samples"}
+        return self.model_dump(mode="json", exclude=watching)
 
     @property
     def adapter(self) -> LoraSettings | None:
@@ -186,9 +236,28 @@ class TrainingSettings(_Section):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of processes {self.processes}; change either"
             )
+        if self.batch_size // self.processes % self.gradient_accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} over {self.processes} processes cannot be cut into "
+                f"{self.gradient_accumulation} equal parts (gradient_accumulation); change either"
+            )
+        self._check_sharding()
         low, high = self.null_tokens
         if not 0 <= low <= high:
             raise ValueError(f"null_tokens {self.null_tokens} is not a range; give [fewest, most], both >= 0")
         if self.supervision.enabled and self.teacher is None:
             raise ValueError("supervision is enabled and teacher is missing; name its folder or disable supervision")
         return self
+
+    def _check_sharding(self) -> None:
+        if self.zero_stage == 1:
+            raise ValueError("zero_stage 1 is not offered; 2 shards more at the same speed")
+        if self.zero_stage == 0 and (self.precision != "fp32" or self.offload):
+            raise ValueError(
+                "zero_stage 0 keeps no master weights apart from the model's: it takes fp32 without offload; "
+                "choose zero_stage 2"
+            )
+        if self.zero_stage == 3 and self.compile:
+            raise ValueError(
+                "compile cannot follow zero_stage 3, which moves weights while a block runs; choose either"
+            )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lineage.progress import report
@@ -32,6 +34,8 @@ class Terminal:
         figures = f"loss {point.loss:.4f}, velocity {point.loss_flow:.4f}"
         if point.loss_local is not None:
             figures += f", patches {point.loss_local:.3f}"
+        if point.gradient_cosine is not None:
+            figures += f", pulls at cosine {point.gradient_cosine:.2f}"
         figures += f", {point.samples_per_second:.1f} images/s"
         report("fine-tuning", point.step, self._steps, elapsed, figures)
 
@@ -44,7 +48,7 @@ class MlflowCurves:
     """Sends points to an MLflow run; a server that is away costs the live curves, not the training."""
 
     def __init__(self, run: MlflowRun | None) -> None:
-        self._run = run
+        self._run_id = run.run_id if run else ""
         self._client: Any = None
         self.error: str | None = None
         """The first failure to reach MLflow; no further points are sent after it."""
@@ -55,15 +59,31 @@ class MlflowCurves:
 
     def point(self, point: CurvePoint) -> None:
         """Log a point's numbers under ``training/``."""
-        if self._run is None or self.error:
+        self._send(lambda: self._client.log_batch(self._run_id, metrics=_metrics(point.metrics(), point.step)))
+
+    def constants(self, figures: Mapping[str, float]) -> None:
+        """Log what is known before the first step."""
+        if figures:
+            self._send(lambda: self._client.log_batch(self._run_id, metrics=_metrics(figures, 0)))
+
+    def picture(self, path: Path) -> None:
+        """Keep a picture with the run's artifacts, under ``samples``."""
+        self._send(lambda: self._client.log_artifact(self._run_id, str(path), "samples"))
+
+    def _send(self, call: Callable[[], None]) -> None:
+        if self._client is None or self.error:
             return
-        from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException
 
-        now = int(time.time() * 1000)
-        metrics = [Metric(f"training/{name}", value, now, point.step) for name, value in point.metrics().items()]
         try:
-            self._client.log_batch(self._run.run_id, metrics=metrics)
+            call()
         except (MlflowException, OSError) as error:
             self.error = f"{type(error).__name__}: {error}"
             print(f"the loss curves no longer reach MLflow, training goes on: {self.error}", file=sys.stderr)
+
+
+def _metrics(figures: Mapping[str, float], step: int) -> list[Any]:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    return [Metric(f"training/{name}", value, now, step) for name, value in figures.items()]

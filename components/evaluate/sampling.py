@@ -24,6 +24,7 @@ from PIL import Image
 from components.evaluate.evaluation_set import EvaluationError, EvaluationSet, Prompt
 from lineage.digests import code_digest, digest_file, digest_json, digest_path, packages_digest
 from lineage.progress import track
+from training.families import sampling_arguments
 
 DTYPE = "float32"
 
@@ -162,7 +163,7 @@ def _draw_batch(
         prompt=[prompt.text for prompt, _ in batch],
         generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in batch],
         output_type="np",
-        **evaluation_set.description.sampling.model_dump(),
+        **sampling_arguments(pipeline, evaluation_set.description.sampling.model_dump(), len(batch)),
     ).images
     listed = {}
     for (prompt, seed), pixels in zip(batch, drawn, strict=True):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+from components.fine_tune.settings import TrainJobSettings
+from components.fine_tune.trainjob import train_on_cluster
+from lineage.digests import PREFIX, code_digest, digest_json, digest_path
 from lineage.registry import fetch_weights
 from training.curves import draw_curves, read_points
 from training.launch import RECORD, fine_tune
@@ -15,18 +19,47 @@ from training.watching import MlflowRun
 
 def train_candidate(
     settings: TrainingSettings,
+    trainjob: TrainJobSettings | None,
+    run: str,
     features: Path,
     candidate: Path,
     curves: Path,
     training_record: Path,
     mlflow: MlflowRun | None,
+    state: str,
 ) -> dict[str, Any]:
-    """Fine-tune; write the candidate, a page with its loss curves, and its training record. Gives the record."""
+    """Fine-tune here, or on a cluster where ``trainjob`` says so.
+
+    Writes the candidate, a page with its loss curves, and its training record. Gives the record.
+
+    Args:
+        run: the run's id.
+        state: a folder that outlives this step, where the same training that was cut off is taken up; empty: none.
+            A job on a cluster keeps its checkpoints with itself.
+    """
     points = curves.with_name(f"{curves.name}.jsonl")
-    record = fine_tune(settings, features, candidate, points, mlflow)
+    checkpoints = None
+    if trainjob is not None:
+        record = train_on_cluster(trainjob, run, settings, features, candidate, points, mlflow)
+    else:
+        checkpoints = Path(state) / "fine-tune" / _key(settings, features) if state else None
+        record = fine_tune(settings, features, candidate, points, mlflow, checkpoints)
     curves.write_text(draw_curves(read_points(points), "Fine-tuning"), "utf-8")
     training_record.write_bytes(candidate.with_name(RECORD).read_bytes())
+    if checkpoints:
+        shutil.rmtree(checkpoints, ignore_errors=True)  # what they were kept for is there
     return record.model_dump(mode="json")
+
+
+def _key(settings: TrainingSettings, features: Path) -> str:
+    """A folder name for all attempts at the same training, and for no other."""
+    decides = {
+        "settings": settings.deciding(),
+        "features": digest_path(features),
+        "base_model": digest_path(settings.base_model),
+        "code": code_digest("training"),
+    }
+    return digest_json(decides).removeprefix(PREFIX)[:16]
 
 
 def fetch_candidate(

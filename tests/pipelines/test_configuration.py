@@ -52,6 +52,17 @@ def test_relative_places_are_resolved_against_the_file(tmp_path: Path, content: 
     }
 
 
+def test_a_model_on_the_hub_must_name_its_commit(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["training"]["teacher"] = "hf://owner/name@main"
+    with pytest.raises(ConfigurationError, match=r"training\.teacher: hf://owner/name@main names no commit"):
+        read_configuration(write(tmp_path, content))
+
+
+def test_plain_fine_tuning_names_no_teacher(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["training"] = {"base_model": "base", "supervision": {"enabled": False}}
+    assert "training.teacher" not in dict(read_configuration(write(tmp_path, content)).places())
+
+
 def test_a_file_may_build_on_another(tmp_path: Path, content: dict[str, Any]) -> None:
     write(tmp_path, content)
     (tmp_path / "inner").mkdir()
@@ -113,3 +124,13 @@ def test_the_command_line_refuses_a_bad_request_with_status_2(tmp_path: Path, co
 def test_the_shuffled_run_differs_in_its_data_alone() -> None:
     shuffled = yaml.safe_load(AVATARS.with_name("shuffled-captions.yaml").read_text())
     assert shuffled == {"extends": AVATARS.name, "data": {"source": "data/shuffled"}}
+
+
+def test_training_on_a_cluster_is_a_section_that_may_be_left_out(tmp_path: Path, content: dict[str, Any]) -> None:
+    assert "trainjob" not in read_configuration(write(tmp_path, content)).arguments()
+    content["trainjob"] = {"storage": "/shared", "image": "any", "resources": {"gpu": 4}}
+    read = read_configuration(write(tmp_path, content))
+    assert read.arguments()["trainjob"]["resources"] == {"gpu": "4"}
+    content["trainjob"]["node"] = 2
+    with pytest.raises(ConfigurationError, match=r"unknown key trainjob\.node; did you mean 'nodes'"):
+        read_configuration(write(tmp_path, content))

@@ -19,9 +19,13 @@ from safetensors.torch import load_file, save_file
 from lineage.digests import digest_file
 from tests.training.conftest import World
 from tests.training.tiny import save_bundle, save_teacher
-from training.errors import TrainingError
+from training.checkpoints import newest_whole, read_manifest
+from training.curves import read_points
+from training.errors import STOPPED, TrainingError
 from training.features_info import read_info, write_info
-from training.launch import fine_tune
+from training.fine_tune import without_memory
+from training.launch import _identity, fine_tune
+from training.meter import Meter
 
 LAUNCH = """
 import sys
@@ -29,7 +33,7 @@ from pathlib import Path
 from training.launch import fine_tune
 from training.settings import TrainingSettings
 settings = TrainingSettings.model_validate_json(sys.argv[1])
-fine_tune(settings, Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
+fine_tune(settings, *map(Path, sys.argv[2:5]), checkpoints=Path(sys.argv[5]))
 """
 
 
@@ -44,16 +48,18 @@ def test_a_loss_that_is_not_finite_stops_training_at_its_step(world: World, tmp_
         update={"digest": digest_file(features / "latents-00000.safetensors")}
     )
     write_info(features, info.model_copy(update={"parts": info.parts | {"latents": [poisoned]}}))
-    with pytest.raises(TrainingError, match=r"the total loss is nan at step 1 of 5; nothing is exported"):
+    with pytest.raises(TrainingError, match=r"the total loss is nan at step 1 of 5; nothing is exported, there is no"):
         fine_tune(world.settings(), features, tmp_path / "candidate", tmp_path / "curves.jsonl")
     assert not (tmp_path / "candidate").exists()
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_launcher_leaves_no_process(world: World, tmp_path: Path, how: signal.Signals) -> None:
-    settings = world.settings(steps=100_000, log_every=1)
-    candidate, curves = tmp_path / "candidate", tmp_path / "curves.jsonl"
-    arguments = [settings.model_dump_json(), str(world.features), str(candidate), str(curves)]
+def test_a_launcher_that_is_ended_leaves_no_process_and_saves_where_it_was_asked(
+    world: World, tmp_path: Path, how: signal.Signals
+) -> None:
+    settings = world.settings(steps=100_000, log_every=1, checkpoint_every=0)
+    candidate, curves, kept = tmp_path / "candidate", tmp_path / "curves.jsonl", tmp_path / "kept"
+    arguments = [settings.model_dump_json(), str(world.features), str(candidate), str(curves), str(kept)]
     launcher = subprocess.Popen([sys.executable, "-c", LAUNCH, *arguments], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not (curves.exists() and curves.read_text()):
@@ -62,10 +68,13 @@ def test_a_killed_launcher_leaves_no_process(world: World, tmp_path: Path, how: 
     family = psutil.Process(launcher.pid).children(recursive=True)
     assert len([p for p in family if "training.fine_tune" in " ".join(p.cmdline())]) >= 2
     os.kill(launcher.pid, how)
-    assert launcher.wait(timeout=60) != 0
+    assert launcher.wait(timeout=60) == (STOPPED if how == signal.SIGTERM else -how)
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
     assert not candidate.exists()
+    if how == signal.SIGTERM:
+        found, _ = newest_whole(kept, _identity(settings, world.features))
+        assert found and len(read_points(curves)) == read_manifest(found).step
 
 
 def test_features_of_another_base_model_are_refused(world: World, tmp_path: Path) -> None:
@@ -96,3 +105,28 @@ def test_a_process_that_fails_is_reported_with_its_own_error(world: World, tmp_p
     settings = world.settings(supervision=world.settings().supervision.model_copy(update={"tap": 7}))
     with pytest.raises(TrainingError, match="joint blocks 0 to 2"):
         fine_tune(settings, world.features, tmp_path / "candidate", tmp_path / "curves.jsonl")
+
+
+def test_a_loss_that_runs_away_stops_training_at_its_step(world: World) -> None:
+    from accelerate import Accelerator
+
+    meter = Meter(Accelerator(cpu=True), world.settings(steps=50), lambda: "the last good checkpoint is C")
+    for step in range(30):
+        meter.add(step, {"total": torch.tensor(1.0), "flow": torch.tensor(1 + step % 3)})
+    meter.settle()
+    meter.add(30, {"total": torch.tensor(1.0), "flow": torch.tensor(19.0)})
+    meter.settle()
+    meter.add(31, {"total": torch.tensor(1.0), "flow": torch.tensor(2.0)})
+    meter.add(32, {"total": torch.tensor(1.0), "flow": torch.tensor(21.0)})
+    with pytest.raises(TrainingError, match=r"21, more than 10 times .* at step 33 of 50; .* good checkpoint is C"):
+        meter.settle()
+
+
+def test_memory_that_runs_out_is_answered_with_the_settings_that_help() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 50)
+    told = without_memory(raised.value)
+    assert told and "out of memory" in str(told)
+    for setting in ("gradient_accumulation", "gradient_checkpointing", "zero_stage: 3", "offload", "batch_size"):
+        assert setting in str(told)
+    assert without_memory(RuntimeError("something else")) is None

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from components.encode_features.pictures import encode_pictures
+from examples.avatars.portraits import CORE, VALUES, Portrait
 from tests.training.conftest import World
 from tests.training.tiny import save_teacher
+from training.draws import partners
 from training.errors import TrainingError
 from training.families import family_of
 from training.features import Features
@@ -27,7 +32,7 @@ from training.supervision import (
     local_losses,
     schedule,
 )
-from training.targets import align, centred
+from training.targets import Target, align, centred
 from training.teacher import Teacher
 
 AVATARS = Path(__file__).parents[2] / "examples" / "avatars"
@@ -143,10 +148,90 @@ def test_the_target_is_the_phrase_that_the_patch_shows() -> None:
     assert torch.allclose(target, phrases[[2, 0]], atol=1e-6)
 
 
-@pytest.mark.skipif(not (AVATARS / "models" / "teacher" / "config.json").is_file(), reason="avatars has no teacher")
-def test_a_matched_caption_has_a_lower_local_loss_than_a_shuffled_one() -> None:
-    from examples.avatars.portraits import CORE, VALUES, Portrait
+def _targets(world: World, **changes: object) -> list[Target]:
+    settings = world.settings(supervision=SupervisionSettings(**changes))  # type: ignore[arg-type]
+    features = Features(world.features, settings)
+    target = features.batch(range(24), [False] * 24).target
+    assert target is not None
+    return [target]
 
+
+def test_the_vision_target_is_the_patches_themselves_with_no_text_in_it(world: World) -> None:
+    (target,) = _targets(world, target="vision")
+    teacher = Teacher(world.teacher)
+    pictures = [Image.open(world.root / "pictures" / f"{number:04d}.png") for number in range(24)]
+    patches = teacher.patch_features(teacher.prepare(pictures))
+    assert torch.allclose(target.local, centred(patches, patches.mean(dim=(0, 1))), atol=2e-2), "kept in fp16"
+    assert torch.allclose(target.caption.norm(dim=-1), torch.ones(24), atol=1e-5)
+    assert (target.entropy == 0).all() and (target.variance > 0).all()
+
+
+def test_shuffled_text_gives_every_sample_the_text_of_another_and_leaves_the_conditioning(world: World) -> None:
+    settings = world.settings(supervision=SupervisionSettings(target="shuffled-text"))
+    right, wrong = Features(world.features, world.settings()), Features(world.features, settings)
+    one, other = right.batch(range(24), [False] * 24), wrong.batch(range(24), [False] * 24)
+    assert all(torch.equal(one.conditioning[name], other.conditioning[name]) for name in one.conditioning)
+    assert one.target is not None and other.target is not None
+    assert torch.equal(other.target.caption, one.target.caption[torch.from_numpy(partners(settings.seed, 24))])
+    assert sorted(partners(3, 10).tolist()) == list(range(10)) and not (partners(3, 10) == range(10)).any()
+
+
+def test_granularity_decides_what_the_patches_are_aligned_with(world: World) -> None:
+    (phrases,), (caption,) = _targets(world, granularity="phrase"), _targets(world, granularity="caption")
+    assert not torch.allclose(phrases.local, caption.local)
+    assert torch.equal(phrases.caption, caption.caption)
+    assert (phrases.entropy > caption.entropy).all(), "more parts to decide between"
+    book = Phrasebook.of(["", "a face with glasses, red shirt"])
+    parts = book.rows(["a face with glasses, red shirt"], ["phrase", "clause"])[0]
+    assert [book.strings[row] for row in parts] == ["", "a face", "with glasses", "red shirt", "a face with glasses"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [({"local_weight": 0}, "local"), ({"global_weight": 0}, "caption"), ({"structure_weight": 0}, "structure")],
+)
+def test_every_term_can_be_left_out(world: World, changes: dict[str, float], missing: str) -> None:
+    settings = world.settings(processes=1, caption_dropout=0.0, supervision=SupervisionSettings(**changes))  # type: ignore[arg-type]
+    features, family = Features(world.features, settings), family_of(world.base)
+    model = SupervisedTransformer(family, features, settings)
+    batch = Batches(features, settings, family, rank=0, world=1)[0]
+    losses = model(batch, schedule(settings.supervision, 0, 10))
+    terms = {"local": (0.5, losses.local), "caption": (0.25, losses.caption), "structure": (0.1, losses.structure)}
+    assert [name for name, (_, loss) in terms.items() if loss is None] == [missing]
+    whole = losses.flow + sum(weight * loss for weight, loss in terms.values() if loss is not None)
+    assert torch.allclose(losses.total, whole) and losses.entropy is not None and losses.entropy > 0
+
+
+def test_without_decay_the_weight_stays() -> None:
+    phases = [schedule(SupervisionSettings(decay=False), step, 100) for step in range(100)]
+    assert all(phase == Phase(0.5, detached=False, structure=0.1) for phase in phases[10:])
+
+
+def test_a_teacher_with_a_finer_grid_than_the_image_tokens_is_refused(world: World, tmp_path: Path) -> None:
+    settings = world.settings(teacher=save_teacher(tmp_path / "teacher", patch_size=4))
+    with pytest.raises(TrainingError, match="4 x 4 image tokens, which cannot be pooled to the 8 x 8 patches"):
+        encode_pictures(settings, world.validated, tmp_path / "features")
+    assert not list((tmp_path / "features").iterdir())
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What avatars' teacher sees in random portraits."""
+
+    portraits: list[Portrait]
+    teacher: Teacher
+    patches: torch.Tensor
+    """V̂: (96, 64, d)."""
+    phrases: torch.Tensor
+    """Ŝ of the phrasebook."""
+    book: Phrasebook
+    rows: list[list[int]]
+
+
+@pytest.fixture(scope="module")
+def seen() -> Seen:
+    if not (AVATARS / "models" / "teacher" / "config.json").is_file():
+        pytest.skip("avatars has no teacher")
     chance = random.Random(5)
     portraits = [
         Portrait(*(chance.choice(VALUES[name]) for name in CORE), chance.random() < 0.5, chance.random() < 0.5)
@@ -154,18 +239,36 @@ def test_a_matched_caption_has_a_lower_local_loss_than_a_shuffled_one() -> None:
     ]
     teacher = Teacher(AVATARS / "models" / "teacher")
     patches = teacher.patch_features(teacher.prepare([portrait.draw() for portrait in portraits]))
-    patches = centred(patches, patches.mean(dim=(0, 1)))
-    book = Phrasebook.of([portrait.caption() for portrait in portraits])
-    rows = book.rows([portrait.caption() for portrait in portraits], ["phrase", "clause"])
+    captions = [portrait.caption() for portrait in portraits]
+    book = Phrasebook.of(captions)
+    rows = book.rows(captions, ["phrase", "clause"])
     spoken = teacher.text_features(book.strings)
     phrases = centred(spoken, spoken[sorted({number for row in rows for number in row[1:]})].mean(dim=0))
+    return Seen(portraits, teacher, centred(patches, patches.mean(dim=(0, 1))), phrases, book, rows)
 
+
+def test_a_matched_caption_has_a_lower_local_loss_than_a_shuffled_one(seen: Seen) -> None:
     def loss(captions: list[int]) -> float:
         targets = [
-            align(picture, phrases[rows[caption]], teacher.temperature)[0]
-            for picture, caption in zip(patches, captions, strict=True)
+            align(picture, seen.phrases[seen.rows[caption]], seen.teacher.temperature)[0]
+            for picture, caption in zip(seen.patches, captions, strict=True)
         ]
-        return float(local_losses(patches, torch.stack(targets)).mean())
+        return float(local_losses(seen.patches, torch.stack(targets)).mean())
 
     matched = loss(list(range(96)))
     assert all(matched < loss([(row + shift) % 96 for row in range(96)]) for shift in (1, 7, 31))
+
+
+def test_the_word_glasses_is_seen_where_glasses_are_more_than_chance_would_have_it(seen: Seen) -> None:
+    glasses, inside, everywhere = seen.book.strings.index("glasses"), [], []
+    for portrait, patches, rows in zip(seen.portraits, seen.patches, seen.rows, strict=True):
+        if not portrait.glasses:
+            continue
+        _, assignment = align(patches, seen.phrases[rows], seen.teacher.temperature)
+        pictures = [np.asarray(p.draw(), float) for p in (portrait, replace(portrait, glasses=False))]
+        mask = np.abs(pictures[0] - pictures[1]).sum(-1).reshape(8, 8, 8, 8).sum(axis=(1, 3)).flatten() > 0
+        mass = assignment[:, rows.index(glasses)].numpy()
+        inside.append(mass[mask].mean())
+        everywhere.append(mass.mean())
+    ahead = np.array(inside) - np.array(everywhere)
+    assert len(ahead) > 30 and ahead.mean() > 4 * ahead.std() / np.sqrt(len(ahead)), (inside, everywhere)

@@ -101,8 +101,8 @@ def save_bundle(path: Path, seed: int = 0) -> Path:
     return path
 
 
-def save_teacher(path: Path, seed: int = 1, padding_side: str = "right") -> Path:
-    """A random SigLIP folder: 32 px pictures, 4 x 4 patches, 16 features, word-level tokenizer."""
+def save_teacher(path: Path, seed: int = 1, padding_side: str = "right", patch_size: int = 8) -> Path:
+    """A random SigLIP folder: 32 px pictures, 4 x 4 patches (or finer), 16 features, word-level tokenizer."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel, SiglipTextConfig, SiglipVisionConfig
 
@@ -126,7 +126,7 @@ def save_teacher(path: Path, seed: int = 1, padding_side: str = "right") -> Path
             eos_token_id=1,
             **sizes,
         ).to_dict(),
-        vision_config=SiglipVisionConfig(image_size=32, patch_size=8, **sizes).to_dict(),
+        vision_config=SiglipVisionConfig(image_size=32, patch_size=patch_size, **sizes).to_dict(),
     )
     model = SiglipModel(config)
     with torch.no_grad():

@@ -190,7 +190,8 @@ class Family(ABC):
             (B, C, h, w), in the backbone's number format.
         """
 
-    def sampling_arguments(self, sampling: Mapping[str, Any], count: int) -> dict[str, Any]:
+    @staticmethod
+    def sampling_arguments(sampling: Mapping[str, Any], count: int) -> dict[str, Any]:
         """How the pipeline is called for ``count`` prompts and ``sampling``, in which ``guidance_scale`` is that of
         classifier-free or of distilled guidance, whichever the family draws with."""
         return dict(sampling)

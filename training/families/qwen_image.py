@@ -71,7 +71,8 @@ class QwenImage(Family):
         unpacked: Tensor = QwenImagePipeline._unpack_latents(velocity, height, width, 1).squeeze(2)
         return unpacked
 
-    def sampling_arguments(self, sampling: Mapping[str, Any], count: int) -> dict[str, Any]:
+    @staticmethod
+    def sampling_arguments(sampling: Mapping[str, Any], count: int) -> dict[str, Any]:
         """``guidance_scale`` is the pipeline's ``true_cfg_scale``, which needs a negative prompt to work on."""
         arguments = dict(sampling)
         scale = arguments.pop("guidance_scale", 1.0)

@@ -1,0 +1,153 @@
+"""Training processes forked from one that has imported everything: a run starts at once instead of in ten seconds.
+
+`python -m tests.training.forked SPECS` is the parent. Each process runs `training.fine_tune.main` as under
+``accelerate launch``, whose environment it is given. `run_all` is called by the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.job import RESULT, Job
+from training.launch import _identity, _write_job
+from training.processes import free_port, python_environment
+from training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, and what may happen to it."""
+
+    settings: TrainingSettings
+    features: Path
+    place: Path
+    """A folder of its own: job, curves, candidate."""
+    checkpoints: Path | None = None
+    kill_after: int = -1
+    """All processes get SIGKILL between this step and the next; -1: none does."""
+    file_limit: int = -1
+    """Bytes that a file may have at most, from the second checkpoint on: what a full disk looks like."""
+
+    @property
+    def curves(self) -> Path:
+        return self.place / "curves.jsonl"
+
+    @property
+    def candidate(self) -> Path:
+        return self.place / "candidate"
+
+    def result(self) -> dict[str, Any]:
+        """What the main process left."""
+        read: dict[str, Any] = json.loads((self.place / RESULT).read_text())
+        return read
+
+    def error(self) -> str:
+        """The message of the first process that ended with an error."""
+        errors = sorted(self.place.glob("error-*.json"), key=lambda p: p.stat().st_mtime)
+        return str(json.loads(errors[0].read_text())["message"])
+
+
+def run_all(*runs: Run) -> list[list[int]]:
+    """Run one after another; gives the wait statuses of the processes of each."""
+    specs = []
+    for run in runs:
+        run.place.mkdir(parents=True, exist_ok=True)
+        for left in run.place.glob("error-*.json"):
+            left.unlink()
+        run.curves.write_text("")
+        job = Job(
+            settings=run.settings,
+            features=run.features,
+            candidate=run.candidate,
+            curves=run.curves,
+            identity=_identity(run.settings, run.features),
+            checkpoints=run.checkpoints,
+        )
+        _write_job(run.place, job)
+        specs.append([str(run.place), run.settings.processes, run.kill_after, run.file_limit])
+    command = [sys.executable, "-m", "tests.training.forked", json.dumps(specs)]
+    environment = python_environment(1) | {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(done.stdout, done.stderr, sep="\n")
+    return next(json.loads(line) for line in done.stdout.splitlines() if line.startswith("[["))
+
+
+def _child(place: str, rank: int, world: int, port: int, kill_after: int, file_limit: int) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": f"{place}/deepspeed.json",
+        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+        "ACCELERATE_MIXED_PRECISION": "no",
+        "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file,zero3_init_flag",
+    }
+    import resource
+
+    from training import checkpoints, fine_tune
+    from training.saving import Saving
+
+    after, finish = Saving.after, checkpoints.finish
+
+    def killed(self: Saving, done: int) -> None:
+        after(self, done)
+        if done == kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def limited(*arguments: Any) -> Path:
+        path = finish(*arguments)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+        return path
+
+    Saving.after = killed  # type: ignore[method-assign]
+    if file_limit >= 0:
+        checkpoints.finish = limited
+    sys.argv = ["training.fine_tune", "--job", place]
+    fine_tune.main()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def main() -> None:
+    """Fork the processes of each run in turn."""
+    import deepspeed.runtime.zero.stage3  # noqa: F401
+    import diffusers.models.transformers.transformer_sd3  # noqa: F401
+    from accelerate.utils.deepspeed import DeepSpeedEngineWrapper  # noqa: F401
+
+    import training.export
+    import training.families.sd3
+    import training.loop  # noqa: F401
+
+    ended = []
+    for place, world, kill_after, file_limit in json.loads(sys.argv[1]):
+        port, processes = free_port(), []
+        for rank in range(world):
+            pid = os.fork()
+            if not pid:
+                _child(place, rank, world, port, kill_after, file_limit)
+            processes.append(pid)
+        statuses = []
+        for left in range(world):
+            pid, status = os.wait()
+            processes.remove(pid)
+            statuses.append(os.waitstatus_to_exitcode(status))
+            if statuses[-1] and left == 0:  # as torchrun does
+                for other in processes:
+                    os.kill(other, signal.SIGKILL)
+        ended.append(statuses)
+    print(json.dumps(ended), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Features on disk: kept over a kill, checked when read, refused when they are of something else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.encode_features.pictures import encode_pictures
+from lineage.digests import digest_path
+from tests.training.conftest import World
+from tests.training.tiny import save_teacher, save_validated
+from training import encoding
+from training.errors import TrainingError
+from training.families import family_of
+from training.features import Features
+from training.features_info import check_features, read_info
+from training.model import Batches, SupervisedTransformer
+from training.settings import SupervisionSettings, TrainingSettings
+from training.supervision import Phase
+
+ENCODE = """
+import sys
+from pathlib import Path
+from components.encode_features import pictures
+from training import encoding
+from training.settings import TrainingSettings
+
+encoding.SHARD_ROWS = 4
+settings, validated, features, cache, pictures_before_the_kill = sys.argv[1:]
+left, read = int(pictures_before_the_kill), pictures.open_picture
+
+def open_picture(row):
+    global left
+    left -= 1
+    if left < 0:
+        print("now", flush=True)
+        sys.stdin.read()
+    return read(row)
+
+pictures.READERS, pictures.open_picture = 1, open_picture
+pictures.encode_pictures(TrainingSettings.model_validate_json(settings), *map(Path, (validated, features, cache)))
+"""
+
+
+def test_a_kill_costs_the_shard_it_fell_on(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    arguments = [world.settings().model_dump_json(), str(world.validated), str(tmp_path / "first"), str(cache), "11"]
+    command = [sys.executable, "-c", ENCODE, *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any(line == "now\n" for line in process.stdout), "it reads the 12th picture, in the third shard"
+        os.kill(process.pid, signal.SIGKILL)
+    kept = {path: path.stat().st_ino for path in cache.rglob("*.safetensors")}
+    assert {path.parent.name.partition("-")[0] for path in kept} == {
+        "latents",
+        "text",
+        "strings",
+        "teacher",
+        "structure",
+    }
+    assert sum(path.parent.name.startswith("latents") for path in kept) == 2
+    monkeypatch.setattr(encoding, "SHARD_ROWS", 4)
+    encode_pictures(world.settings(), world.validated, tmp_path / "second", cache)
+    assert {path: path.stat().st_ino for path in kept} == kept, "finished shards were taken as they are"
+    encode_pictures(world.settings(), world.validated, tmp_path / "uninterrupted")
+    assert digest_path(tmp_path / "second") == digest_path(tmp_path / "uninterrupted")
+
+
+def test_a_kept_shard_that_was_changed_is_made_again(world: World, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    encode_pictures(world.settings(), world.validated, tmp_path / "first", cache)
+    for path in cache.glob("latents-*/*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    encode_pictures(world.settings(), world.validated, tmp_path / "second", cache)
+    assert digest_path(tmp_path / "second") == digest_path(world.features)
+
+
+def test_a_shard_is_checked_when_it_is_read(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.features, tmp_path / "features")
+    path = tmp_path / "features" / "teacher-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    features = Features(tmp_path / "features", world.settings())
+    features.latents([0])
+    with pytest.raises(TrainingError, match=r"teacher-00000\.safetensors is not what was encoded"):
+        features.batch([0], [False])
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free = shutil._ntuple_diskusage(total=10**6, used=10**6 - 5000, free=5000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: free)
+    with pytest.raises(TrainingError, match=r"features would take about .* \(latents 49 KB, .*has 5 KB free"):
+        encode_pictures(world.settings(), world.validated, tmp_path / "features")
+    assert not list((tmp_path / "features").iterdir())
+    assert "features of 24 pictures take about" in capsys.readouterr().out
+
+
+def test_the_estimate_is_what_is_written(world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    encode_pictures(world.settings(), world.validated, tmp_path / "features")
+    size = sum(path.stat().st_size for path in (tmp_path / "features").glob("*.safetensors"))
+    told = float(capsys.readouterr().out.partition("about ")[2].partition(" KB")[0])
+    assert size / 1000 == pytest.approx(told, rel=0.05)
+
+
+def _losses(world: World, settings: TrainingSettings, folder: Path) -> list[float]:
+    features, family = Features(folder, settings), family_of(world.base)
+    model = SupervisedTransformer(family, features, settings)
+    batches = Batches(features, settings, family, rank=0, world=1)
+    with torch.no_grad():
+        return [float(model(batches[step], Phase(0.5, False, 0.1)).total) for step in range(3)]
+
+
+@pytest.mark.parametrize("cached", [("latents", "text"), ("teacher",), ()])
+def test_what_is_not_cached_is_computed_with_equal_losses(
+    world: World, tmp_path: Path, cached: tuple[str, ...]
+) -> None:
+    settings = world.settings(processes=1, cached=cached)
+    info = encode_pictures(settings, world.validated, tmp_path / "features")
+    assert {"latents", "text", "structure"} & info.parts.keys() == set(cached) - {"teacher"}
+    everything = world.settings(processes=1)
+    there = _losses(world, everything, world.features)
+    assert _losses(world, settings, tmp_path / "features") == pytest.approx(there, rel=1e-5)
+
+
+def test_half_precision_halves_latents_and_text(world: World, tmp_path: Path) -> None:
+    settings = world.settings(processes=1, cache_precision="fp16")
+    encode_pictures(settings, world.validated, tmp_path / "features")
+    sizes = [
+        (folder / "latents-00000.safetensors").stat().st_size for folder in (tmp_path / "features", world.features)
+    ]
+    assert sizes[0] < 0.6 * sizes[1]
+    there = _losses(world, world.settings(processes=1), world.features)
+    assert _losses(world, settings, tmp_path / "features") == pytest.approx(there, rel=1e-2)
+
+
+REFUSED: list[tuple[str, Callable[[World, Path], dict[str, Any]]]] = [
+    ("made with another teacher", lambda world, tmp: {"teacher": save_teacher(tmp / "teacher", seed=9)}),
+    ("made with another vision model", lambda world, tmp: {"structure_model": save_teacher(tmp / "model", seed=9)}),
+    ("or other depths", lambda world, tmp: {"supervision": SupervisionSettings(structure_depths=(0.5,))}),
+    ("another grid", lambda world, tmp: {"supervision": SupervisionSettings(structure_grid=3)}),
+    ("are in fp32, but", lambda world, tmp: {"cache_precision": "fp16"}),
+]
+
+
+@pytest.mark.parametrize(("reproach", "changes"), REFUSED, ids=[reproach for reproach, _ in REFUSED])
+def test_features_of_other_settings_are_refused(
+    world: World, tmp_path: Path, reproach: str, changes: Callable[[World, Path], dict[str, Any]]
+) -> None:
+    check_features(world.settings(), world.features)
+    with pytest.raises(TrainingError, match=reproach):
+        check_features(world.settings(**changes(world, tmp_path)), world.features)
+
+
+def test_features_of_another_snapshot_are_refused(world: World) -> None:
+    check_features(world.settings(), world.features, read_info(world.features).manifest)
+    with pytest.raises(TrainingError, match=r"are of another snapshot: they name sha256:.* asked for is sha256:0"):
+        check_features(world.settings(), world.features, "sha256:0")
+
+
+def test_features_without_a_part_that_should_be_cached_are_refused(world: World, tmp_path: Path) -> None:
+    encode_pictures(world.settings(cached=("latents",)), world.validated, tmp_path / "features")
+    with pytest.raises(TrainingError, match="lack text, teacher, structure, which"):
+        check_features(world.settings(cached=("latents", "text", "teacher", "structure")), tmp_path / "features")
+
+
+def test_another_snapshot_takes_no_kept_shard(world: World, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    encode_pictures(world.settings(), world.validated, tmp_path / "first", cache)
+    kept = set(cache.iterdir())
+    other = save_validated(tmp_path / "validated", world.rows[:-1])
+    encode_pictures(world.settings(), other, tmp_path / "second", cache)
+    assert len(set(cache.iterdir()) - kept) == len(kept)
+
+
+def test_places_of_pictures_are_kept_only_where_training_reads_them(world: World, tmp_path: Path) -> None:
+    assert "pictures" not in json.loads((world.features / "corpus.json").read_text())
+    encode_pictures(world.settings(cached=("latents",)), world.validated, tmp_path / "features")
+    assert len(json.loads((tmp_path / "features" / "corpus.json").read_text())["pictures"]) == 24
