@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 DATA   := examples/avatars/data
-EXTRAS := data,training,evaluation,registry,server,avatars,containers,dev
+EXTRAS := data,training,evaluation,registry,server,avatars,cluster,containers,dev
 # Two torch processes that share two cores need their threads told apart.
 export OMP_NUM_THREADS ?= 2
 
@@ -62,9 +62,10 @@ engine: # Debian's engine and debootstrap, where a root user has neither and no 
 	test -n "$$DOCKER_HOST" || { command -v dockerd && command -v debootstrap; } > /dev/null || \
 	{ apt-get update -q && apt-get install -q -y --no-install-recommends docker.io debootstrap; }
 
-fuzz: install ## Feed broken images to the image reader for FUZZ seconds (60)
+fuzz: install ## Feed broken images and metadata to their readers, each for FUZZ seconds (60)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz.images -max_total_time=$(or $(FUZZ),60)
+	$(BIN)/python -m tests.fuzz.metadata -max_total_time=$(or $(FUZZ),60)
 
 tiny-models: install ## Train the embedded default's models anew (about two hours)
 	$(BIN)/python -m examples.avatars.train

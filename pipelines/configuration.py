@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.evaluate.settings import EvaluationSettings
+from components.fine_tune.settings import TrainJobSettings
 from components.gate.settings import GateSettings, missing_axes
 from components.snapshot_data.settings import DataSettings
 from components.validate_data.settings import ValidationSettings
@@ -56,6 +57,8 @@ class Configuration(BaseModel):
     gate: GateSettings
     registry: RegistrySettings
     lineage: LineageSettings = LineageSettings()
+    trainjob: TrainJobSettings | None = None
+    """Train on a cluster; None: where the step runs."""
 
     def arguments(self) -> dict[str, Any]:
         """One JSON object a section: the parameters of the pipeline, which cannot hold nulls."""

@@ -51,6 +51,7 @@ def build_pipeline(image: str, retries: int = 0, sample_shards: int = 1) -> Any:
         evaluation: dict,
         gate: dict,
         registry: dict,
+        trainjob: dict = {},  # noqa: B006
         force: bool = False,
     ) -> None:
         closing = close_run(run=run, registry=registry)
@@ -75,6 +76,7 @@ def build_pipeline(image: str, retries: int = 0, sample_shards: int = 1) -> Any:
                 tuned = fine_tune(
                     run=run,
                     training=training,
+                    trainjob=trainjob,
                     mlflow_run=decided["mlflow_run"],
                     reuse_uri=decided["reuse_uri"],
                     reuse_digest=decided["reuse_digest"],

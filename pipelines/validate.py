@@ -29,7 +29,9 @@ def validate_source(configuration: Configuration, out: Path) -> int:
     try:
         out.mkdir(parents=True, exist_ok=True)
         taken = take_snapshot(configuration.data, out / "snapshot", out / "state")
-        console.print(f"snapshot {taken.digest}: {taken.rows} rows, {taken.refused} refused", highlight=False)
+        console.print(
+            f"snapshot {taken.digest}: {taken.rows} rows, {taken.refused} refused", highlight=False, soft_wrap=True
+        )
         validate(configuration.validation, out / "snapshot", validated, out / "state")
     except (SnapshotError, DataValidationError, LineageError, OSError) as error:
         problem = str(error)

@@ -34,8 +34,9 @@ from training.families import family_of
 from training.features_info import check_features
 from training.fine_tune import TETHER
 from training.job import JOB, PICTURE, POINT, RESULT, Job
-from training.processes import ask_to_stop, child, free_port, python_environment, termination_as_exit
+from training.processes import ask_to_stop, child, python_environment, termination_as_exit
 from training.settings import TrainingSettings
+from training.topology import ALONE, Topology
 from training.watching import MlflowCurves, MlflowRun, Terminal
 
 RECORD = "training.json"
@@ -101,6 +102,8 @@ def fine_tune(
     curves_path: Path,
     mlflow: MlflowRun | None = None,
     checkpoints: Path | None = None,
+    topology: Topology = ALONE,
+    terminal: Terminal | None = None,
 ) -> TrainingRecord:
     """Fine-tune the base model on encoded features; write the candidate, its loss curves and its record.
 
@@ -112,6 +115,8 @@ def fine_tune(
         curves_path: JSON lines, one `CurvePoint` each, appended while training runs.
         mlflow: a run that takes the loss curves too.
         checkpoints: a folder of this run's own that outlives the call; None: no checkpoints.
+        topology: the machines that train, of which this is the first; each of the others has to call `join`.
+        terminal: where points and lines are shown; None: on standard output, for people.
 
     Raises:
         TrainingError: the inputs do not fit, or a training process failed.
@@ -123,20 +128,13 @@ def fine_tune(
     curves_path.parent.mkdir(parents=True, exist_ok=True)
     curves_path.write_text("", "utf-8")
     began = time.perf_counter()
-    job = Job(
-        settings=settings,
-        features=features_dir.resolve(),
-        candidate=candidate_dir.resolve(),
-        curves=curves_path.resolve(),
-        identity=_identity(settings, features_dir),
-        checkpoints=checkpoints.resolve() if checkpoints else None,
-    )
+    job = _job(settings, features_dir, candidate_dir, curves_path, checkpoints)
     with tempfile.TemporaryDirectory(prefix="triptych-training-") as place:
         folder = Path(place)
-        _write_job(folder, job)
+        _write_job(folder, job, topology)
         curves = MlflowCurves(mlflow)
         curves.constants({f"target_{name}": value for name, value in info.alignment.items()})
-        _run(folder, job, curves)
+        _run(folder, job, curves, topology, terminal or Terminal(settings))
         result = json.loads((folder / RESULT).read_text("utf-8"))
     record = TrainingRecord(
         candidate=digest_path(candidate_dir),
@@ -166,6 +164,34 @@ def fine_tune(
     return record
 
 
+def join(
+    settings: TrainingSettings, features_dir: Path, work: Path, topology: Topology, checkpoints: Path | None
+) -> None:
+    """Run this machine's processes of a training whose first machine runs `fine_tune` with the same arguments.
+
+    Raises:
+        TrainingError: a training process failed.
+        Stopped: this process got SIGTERM, and a checkpoint was saved.
+    """
+    job = _job(settings, features_dir, work / "candidate", work / "curves.jsonl", checkpoints)
+    with tempfile.TemporaryDirectory(prefix="triptych-training-") as place:
+        _write_job(Path(place), job, topology)
+        _run(Path(place), job, MlflowCurves(None), topology, Terminal(settings))
+
+
+def _job(
+    settings: TrainingSettings, features_dir: Path, candidate_dir: Path, curves_path: Path, checkpoints: Path | None
+) -> Job:
+    return Job(
+        settings=settings,
+        features=features_dir.resolve(),
+        candidate=candidate_dir.resolve(),
+        curves=curves_path.resolve(),
+        identity=_identity(settings, features_dir),
+        checkpoints=checkpoints.resolve() if checkpoints else None,
+    )
+
+
 def _identity(settings: TrainingSettings, features_dir: Path) -> RunIdentity:
     return RunIdentity(
         processes=settings.processes,
@@ -176,7 +202,7 @@ def _identity(settings: TrainingSettings, features_dir: Path) -> RunIdentity:
     )
 
 
-def _write_job(folder: Path, job: Job) -> None:
+def _write_job(folder: Path, job: Job, topology: Topology = ALONE) -> None:
     """The files that the processes read: the job, and the configurations of accelerate and DeepSpeed."""
     (folder / JOB).write_text(job.model_dump_json(), "utf-8")
     (folder / "deepspeed.json").write_text(json.dumps(deepspeed_config(job.settings)), "utf-8")
@@ -186,12 +212,9 @@ def _write_job(folder: Path, job: Job) -> None:
         "deepspeed_config": {
             "deepspeed_config_file": str(folder / "deepspeed.json"),
             "zero3_init_flag": False,
+            "deepspeed_multinode_launcher": "standard",
         },
-        "machine_rank": 0,
-        "num_machines": 1,
-        "num_processes": job.settings.processes,
-        "main_process_ip": "127.0.0.1",
-        "main_process_port": free_port(),
+        **topology.accelerate(job.settings.processes),
         "main_training_function": "main",
         # `use_cpu: true` would turn DeepSpeed off without a word.
         "use_cpu": False,
@@ -199,18 +222,18 @@ def _write_job(folder: Path, job: Job) -> None:
     (folder / "accelerate.yaml").write_text(yaml.safe_dump(accelerate), "utf-8")
 
 
-def _run(folder: Path, job: Job, curves: MlflowCurves) -> None:
+def _run(folder: Path, job: Job, curves: MlflowCurves, topology: Topology, terminal: Terminal) -> None:
     """Start the processes and watch them to their end."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml")]
     command += ["-m", "training.fine_tune", "--job", str(folder)]
-    environment = python_environment(job.settings.threads_per_process) | {TETHER: "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = topology.environment(python_environment(job.settings.threads_per_process) | {TETHER: "1"})
     lines: deque[str] = deque(maxlen=LINES_KEPT)
     with child(command, environment) as process:
         ask = partial(ask_to_stop, process.pid, "training.fine_tune") if job.checkpoints else None
         with termination_as_exit(ask):
-            _watch(process, Terminal(job.settings), curves, lines)
+            _watch(process, terminal, curves, lines)
             status = process.wait()
-    if status != 0 or not (folder / RESULT).is_file():
+    if status != 0 or (topology.rank == 0 and not (folder / RESULT).is_file()):
         raise _failure(folder, status, lines)
 
 

@@ -22,5 +22,7 @@ def encode_features(run: dict, training: dict, validated: Input[Dataset], featur
         record.input("base_model", info.base_model)
         if info.teacher:
             record.input("teacher", info.teacher)
+        if info.structure:
+            record.input("structure_model", info.structure.model)
         record.facts |= info.model_dump(mode="json")
         return record.output("features", features.path)

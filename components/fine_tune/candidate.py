@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from components.fine_tune.settings import TrainJobSettings
+from components.fine_tune.trainjob import train_on_cluster
 from lineage.digests import PREFIX, code_digest, digest_json, digest_path
 from lineage.registry import fetch_weights
 from training.curves import draw_curves, read_points
@@ -17,6 +19,8 @@ from training.watching import MlflowRun
 
 def train_candidate(
     settings: TrainingSettings,
+    trainjob: TrainJobSettings | None,
+    run: str,
     features: Path,
     candidate: Path,
     curves: Path,
@@ -24,14 +28,22 @@ def train_candidate(
     mlflow: MlflowRun | None,
     state: str,
 ) -> dict[str, Any]:
-    """Fine-tune; write the candidate, a page with its loss curves, and its training record. Gives the record.
+    """Fine-tune here, or on a cluster where ``trainjob`` says so.
+
+    Writes the candidate, a page with its loss curves, and its training record. Gives the record.
 
     Args:
+        run: the run's id.
         state: a folder that outlives this step, where the same training that was cut off is taken up; empty: none.
+            A job on a cluster keeps its checkpoints with itself.
     """
     points = curves.with_name(f"{curves.name}.jsonl")
-    checkpoints = Path(state) / "fine-tune" / _key(settings, features) if state else None
-    record = fine_tune(settings, features, candidate, points, mlflow, checkpoints)
+    checkpoints = None
+    if trainjob is not None:
+        record = train_on_cluster(trainjob, run, settings, features, candidate, points, mlflow)
+    else:
+        checkpoints = Path(state) / "fine-tune" / _key(settings, features) if state else None
+        record = fine_tune(settings, features, candidate, points, mlflow, checkpoints)
     curves.write_text(draw_curves(read_points(points), "Fine-tuning"), "utf-8")
     training_record.write_bytes(candidate.with_name(RECORD).read_bytes())
     if checkpoints:

@@ -11,6 +11,7 @@ from components.image import step
 def fine_tune(
     run: dict,
     training: dict,
+    trainjob: dict,
     mlflow_run: str,
     reuse_uri: str,
     reuse_digest: str,
@@ -24,6 +25,7 @@ def fine_tune(
     from pathlib import Path
 
     from components.fine_tune.candidate import fetch_candidate, train_candidate
+    from components.fine_tune.settings import TrainJobSettings
     from lineage.records import recording
     from training.settings import TrainingSettings
     from training.watching import MlflowRun
@@ -36,5 +38,7 @@ def fine_tune(
         else:
             settings = TrainingSettings.model_validate(training)
             curves_to = MlflowRun(run["tracking_uri"], mlflow_run) if mlflow_run else None
-            record.facts |= train_candidate(settings, Path(features.path), *outputs, curves_to, run.get("state", ""))
+            cluster = TrainJobSettings.model_validate(trainjob) if trainjob else None
+            places = Path(features.path), *outputs
+            record.facts |= train_candidate(settings, cluster, run["id"], *places, curves_to, run.get("state", ""))
         return namedtuple("Outputs", "digest")(record.output("candidate", candidate.path))

@@ -67,7 +67,7 @@ class Distances:
         within = resampling.quadratic(self.within[model] - self.within[other]) / pairs
         columns = np.stack([self.across[model] - self.across[other], self.sizes], axis=1)
         across, pictures = resampling.sums(columns).T
-        scores: Floats = -self.scale * (within - 2 * across / pictures)
+        scores: Floats = self.scale * (2 * across / pictures - within)
         return scores
 
 

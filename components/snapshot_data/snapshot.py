@@ -33,7 +33,7 @@ from components.snapshot_data.settings import DataSettings
 from components.snapshot_data.source import Refused, Row, Source, open_source
 from components.snapshot_data.store import Store
 from lineage.digests import code_digest, digest_bytes, digest_json, manifest_digest
-from lineage.pictures import ROWS, PictureError, manifest_rows, read_bytes
+from lineage.pictures import ROWS, GoneError, PictureError, manifest_rows, read_bytes
 from lineage.progress import report
 
 READERS = 8
@@ -176,7 +176,15 @@ class _Reader:
         done = 0
         with ThreadPoolExecutor(READERS) as readers:
             while some := list(islice(rows, READERS * 8)):
-                yield from readers.map(self._measure, some)
+                waiting: list[Row] = []
+                for row in some:
+                    if isinstance(row, Refused):
+                        yield row
+                    elif self._is_known(row.uri, row.stamp) and (measured := self.kept.known(row.uri, row.stamp)):
+                        yield self._pinned(row, measured)
+                    else:
+                        waiting.append(row)
+                yield from readers.map(self._measure, waiting)
                 done += len(some)
                 if done % ROWS == 0:
                     report("reading images", done, done, 0.0)
@@ -185,21 +193,20 @@ class _Reader:
         measured = self.kept.known(uri, stamp)
         return measured is not None and (self.store is None or self.store.has(measured.sha256))
 
-    def _measure(self, row: Row | Refused) -> dict[str, Any] | Refused:
-        if isinstance(row, Refused):
-            return row
-        measured = self.kept.known(row.uri, row.stamp) if self._is_known(row.uri, row.stamp) else None
-        if measured is None:
-            try:
-                content = row.content if row.content is not None else read_bytes(row.uri)
-            except PictureError as error:
-                if row.uri.startswith("file://") or isinstance(error.__cause__, FileNotFoundError):
-                    return Refused(row.row, row.file_name, str(error), None)
-                raise SnapshotError(f"row {row.row} ({row.file_name}): {error}") from error
-            measured = Measured(row.stamp, digest_bytes(content), len(content), perceptual_hash(content))
-            if self.store:
-                self.store.put(measured.sha256, content)
-            self.read[row.uri] = measured
+    def _measure(self, row: Row) -> dict[str, Any] | Refused:
+        try:
+            content = row.content if row.content is not None else read_bytes(row.uri)
+        except PictureError as error:
+            if row.uri.startswith("file://") or isinstance(error, GoneError):
+                return Refused(row.row, row.file_name, str(error), None)
+            raise SnapshotError(f"row {row.row} ({row.file_name}): {error}") from error
+        measured = Measured(row.stamp, digest_bytes(content), len(content), perceptual_hash(content))
+        if self.store:
+            self.store.put(measured.sha256, content)
+        self.read[row.uri] = measured
+        return self._pinned(row, measured)
+
+    def _pinned(self, row: Row, measured: Measured) -> dict[str, Any]:
         return {
             "row": row.row,
             "file_name": row.file_name,

@@ -17,12 +17,14 @@ Few images are measured in this process. More of them stream through Daft, which
 from __future__ import annotations
 
 import os
+import time
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -60,6 +62,8 @@ FEW = 4096
 READERS = 8
 """Images read at once where they do not lie on this machine."""
 NAMED = 5
+STOPPING, SETTLING = 30.0, 0.5
+"""Seconds that the engine's processes have to stop, and that its thread has after them."""
 
 
 class Measure:
@@ -151,13 +155,18 @@ def _engine(manifest: pa.Table, settings: ValidationSettings) -> Iterator[pa.Tab
 
     measuring = Measuring()
     frame = daft.from_arrow(manifest).select(measuring.facts(*(daft.col(name) for name in names)).alias("facts"))
-    after = 0
-    for batch in frame.to_arrow_iter():
-        table = pa.Table.from_struct_array(batch.column("facts")).cast(SCHEMA.append(CHANGED))
-        if table["row"][0].as_py() != after:
-            raise DataValidationError(f"the engine lost row {after} or its order; run again")
-        after += len(table)
-        yield table
+    after, others = 0, set(psutil.Process().children())
+    try:
+        for batch in frame.to_arrow_iter():
+            table = pa.Table.from_struct_array(batch.column("facts")).cast(SCHEMA.append(CHANGED))
+            if table["row"][0].as_py() != after:
+                raise DataValidationError(f"the engine lost row {after} or its order; run again")
+            after += len(table)
+            yield table
+    finally:
+        # A thread of Daft's that still stops its processes aborts an interpreter that ends meanwhile.
+        psutil.wait_procs([one for one in psutil.Process().children() if one not in others], timeout=STOPPING)
+        time.sleep(SETTLING)
 
 
 def _contents(rows: list[dict[str, Any]]) -> tuple[list[bytes], list[str | None]]:

@@ -30,7 +30,7 @@ from infra.images.base import DOCKERFILE, ensure_base
 from lineage.digests import PREFIX, digest_file, digest_json
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-EXTRAS = ("data", "training", "evaluation", "registry", "avatars")
+EXTRAS = ("data", "training", "evaluation", "registry", "avatars", "cluster")
 PYTHON = (3, 11)
 
 

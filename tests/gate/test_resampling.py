@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,19 @@ def test_a_distance_is_its_definition() -> None:
         within, among, across = (((a @ b.T) / 8 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
         expected = (within.sum() - np.trace(within)) / (80 * 79) + (among.sum() - np.trace(among)) / (100 * 99)
         assert -distances.score(who) == pytest.approx(expected - 2 * across.mean(), rel=1e-5)
+
+
+def test_a_distance_is_the_library_s() -> None:
+    from torch import from_numpy
+    from torchmetrics.image.kid import poly_mmd
+
+    made = with_sets(scores(), 0.1, 0.6)
+    assert made.sets
+    (whole,) = made.sets.measures
+    # The library's formula holds for sets of one size.
+    kid = replace(whole, features={**whole.features, REFERENCES: whole.features[REFERENCES][:80]})
+    theirs = poly_mmd(*(from_numpy(kid.features[name]).double() for name in ("incumbent", REFERENCES)))
+    assert -Distances(kid, made).score("incumbent") == pytest.approx(float(theirs), rel=1e-5)
 
 
 def test_a_resampled_distance_leaves_out_each_picture_s_pairs_with_its_own_copies() -> None:

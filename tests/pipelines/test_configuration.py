@@ -124,3 +124,13 @@ def test_the_command_line_refuses_a_bad_request_with_status_2(tmp_path: Path, co
 def test_the_shuffled_run_differs_in_its_data_alone() -> None:
     shuffled = yaml.safe_load(AVATARS.with_name("shuffled-captions.yaml").read_text())
     assert shuffled == {"extends": AVATARS.name, "data": {"source": "data/shuffled"}}
+
+
+def test_training_on_a_cluster_is_a_section_that_may_be_left_out(tmp_path: Path, content: dict[str, Any]) -> None:
+    assert "trainjob" not in read_configuration(write(tmp_path, content)).arguments()
+    content["trainjob"] = {"storage": "/shared", "image": "any", "resources": {"gpu": 4}}
+    read = read_configuration(write(tmp_path, content))
+    assert read.arguments()["trainjob"]["resources"] == {"gpu": "4"}
+    content["trainjob"]["node"] = 2
+    with pytest.raises(ConfigurationError, match=r"unknown key trainjob\.node; did you mean 'nodes'"):
+        read_configuration(write(tmp_path, content))

@@ -1,0 +1,252 @@
+"""The cluster's trainer API, asked through Kubeflow's SDK: patient where it is away, plain where it refuses.
+
+The SDK polls with a deadline and gives up at the first lost connection; a job that waits in a queue for hours needs
+other manners. So waiting is ours, every request and its models are the SDK's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+from components.fine_tune.settings import TrainJobSettings
+from training.errors import TrainingError
+
+NODE_COMMAND = ("python", "-m", "training.node", "--place")
+COMPLETE, FAILED = "Complete", "Failed"
+LONGEST_PAUSE = 30.0
+NEEDED = (
+    "the step's service account needs get, create and delete on trainjobs, get on trainingruntimes and "
+    "clustertrainingruntimes, list on pods, get on pods/log"
+)
+
+Answer = TypeVar("Answer")
+
+
+class Missing(Exception):
+    """The API knows nothing of that name."""
+
+
+class Taken(Exception):
+    """There is something of that name already."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A TrainJob as the API shows it."""
+
+    ended: str
+    """`COMPLETE` or `FAILED`; empty while it is queued or runs."""
+    reason: str
+    """Why it ended so."""
+    created: datetime
+    leaving: bool
+    """It is being deleted."""
+
+
+class TrainerApi:
+    """TrainJobs of one namespace."""
+
+    def __init__(self, settings: TrainJobSettings) -> None:
+        from kubeflow.trainer import KubernetesBackendConfig, TrainerClient
+        from kubernetes.config import ConfigException
+
+        self._settings = settings
+        try:
+            self._client: Any = TrainerClient(KubernetesBackendConfig(namespace=settings.namespace))
+        except ConfigException as error:
+            raise TrainingError(
+                f"no cluster can be reached from here: {error}; run the step in the cluster, set KUBECONFIG, or leave "
+                "out the trainjob section to train on this machine"
+            ) from error
+        self.namespace: str = self._client.backend.namespace
+
+    def find(self, name: str) -> Job | None:
+        """The job ``name``, or None."""
+        from kubeflow.trainer.constants import constants as api
+        from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
+
+        def get() -> Any:
+            kind = (api.GROUP, api.VERSION, self.namespace, api.TRAINJOB_PLURAL)
+            return TrainerV1alpha1TrainJob.from_dict(
+                self._client.backend.custom_api.get_namespaced_custom_object(*kind, name)
+            )
+
+        try:
+            found = self._ask(f"read TrainJob {name}", get)
+        except Missing:
+            return None
+        conditions = (found.status and found.status.conditions) or []
+        end = next((c for c in conditions if c.type in (COMPLETE, FAILED) and c.status == "True"), None)
+        return Job(
+            ended=end.type if end else "",
+            reason=f"{end.reason}: {end.message}" if end else "",
+            created=found.metadata.creation_timestamp,
+            leaving=found.metadata.deletion_timestamp is not None,
+        )
+
+    def submit(self, name: str, place: str) -> None:
+        """Create the job ``name``, whose nodes run the request at ``place``.
+
+        Raises:
+            Taken: there is one.
+            TrainingError: the runtime is missing, or the request is refused.
+        """
+        from kubeflow.trainer import CustomTrainerContainer
+        from kubeflow.trainer.options import Labels, Name, TrainerCommand
+
+        settings = self._settings
+        try:
+            runtime = self._ask("read the training runtime", lambda: self._client.get_runtime(settings.runtime))
+        except Missing as error:
+            raise TrainingError(
+                f"there is no training runtime {settings.runtime}, neither in namespace {self.namespace} nor in the "
+                "cluster; list them with `kubectl get trainingruntimes,clustertrainingruntimes` and set "
+                "trainjob.runtime; if kubectl knows neither, install Kubeflow Trainer 2"
+            ) from error
+        trainer = CustomTrainerContainer(
+            image=settings.image,
+            num_nodes=settings.nodes,
+            resources_per_node=dict(settings.resources) or None,
+            env=settings.environment or None,
+        )
+        options = [
+            Name(name),
+            TrainerCommand([*NODE_COMMAND, place]),
+            *([Labels(settings.labels)] if settings.labels else []),
+        ]
+        if settings.pod:
+            options.append(pod_patch(settings.pod))
+        self._ask(
+            f"create TrainJob {name}", lambda: self._client.train(runtime=runtime, trainer=trainer, options=options)
+        )
+
+    def delete(self, name: str, wait: bool = True) -> None:
+        """Delete the job ``name`` and, if asked to, wait until it and its pods' owner are gone."""
+        try:
+            self._ask(f"delete TrainJob {name}", lambda: self._client.delete_job(name))
+        except Missing:
+            return
+        until = time.monotonic() + self._settings.patience_seconds
+        while wait and self.find(name) is not None:
+            if time.monotonic() > until:
+                raise TrainingError(
+                    f"TrainJob {self.namespace}/{name} was deleted and is still there; look at its finalizers"
+                )
+            time.sleep(min(1.0, self._settings.poll_seconds))
+
+    def first_node(self, name: str) -> str:
+        """The newest pod of the job's first node that has begun to run; empty where there is none. One attempt."""
+        from kubeflow.trainer.constants import constants as api
+
+        # Not through the SDK's get_job: where a pod was restarted, that shows any of them.
+        selector = api.POD_LABEL_SELECTOR.format(trainjob_name=name) + f",{api.JOB_INDEX_LABEL}=0"
+        pods = self._client.backend.core_api.list_namespaced_pod(self.namespace, label_selector=selector).items
+        begun = [pod for pod in pods if pod.status.phase != api.POD_PENDING]
+        return max(begun, key=lambda pod: pod.metadata.creation_timestamp).metadata.name if begun else ""
+
+    def log(self, pod: str, follow: bool, since_seconds: int | None) -> Any:
+        """A node's log as an HTTP response whose lines begin with their time (RFC 3339). One attempt."""
+        since = {"since_seconds": since_seconds} if since_seconds else {}
+        return self._client.backend.core_api.read_namespaced_pod_log(
+            pod,
+            self.namespace,
+            container="node",
+            follow=follow,
+            timestamps=True,
+            _preload_content=False,
+            _request_timeout=(10, 120),
+            **since,
+        )
+
+    def _ask(self, what: str, call: Callable[[], Answer]) -> Answer:
+        """Ask until there is an answer.
+
+        Raises:
+            Missing, Taken: the API's 404 and 409.
+            TrainingError: it refuses, or is away for longer than ``patience_seconds``.
+        """
+        until, pause = time.monotonic() + self._settings.patience_seconds, min(1.0, self._settings.poll_seconds)
+        while True:
+            try:
+                return call()
+            except Exception as error:  # the SDK wraps whatever happened in a RuntimeError
+                trouble = self._trouble(what, _origin(error))
+                if time.monotonic() + pause > until:
+                    raise TrainingError(
+                        f"{trouble}, for {self._settings.patience_seconds:g} s; a job that was submitted goes on: "
+                        "run the step again to attach to it"
+                    ) from error
+            print(f"{trouble}; trying again in {pause:g} s", flush=True)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _trouble(self, what: str, error: BaseException) -> str:
+        """What passes, in words; what does not is raised."""
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
+
+        tried = f"could not {what} in namespace {self.namespace}"
+        if not isinstance(error, ApiException):
+            if isinstance(error, HTTPError | OSError):
+                return f"{tried}: {error}"
+            raise TrainingError(f"{tried}: {error}") from error
+        said = _message(error)
+        if error.status == 404:
+            raise Missing(said) from error
+        if error.status == 409:
+            raise Taken(said) from error
+        if error.status in (401, 403):
+            raise TrainingError(f"{tried}, not allowed: {said}; {NEEDED}") from error
+        if error.status in (0, 408, 429) or error.status >= 500:
+            return f"{tried}: {error.status} {said}"
+        raise TrainingError(f"{tried}, refused: {error.status} {said}; see the trainjob section") from error
+
+
+def pod_patch(pod: dict[str, Any]) -> Any:
+    """The SDK's option that patches ``pod`` into the nodes' pods.
+
+    Raises:
+        TrainingError: the API's models do not know something in it, and would drop it without a word.
+    """
+    from kubeflow.trainer.options import RuntimePatch
+    from kubeflow.trainer.options.kubernetes import (
+        JobSetSpecPatch,
+        JobSetTemplatePatch,
+        ReplicatedJobPatch,
+        TrainingRuntimeSpecPatch,
+    )
+    from kubeflow_trainer_api.models import TrainerV1alpha1PodSpecPatch
+    from pydantic import ValidationError
+
+    try:
+        known = TrainerV1alpha1PodSpecPatch.from_dict(pod).to_dict()
+    except (ValidationError, AttributeError, KeyError, TypeError) as error:
+        raise TrainingError(f"trainjob.pod is no patch of a pod: {error}") from error
+    if known != pod:
+        raise TrainingError(
+            f"trainjob.pod has parts that a TrainJob cannot patch: of {json.dumps(pod)} it would keep "
+            f"{json.dumps(known)}; see PodSpecPatch in Kubeflow Trainer's API"
+        )
+    template: Any = {"spec": {"template": {"spec": pod}}}
+    jobs = JobSetSpecPatch([ReplicatedJobPatch("node", template)])
+    return RuntimePatch(TrainingRuntimeSpecPatch(JobSetTemplatePatch(spec=jobs)))
+
+
+def _origin(error: BaseException) -> BaseException:
+    """What an error of the SDK was made from."""
+    while error.__cause__ is not None and type(error) is RuntimeError:
+        error = error.__cause__
+    return error
+
+
+def _message(error: Any) -> str:
+    """What the API server says in the body of an error."""
+    try:
+        return str(json.loads(error.body)["message"])
+    except (TypeError, ValueError, KeyError):
+        return str(error.reason)

@@ -1,0 +1,185 @@
+"""Fine-tuning on a cluster: a TrainJob, submitted once, waited for, and its candidate brought here.
+
+The job outlives the step. Its name is the digest of run and step, so a retry attaches to the job that is there, also
+where that has ended well meanwhile; one that failed is deleted and made anew. A cancelled step deletes its job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from components.fine_tune.pod_log import PodLog
+from components.fine_tune.settings import TrainJobSettings
+from components.fine_tune.trainer_api import COMPLETE, FAILED, Job, Taken, TrainerApi
+from lineage.digests import digest_path
+from training.curves import CurvePoint
+from training.errors import TrainingError
+from training.job import POINT
+from training.launch import LINES_KEPT, RECORD, TrainingRecord
+from training.node import CANDIDATE, CHECKPOINTS, CURVES, REQUEST, Request, input_digests
+from training.processes import termination_as_exit
+from training.settings import TrainingSettings
+from training.transfer import Place
+from training.watching import MlflowCurves, MlflowRun, Terminal
+
+
+def job_name(run: str) -> str:
+    """The name of the TrainJob of a run's fine-tune step: the same for each retry."""
+    return "triptych-" + hashlib.sha256(f"{run}/fine-tune".encode()).hexdigest()[:16]
+
+
+def train_on_cluster(
+    trainjob: TrainJobSettings,
+    run: str,
+    settings: TrainingSettings,
+    features: Path,
+    candidate: Path,
+    curves: Path,
+    mlflow: MlflowRun | None,
+) -> TrainingRecord:
+    """Have a TrainJob fine-tune; write the candidate, its record beside it, and its loss curves.
+
+    Raises:
+        TrainingError: the cluster refuses or is away, the job failed, vanished or took too long, or what it left is
+            not what was asked for.
+    """
+    api, name = TrainerApi(trainjob), job_name(run)
+    place = Place(trainjob.storage) / name
+    watcher = Watcher(settings, mlflow)
+    with termination_as_exit():
+        try:
+            request = _start(api, name, place, trainjob, settings, features)
+            with PodLog(api, name, watcher.line, trainjob.poll_seconds):
+                ended = _wait(api, name, trainjob)
+        except (KeyboardInterrupt, SystemExit):
+            print(f"cancelled: deleting TrainJob {api.namespace}/{name}", flush=True)
+            api.delete(name, wait=False)
+            raise
+    if ended.ended == FAILED:
+        raise TrainingError(
+            f"TrainJob {api.namespace}/{name} failed: {ended.reason}; run the step again to train anew, from the last "
+            "checkpoint where there is one. Last lines of its first node:\n" + "\n".join(watcher.lines)
+        )
+    try:
+        return _collect(place, request, candidate, curves)
+    except TrainingError:
+        api.delete(name, wait=False)  # otherwise each retry would attach to it and end here
+        raise
+
+
+def _start(
+    api: TrainerApi,
+    name: str,
+    place: Place,
+    trainjob: TrainJobSettings,
+    settings: TrainingSettings,
+    features: Path,
+) -> Request:
+    """Attach to the job, or submit it."""
+    if settings.processes % trainjob.nodes:
+        raise TrainingError(
+            f"training.processes {settings.processes} cannot be spread evenly over trainjob.nodes {trainjob.nodes}; "
+            "change either"
+        )
+    digests = input_digests(settings, features)
+    shared = Place(trainjob.storage) / "features" / digests["features"].removeprefix("sha256:")
+    request = Request(settings=settings, features=(shared / "files").uri, digests=digests)
+    job = api.find(name)
+    if job is not None and (job.ended == FAILED or job.leaving):
+        print(f"TrainJob {api.namespace}/{name} of an earlier attempt failed ({job.reason}): training anew", flush=True)
+        api.delete(name)
+        job = None
+    if job is None:
+        if shared.read("complete") is None:
+            (shared / "files").upload(features)
+            shared.write("complete", digests["features"])
+        place.remove(RECORD, CANDIDATE, CURVES)
+        place.write(REQUEST, request.model_dump_json(indent=2))
+        try:
+            api.submit(name, place.uri)
+            print(f"submitted TrainJob {api.namespace}/{name}", flush=True)
+            return request
+        except Taken:
+            pass  # by another attempt at this step, or by this one when the answer was lost
+    text = place.read(REQUEST)
+    if text is None or Request.model_validate_json(text) != request:
+        raise TrainingError(
+            f"TrainJob {api.namespace}/{name} is there, and {REQUEST} at {place.uri} asks for something else than this "
+            "step; delete the job"
+        )
+    print(f"attached to TrainJob {api.namespace}/{name}", flush=True)
+    return request
+
+
+def _wait(api: TrainerApi, name: str, trainjob: TrainJobSettings) -> Job:
+    """Look at the job until it has ended."""
+    while True:
+        job = api.find(name)
+        if job is None or job.leaving:
+            raise TrainingError(
+                f"TrainJob {api.namespace}/{name} was deleted while this step waited for it; run the step again to "
+                "train anew"
+            )
+        if job.ended in (COMPLETE, FAILED):
+            return job
+        age = (datetime.now(UTC) - job.created).total_seconds()
+        if trainjob.timeout_seconds is not None and age > trainjob.timeout_seconds:
+            api.delete(name, wait=False)
+            raise TrainingError(
+                f"TrainJob {api.namespace}/{name} had not ended {age:.0f} s after its creation and was deleted; raise "
+                "trainjob.timeout_seconds or leave it out, and look whether the job was admitted by its queue"
+            )
+        time.sleep(trainjob.poll_seconds)
+
+
+def _collect(place: Place, request: Request, candidate: Path, curves: Path) -> TrainingRecord:
+    """Bring the candidate here and check that it is what the job says it made, from what was asked for."""
+    text, points = place.read(RECORD), place.read(CURVES)
+    if text is None or points is None:
+        raise TrainingError(f"the job is complete and left no {RECORD} and {CURVES} at {place.uri}; train again")
+    try:
+        record = TrainingRecord.model_validate_json(text)
+    except ValidationError as error:
+        raise TrainingError(f"{RECORD} at {place.uri} is not a training record: {error}; train again") from error
+    made_of = {"features": record.features, "base model": record.base_model}
+    differs = [name for name, digest in made_of.items() if digest != request.digests[name]]
+    differs += [] if record.settings == request.settings.model_dump(mode="json") else ["settings"]
+    if differs:
+        raise TrainingError(f"{RECORD} at {place.uri} is of other {' and '.join(differs)} than asked for; train again")
+    (place / CANDIDATE).download(candidate)
+    found = digest_path(candidate) if candidate.is_dir() else "nothing"
+    if found != record.candidate:
+        raise TrainingError(
+            f"the candidate at {place.uri} is {found}, and its record says {record.candidate}; train again"
+        )
+    curves.write_text(points, "utf-8")
+    candidate.with_name(RECORD).write_text(text, "utf-8")
+    place.remove(CHECKPOINTS)  # what they were kept for is there
+    return record
+
+
+class Watcher:
+    """What the first node prints: points go to the terminal and to MLflow, the rest is passed on."""
+
+    def __init__(self, settings: TrainingSettings, mlflow: MlflowRun | None) -> None:
+        self._terminal, self._curves = Terminal(settings), MlflowCurves(mlflow)
+        self.lines: deque[str] = deque(maxlen=LINES_KEPT)
+
+    def line(self, line: str) -> None:
+        """Take a line of the log."""
+        if not line.startswith(POINT):
+            self.lines.append(line)
+            self._terminal.line(line)
+            return
+        try:
+            point = CurvePoint.model_validate_json(line.removeprefix(POINT))
+        except ValidationError:  # cut off by the log's rotation
+            return
+        self._terminal.point(point)
+        self._curves.point(point)

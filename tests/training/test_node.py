@@ -1,0 +1,77 @@
+"""One node of a training job: its place among the others, and what it refuses to train."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from tests.training.conftest import World
+from training.errors import TrainingError
+from training.node import REQUEST, Request, input_digests, run_node
+from training.topology import Topology
+from training.transfer import Place
+
+TOLD = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "job-node-0-0.job", "PET_MASTER_PORT": "29500"}
+
+
+def test_the_trainers_variables_become_accelerates_settings() -> None:
+    told = Topology.from_environment(TOLD | {"PET_NPROC_PER_NODE": "auto"}).accelerate(processes=8)
+    assert (told["num_machines"], told["machine_rank"], told["num_processes"]) == (2, 1, 8)
+    assert (told["main_process_ip"], told["main_process_port"]) == ("job-node-0-0.job", 29500)
+
+
+def test_the_launcher_sees_none_of_them() -> None:
+    """It would take them for flags of its own."""
+    assert Topology.from_environment(TOLD).environment(TOLD | {"HOME": "/tmp"}) == {"HOME": "/tmp"}
+
+
+@pytest.mark.parametrize("missing", sorted(TOLD))
+def test_outside_a_job_the_missing_variable_is_named(missing: str) -> None:
+    with pytest.raises(TrainingError, match=f"no node of a training job: '{missing}'"):
+        Topology.from_environment({name: value for name, value in TOLD.items() if name != missing})
+
+
+def test_processes_that_do_not_spread_evenly_are_refused() -> None:
+    with pytest.raises(TrainingError, match="3 training processes cannot be spread evenly over 2 nodes"):
+        Topology.from_environment(TOLD).accelerate(processes=3)
+
+
+@pytest.mark.parametrize("what", ["features", "base model", "training code"])
+def test_a_node_with_other_inputs_trains_nothing(world: World, tmp_path: Path, what: str) -> None:
+    digests = input_digests(world.settings(), world.features) | {what: "sha256:other"}
+    other = Request(settings=world.settings(), features=str(world.features), digests=digests)
+    place = Place(str(tmp_path / "job"))
+    place.write(REQUEST, other.model_dump_json())
+    with pytest.raises(TrainingError, match=f"the {what} of this node is sha256:.*, and sha256:other was asked for"):
+        run_node(place, Topology())
+    assert [path.name for path in (tmp_path / "job").iterdir()] == [REQUEST]
+
+
+def test_a_node_without_a_request_says_so_and_ends_with_1(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "training.node", "--place", str(tmp_path)]
+    ended = subprocess.run(command, env=os.environ | TOLD, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert f"training failed: there is no {REQUEST} at {tmp_path}" in ended.stderr
+
+
+def test_folders_travel_to_an_object_store_and_back(tmp_path: Path) -> None:
+    (tmp_path / "here" / "inner").mkdir(parents=True)
+    (tmp_path / "here" / "inner" / "weights").write_bytes(b"\0\1")
+    (tmp_path / "here" / "index").write_text("{}")
+    place = Place("memory://bucket/folder")
+    place.upload(tmp_path / "here")
+    place.download(tmp_path / "back")
+    assert (tmp_path / "back" / "inner" / "weights").read_bytes() == b"\0\1"
+    assert (place.path, place.read("index"), place.read("none")) == (None, "{}", None)
+    place.remove("inner", "none")
+    assert fsspec.filesystem("memory").find("/bucket/folder") == ["/bucket/folder/index"]
+
+
+def test_storage_that_this_image_cannot_reach_is_named() -> None:
+    with pytest.raises(TrainingError, match=r"nowhere://bucket cannot be opened: .*nowhere"):
+        Place("nowhere://bucket")
