@@ -17,8 +17,8 @@ TRAINING_CODE = (
     *(f"components.{step}" for step in ("snapshot_data", "validate_data", "encode_features", "fine_tune")),
 )
 """The packages whose code decides a candidate's weights."""
-JUDGING_CODE = ("components.evaluate", "components.gate")
-"""The packages whose code decides a verdict."""
+JUDGING_CODE = ("components.evaluate", "components.gate", "training.families")
+"""The packages whose code decides a verdict; families say how a model is asked to draw."""
 
 
 def training_key(snapshot_digest: str, training: Mapping[str, Any]) -> str:
