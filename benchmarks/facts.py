@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from components.validate_data.facts import BATCH, Measure
@@ -71,20 +72,20 @@ def start(settings: ValidationSettings) -> None:
     _measure[:] = [Measure(settings)]
 
 
-def measure(rows: Rows) -> int:
+def measure(rows: pa.Table) -> int:
     """The facts of one batch."""
     return len(_measure[0](rows))
 
 
-def speed(pool: ProcessPoolExecutor, work: Callable[[Rows], int], rows: Rows, repeats: int) -> float:
+def speed(pool: ProcessPoolExecutor, work: Callable[[Any], int], batches: list[Any], repeats: int) -> float:
     """Images/s of the best repeat; the first, unmeasured one loads everything."""
-    batches = [rows[at : at + BATCH] for at in range(0, len(rows), BATCH)]
+    images = sum(map(len, batches))
     list(pool.map(work, batches[: 4 * (os.cpu_count() or 1)]))
     best = 0.0
     for _ in range(repeats):
         started = time.perf_counter()
-        assert sum(pool.map(work, batches)) == len(rows)
-        best = max(best, len(rows) / (time.perf_counter() - started))
+        assert sum(pool.map(work, batches)) == images
+        best = max(best, images / (time.perf_counter() - started))
     return best
 
 
@@ -94,8 +95,9 @@ def compare(size: int, kind: str, images: int, faces: bool, repeats: int, proces
         rows = [{"row": number, **row} for number, row in enumerate(draw(Path(folder), images, size, kind))]
         settings = ValidationSettings(suite="none", faces=faces)
         with ProcessPoolExecutor(processes, initializer=start, initargs=(settings,)) as pool:
-            alone = speed(pool, decode, rows, repeats)
-            facts = speed(pool, measure, rows, repeats)
+            batches = [rows[at : at + BATCH] for at in range(0, len(rows), BATCH)]
+            alone = speed(pool, decode, batches, repeats)
+            facts = speed(pool, measure, [pa.Table.from_pylist(batch) for batch in batches], repeats)
     seen = "with faces" if faces else "without faces"
     print(f"{kind:5} {size:4} px, {seen}: facts {facts:7.0f}/s, decoding {alone:7.0f}/s, ratio {facts / alone:.2f}")
     return facts / alone

@@ -9,22 +9,22 @@
 | `caption_control` | control characters in it, line ends and tabs among them; 0 where it is missing |
 | the others | `components.validate_data.images`; `phash` as in the manifest, where it has one |
 
-Few images are measured in this process. More of them stream through Daft, which reads the manifest, calls
-`Measure` in as many processes as there are cores, and unchanged on a Ray cluster where ``DAFT_RUNNER=ray`` is set;
-`docs/data.md` says why Daft. Memory holds a few batches, however many images there are.
+Few images are measured in this process. More of them stream through Daft in a process of its own
+(`components.validate_data.engine`), which calls `Measure` on all cores, and unchanged on a Ray cluster where
+``DAFT_RUNNER=ray`` is set; `docs/data.md` says why Daft. Memory holds a few batches, however many images there are.
 """
 
 from __future__ import annotations
 
-import os
-import time
+import subprocess
+import sys
+import tempfile
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -62,33 +62,32 @@ FEW = 4096
 READERS = 8
 """Images read at once where they do not lie on this machine."""
 NAMED = 5
-STOPPING, SETTLING = 30.0, 0.5
-"""Seconds that the engine's processes have to stop, and that its thread has after them."""
 
 
 class Measure:
-    """Measures batches of manifest rows; one to a process."""
+    """Measures batches of manifest rows; one to a thread."""
 
     def __init__(self, settings: ValidationSettings) -> None:
         self.settings = settings
         self.detector = FaceDetector(settings.face_threshold) if settings.faces else None
         self.tokenizer = _tokenizer(settings.tokenizer)
 
-    def __call__(self, rows: list[dict[str, Any]]) -> pa.Table:
-        """The facts about ``rows`` by `SCHEMA`, and ``changed``: why a row is not what was pinned."""
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """The facts about rows of a manifest by `SCHEMA`, and ``changed``: why a row is not what was pinned."""
         contents, changed = _contents(rows)
         measured = measure_images(contents, self.settings.max_pixels, self.detector)
-        captions = [(row["text"] or "").strip() for row in rows]
-        stated = {name: [row.get(name) for row in rows] for name in ("row", *COPIED)}
-        stated |= {name: [row[name] if (row[name] or "").strip() else None for row in rows] for name in RIGHTS}
+        captions = [(caption or "").strip() for caption in rows["text"].to_pylist()]
+        stated = {name: rows[name] for name in ("row", *COPIED)}
+        stated |= {name: _unless_blank(rows[name].cast(pa.string())) for name in RIGHTS}
         stated["caption_length"] = [len(caption) for caption in captions]
         stated["caption_control"] = [_control_characters(caption) for caption in captions]
         stated["caption_tokens"] = [None] * len(rows)
         if self.tokenizer is not None:
             stated["caption_tokens"] = [len(one.ids) for one in self.tokenizer.encode_batch_fast(captions)]
-        pinned = pa.array([row.get("phash") for row in rows], pa.string())
-        at = MEASURED.get_field_index("phash")
-        measured = measured.set_column(at, "phash", pc.coalesce(pinned, measured["phash"]))
+        if "phash" in rows.column_names:
+            at = MEASURED.get_field_index("phash")
+            phash = pc.coalesce(rows["phash"].cast(pa.string()), measured["phash"])
+            measured = measured.set_column(at, "phash", phash)
         columns = pa.table(stated, schema=STATED).columns + measured.columns
         return pa.table([*columns, pa.array(changed, CHANGED.type)], schema=SCHEMA.append(CHANGED))
 
@@ -115,7 +114,8 @@ def write_facts(manifest: pa.Table, settings: ValidationSettings, path: Path) ->
     if settings.faces:
         weights()  # fetched at most once, not by each process
     numbered = manifest.add_column(0, "row", pa.array(range(len(manifest)), pa.int64()))
-    tables = _here(numbered, settings) if len(manifest) <= FEW else _engine(numbered, settings)
+    few, scratch = len(manifest) <= FEW, path.with_suffix(".manifest")
+    tables = _here(numbered, settings) if few else _engine(numbered, settings, scratch)
     changed: list[str] = []
     with pq.ParquetWriter(path, SCHEMA) as writer:
         for table in track(tables, "measuring images", len(manifest), weight=BATCH):
@@ -133,43 +133,43 @@ def write_facts(manifest: pa.Table, settings: ValidationSettings, path: Path) ->
 def _here(manifest: pa.Table, settings: ValidationSettings) -> Iterator[pa.Table]:
     measure = Measure(settings)
     for batch in manifest.to_batches(max_chunksize=BATCH):
-        yield measure(batch.to_pylist())
+        yield measure(pa.Table.from_batches([batch]))
 
 
-def _engine(manifest: pa.Table, settings: ValidationSettings) -> Iterator[pa.Table]:
-    """Through Daft, in the order of the manifest."""
-    import daft
+def _engine(manifest: pa.Table, settings: ValidationSettings, scratch: Path) -> Iterator[pa.Table]:
+    """Through Daft, in the order of the manifest; see `components.validate_data.engine`.
 
-    dtype = daft.DataType.from_arrow_type(pa.struct(SCHEMA.append(CHANGED)))
-    names = manifest.column_names
+    Args:
+        scratch: a file to hand the manifest over in.
+    """
+    pq.write_table(manifest, scratch)
+    command = [sys.executable, "-m", "components.validate_data.engine", str(scratch), settings.model_dump_json()]
+    after = 0
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said) as engine,
+    ):
+        try:
+            with engine.stdout as pipe, pa.ipc.open_stream(pipe) as stream:  # type: ignore[union-attr]
+                for batch in stream:
+                    if batch["row"][0].as_py() != after:
+                        raise DataValidationError(f"the engine lost row {after} or its order; run again")
+                    after += len(batch)
+                    yield pa.Table.from_batches([batch])
+        except pa.ArrowException:
+            engine.wait()  # it ended early, and says why itself
+        except BaseException:
+            engine.kill()
+            raise
+        finally:
+            scratch.unlink()
+        if engine.wait() or after != len(manifest):
+            said.seek(0)
+            why = said.read().decode(errors="replace").strip().rpartition("\n")[2]
+            raise DataValidationError(f"the engine stopped at row {after} with status {engine.returncode}: {why}")
 
-    @daft.cls(use_process=True, max_concurrency=settings.processes or os.cpu_count())
-    class Measuring:
-        def __init__(self) -> None:
-            self.measure = Measure(settings)
 
-        @daft.method.batch(return_dtype=dtype, batch_size=BATCH)  # type: ignore[untyped-decorator]
-        def facts(self, *columns: daft.Series) -> Any:
-            told = pa.table([column.to_arrow() for column in columns], names=names)
-            return self.measure(told.to_pylist()).to_struct_array().combine_chunks()
-
-    measuring = Measuring()
-    frame = daft.from_arrow(manifest).select(measuring.facts(*(daft.col(name) for name in names)).alias("facts"))
-    after, others = 0, set(psutil.Process().children())
-    try:
-        for batch in frame.to_arrow_iter():
-            table = pa.Table.from_struct_array(batch.column("facts")).cast(SCHEMA.append(CHANGED))
-            if table["row"][0].as_py() != after:
-                raise DataValidationError(f"the engine lost row {after} or its order; run again")
-            after += len(table)
-            yield table
-    finally:
-        # A thread of Daft's that still stops its processes aborts an interpreter that ends meanwhile.
-        psutil.wait_procs([one for one in psutil.Process().children() if one not in others], timeout=STOPPING)
-        time.sleep(SETTLING)
-
-
-def _contents(rows: list[dict[str, Any]]) -> tuple[list[bytes], list[str | None]]:
+def _contents(rows: pa.Table) -> tuple[list[bytes], list[str | None]]:
     """The bytes of each row's image, and why it has none."""
 
     def read(row: dict[str, Any]) -> tuple[bytes, str | None]:
@@ -178,12 +178,17 @@ def _contents(rows: list[dict[str, Any]]) -> tuple[list[bytes], list[str | None]
         except PictureError as error:
             return b"", str(error)
 
-    if all(row["uri"].startswith("file://") for row in rows):
-        found = [read(row) for row in rows]
+    told = rows.select(["file_name", "sha256", "uri"]).to_pylist()
+    if all(row["uri"].startswith("file://") for row in told):
+        found = [read(row) for row in told]
     else:
         with ThreadPoolExecutor(READERS) as readers:
-            found = list(readers.map(read, rows))
+            found = list(readers.map(read, told))
     return [content for content, _ in found], [why for _, why in found]
+
+
+def _unless_blank(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(values), ""), None, values)
 
 
 def _control_characters(caption: str) -> int:

@@ -23,4 +23,4 @@ class ValidationSettings(BaseModel):
     tokenizer: str | None = None
     """Path of a folder with the base model's ``tokenizer.json``, by which captions' tokens are counted."""
     processes: int = Field(default=0, ge=0)
-    """Processes that measure; 0: one a core."""
+    """How many batches of images are measured at once; 0: one a core."""

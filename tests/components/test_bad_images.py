@@ -165,3 +165,15 @@ def test_many_images_go_through_the_engine_to_the_same_facts(tmp_path: Path, mon
     monkeypatch.setattr(facts, "FEW", 0)
     facts.write_facts(manifest, settings, tmp_path / "engine.parquet")
     assert pq.read_table(tmp_path / "engine.parquet").equals(pq.read_table(tmp_path / "here.parquet"))
+
+
+def test_an_engine_that_stops_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from components.validate_data import facts
+
+    portraits = Portraits(tmp_path)
+    manifest = facts.read_manifest(portraits.pin())
+    monkeypatch.setattr(facts, "FEW", 0)
+    settings = ValidationSettings(suite="none", faces=False, tokenizer=str(tmp_path / "nowhere"))
+    with pytest.raises(facts.DataValidationError, match=r"engine stopped at row 0 with status 1: .*nowhere.*tokenizer"):
+        facts.write_facts(manifest, settings, tmp_path / "facts.parquet")
+    assert not (tmp_path / "facts.manifest").exists()
