@@ -210,8 +210,7 @@ def measure(asked: argparse.Namespace, place: Path) -> dict[str, Side]:
 def report(asked: argparse.Namespace, sides: dict[str, Side]) -> None:
     """Losses, samples/s, and the two ratios last."""
     print(f"{asked.rounds} rounds of {asked.steps} steps, batch {asked.batch}, {asked.cores} cores a side; script fp32")
-    print(f"defaults: {asked.cores} processes of one thread, ZeRO-2, {asked.precision}, the average kept")
-    print("velocity loss by step: " + ", ".join(sides))
+    print(f"defaults: processes: {asked.cores}, of one thread, {asked.precision}; velocity loss: {', '.join(sides)}")
     for number, row in enumerate(zip(*(side.curve() for side in sides.values()), strict=True)):
         print(f"{(number + 1) * EVERY:6d}  " + "  ".join(f"{loss:.4f}" for loss in row))
     script = sides.pop("script")
