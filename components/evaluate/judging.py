@@ -52,6 +52,10 @@ class Judge:
             elif not isinstance(scorer, PictureScorer):
                 raise EvaluationError(f"scorer {scorer.name} neither scores pictures nor names a metric it gives")
 
+    def describe(self) -> list[dict[str, Any]]:
+        """What ``evaluation.json`` says of each scorer."""
+        return [_describe(scorer, self._measures[scorer.name]) for scorer in self._scorers]
+
     def check_leakage(self, settings: EvaluationSettings, training: Mapping[str, Any]) -> dict[str, Any]:
         """What was found of the training's teachers in the scorers.
 
@@ -86,10 +90,7 @@ class Judge:
 
     def finish(self, target: Path) -> dict[str, Any]:
         """Write what set-level measures need; gives what ``evaluation.json`` says of the scorers."""
-        facts: dict[str, Any] = {
-            "scorers": [_describe(scorer, self._measures[scorer.name]) for scorer in self._scorers],
-            "reported": self._reported,
-        }
+        facts: dict[str, Any] = {"scorers": self.describe(), "reported": self._reported}
         sets = [
             SetMeasure(
                 self._measures[scorer.name],

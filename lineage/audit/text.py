@@ -123,7 +123,8 @@ def _gate(version: Version) -> Iterator[str]:
         yield f"  on evaluation set {pinned['name']} {pinned['version']} ({pinned['digest']})"
         yield from (f"  scorer {s['name']} ({s['axis']}): {s['digest']}" for s in evaluation["scorers"])
         distinct = len({seed for seeds in version.seeds.values() for seed in seeds})
-        yield f"  {len(version.seeds)} prompts, {distinct} seeds; --format json lists each prompt's"
+        drawn = f"{len(version.seeds)} prompts, {distinct} seeds; --format json lists each prompt's"
+        yield f"  {drawn if version.seeds else 'no picture was scored'}"
         yield from (f"  {reason}" for reason in version.predicate["reasons"])
         for f in version.predicate["figures"]:
             yield (
