@@ -245,7 +245,7 @@ def draw_pictures(folder: Path) -> None:
         size = (4, 16) if number == 5 else (16, 16)
         Image.new("RGB", size, (20 * number, 255 - 20 * number, 120)).save(folder / f"{number}.png")
     # Not alike the others, who would be held out with it.
-    Image.linear_gradient("L").resize((16, 16)).convert("RGB").save(folder / "6.png")
+    Image.radial_gradient("L").resize((16, 16)).convert("RGB").save(folder / "6.png")
 
 
 def build(folder: Path) -> World:

@@ -33,7 +33,7 @@ def test_a_scorer_that_fails_on_one_picture_gives_an_invalid_verdict(
 ) -> None:
     assert "verdict: invalid" in invalid.stdout
     assert REASON in invalid.stdout
-    assert (unjudged.tags["decision"], unjudged.tags["standing"]) == ("invalid", "rejected")
+    assert unjudged.tags["decision"] == "invalid" and not unjudged.aliases
     champion = store.champion()
     assert champion is not None and champion.number == "1"
     state = Embedded(work / "lineage").open().state
@@ -45,7 +45,7 @@ def test_what_is_stored_of_it_says_why(unjudged: Version, store: Registry, tmp_p
     evidence = store.fetch_evidence(unjudged.run, tmp_path)
     evaluation = json.loads((evidence / "scores" / "evaluation.json").read_text())
     assert REASON in evaluation["unusable"]
-    assert [scorer["name"] for scorer in evaluation["scorers"]] == ["avatars-alignment", "opticians"]
+    assert [scorer["name"] for scorer in evaluation["scorers"]] == ["attributes", "opticians"]
     card = (evidence / "README.md").read_text()
     assert "Decision of the gate: invalid" in card and REASON in card
     assert "Nothing was measured" in card
