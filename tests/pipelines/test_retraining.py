@@ -140,18 +140,17 @@ def test_shuffled_captions_are_rejected_and_the_champion_stays(rejected: Run, wo
     assert champion is not None and champion.number == "1"
 
 
-def test_the_same_again_is_nothing_new(repeated: Run, work: Path, store: Registry) -> None:
+def test_the_same_again_is_nothing_new(repeated: Run, work: Path) -> None:
     assert repeated.returncode == 0, repeated.stdout + repeated.stderr
     assert "nothing is new: this candidate already is the champion (version 1)" in repeated.stdout
     assert list(records(work, 2)) == ["snapshot-data", "plan", "nothing-new", "close-run"]
-    assert len(store.versions()) == 2
 
 
 def test_models_lists_versions_aliases_and_verdicts(repeated: Run, work: Path, good_configuration: Path) -> None:
     listed = triptych("models", "--config", good_configuration, "--work-dir", work)
     assert listed.returncode == 0, listed.stderr
     rows = [line for line in listed.stdout.splitlines() if "promote" in line or "reject" in line]
-    assert len(rows) == 2
+    assert len(rows) == 2, listed.stdout
     assert "champion" in rows[0] and "base model" in rows[0]
     assert "version 1" in rows[1]
 
