@@ -128,16 +128,14 @@ def the_accelerator() -> Any:
 BATCH = [16]
 
 
-def encode_some(count: int, batch: int, features: Path) -> None:
-    """Encode the first ``count`` of the new avatars (`make data` draws them)."""
+def some_rows(count: int) -> list[dict[str, str]]:
+    """The first ``count`` of the new avatars (`make data` draws them): name, caption, place and digest."""
     import json
 
     from lineage.digests import digest_file
-    from training.encoding import Corpus, encode
-    from training.pictures import open_picture
 
     lines = (DATA / "metadata.jsonl").read_text("utf-8").splitlines()[:count]
-    rows = [
+    return [
         {
             "file_name": row["file_name"],
             "text": row["text"],
@@ -146,13 +144,22 @@ def encode_some(count: int, batch: int, features: Path) -> None:
         }
         for row in map(json.loads, lines)
     ]
+
+
+def encode_some(settings: TrainingSettings, count: int, features: Path) -> None:
+    """Encode the first ``count`` of the new avatars."""
+    from lineage.digests import digest_file
+    from training.encoding import Corpus, encode
+    from training.pictures import open_picture
+
+    rows = some_rows(count)
     corpus = Corpus(
         manifest=digest_file(DATA / "metadata.jsonl"),
         captions=[row["text"] for row in rows],
         load=lambda numbers: [open_picture(rows[number]) for number in numbers],
         rows=rows,
     )
-    encode(settings_of(1, batch, True), corpus, features)
+    encode(settings, corpus, features)
 
 
 def take_turns(sides: dict[str, Callable[[int], None]], rounds: int, block: int) -> dict[str, list[float]]:
@@ -218,7 +225,7 @@ def main() -> None:
     BATCH[0] = asked.batch
     with tempfile.TemporaryDirectory() as place:
         features = Path(place) / "features"
-        encode_some(asked.pictures, asked.batch, features)
+        encode_some(settings_of(1, asked.batch, True), asked.pictures, features)
         if asked.processes == 2:
             together(features, asked.batch, asked.rounds * asked.block)
         else:

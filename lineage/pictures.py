@@ -50,6 +50,11 @@ def manifest_rows(manifest: Path, columns: Sequence[str] | None = None) -> Itera
             yield from batch.to_pylist()
 
 
+def trained_on(row: Mapping[str, Any]) -> bool:
+    """Whether a manifest row is for training; rows of another ``split`` are held out."""
+    return (row.get("split") or "train") == "train"
+
+
 def read_picture(row: Mapping[str, Any]) -> bytes:
     """The bytes of the picture that a manifest row (``file_name``, ``sha256``, ``uri``) names.
 

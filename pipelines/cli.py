@@ -87,6 +87,9 @@ def validate(
 def compile_pipeline(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("retraining.yaml"),
     image: Annotated[str, typer.Option(help="The image of every step, best by digest.")] = "",
+    sample_shards: Annotated[
+        int, typer.Option(min=1, help="Tasks that draw samples at once; above 1, steps must share the state folder.")
+    ] = 1,
 ) -> None:
     """Write the pipeline's IR YAML, for a Kubeflow cluster."""
     from kfp.compiler import Compiler
@@ -94,7 +97,7 @@ def compile_pipeline(
     from components.image import IMAGE
     from pipelines.retraining import build_pipeline
 
-    Compiler().compile(build_pipeline(image or IMAGE, retries=2), str(output))
+    Compiler().compile(build_pipeline(image or IMAGE, retries=2, sample_shards=sample_shards), str(output))
     typer.echo(f"wrote {output}")
 
 

@@ -104,6 +104,12 @@ def is_local(place: str) -> bool:
     return "://" not in place
 
 
+def local_path(place: str) -> str:
+    """The path of a place on this machine, named by path or by ``file://``; empty for a place elsewhere."""
+    path = place.removeprefix("file://")
+    return path if is_local(path) else ""
+
+
 def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise ConfigurationError(f"{path} extends itself")

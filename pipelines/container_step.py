@@ -23,6 +23,9 @@ UNKNOWN = 1
 LOST = (DockerException, OSError, urllib3.exceptions.HTTPError)
 """What a call fails with when the container, or the engine, is gone (errors of `requests` are OSErrors)."""
 
+READERS = ("snapshot_data", "validate_data", "encode_features", "fine_tune", "evaluate")
+"""The steps that read images where they lie, by the names of their components."""
+
 Volumes = dict[str, dict[str, str]]
 
 
@@ -35,6 +38,7 @@ def run_step(
     image_id: str,
     labels: Mapping[str, str],
     own_volumes: Volumes,
+    credentials: Mapping[str, str] | None = None,
     **arguments: Any,
 ) -> int:
     """Run ``command`` in a container, print what it prints, and return its exit status.
@@ -47,8 +51,11 @@ def run_step(
         image: the component's image; KFP passes it, and it is not used.
         image_id: the image that is used.
         own_volumes: what is mounted besides KFP's ``volumes``.
+        credentials: variables that the step sees if it is one of `READERS`.
     """
     settings = {**arguments, "volumes": volumes | own_volumes, "labels": dict(labels)}
+    if credentials and component_of(command) in READERS:
+        settings["environment"] = {**arguments.get("environment", {}), **credentials}
     try:
         container = client.containers.create(image=image_id, command=list(command), **settings)
     except LOST as error:
@@ -70,6 +77,12 @@ def run_step(
             remove(container)
         except ContainerError as error:
             print(error)
+
+
+def component_of(command: Sequence[str]) -> str:
+    """The name of the component that KFP's ``command`` runs; empty for another command."""
+    flag = "--function_to_execute"
+    return command[command.index(flag) + 1] if flag in command[:-1] else ""
 
 
 def _status(container: Any) -> int:

@@ -21,7 +21,7 @@ import pwd
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -52,6 +52,27 @@ PASSED_ON = (
 )
 """Variables that decide figures or where they are written down: steps see the caller's."""
 
+BUCKETS = {
+    "s3": (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_REGION",
+        "AWS_DEFAULT_REGION",
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_S3",
+    ),
+    "hf": ("HF_ENDPOINT", "HF_TOKEN"),
+}
+"""Scheme -> variables by which such places are reached. Files with credentials are not passed on."""
+
+
+def bucket_environment(places: Iterable[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """What of ``environment`` steps need to reach ``places``: nothing where all of them are on this machine."""
+    schemes = {place.split("://", 1)[0] for place in places if "://" in place}
+    wanted = [variable for scheme in sorted(schemes & BUCKETS.keys()) for variable in BUCKETS[scheme]]
+    return {variable: environment[variable] for variable in wanted if environment.get(variable)}
+
 
 @contextmanager
 def containers(
@@ -61,6 +82,7 @@ def containers(
     mounts: Sequence[Path] = (),
     writable: Sequence[Path] = (),
     environment: Mapping[str, str] | None = None,
+    credentials: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
     """Inside this block a pipeline or component that is called runs in containers.
 
@@ -74,6 +96,7 @@ def containers(
         mounts: files and folders that steps may read.
         writable: folders beside the pipeline root that steps may write to.
         environment: variables for every step, beside those of `PASSED_ON`.
+        credentials: variables for the steps that read images (`container_step.READERS`), and for no other.
 
     Raises:
         ContainerError: no engine answers, the image or a path is missing, or KFP is not the one we know.
@@ -90,7 +113,9 @@ def containers(
         stack.callback(_remove_all, client, run_id)
         stack.enter_context(_terminated_as_interrupted())
         labels = {RUN_LABEL: run_id, OWNER_LABEL: _owner(psutil.Process())}
-        step = functools.partial(run_step, image_id=image_id, labels=labels, own_volumes=volumes)
+        step = functools.partial(
+            run_step, image_id=image_id, labels=labels, own_volumes=volumes, credentials=credentials or {}
+        )
         stack.enter_context(_replaced(step))
         runner = local.DockerRunner(**_arguments(image_id, environment or {}))
         stack.enter_context(_initialised(runner, pipeline_root))

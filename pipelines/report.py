@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -25,21 +26,10 @@ def print_outcome(console: Console, finished: Finished, root: Path, model_name: 
         )
         return
     gate, plan = finished.records["gate"].facts, finished.records["plan"].facts
-    table = Table(title=f"candidate against {plan['incumbent_name']}")
-    for column in ("", "incumbent", "candidate", "difference", "interval", "margin", "holds"):
-        table.add_column(column, justify="left" if not column else "right")
-    for figure in gate["figures"]:
-        holds = figure["lower"] > -figure["margin"]
-        table.add_row(
-            figure["name"],
-            *(f"{figure[name]:.3f}" for name in ("incumbent", "candidate")),
-            f"{figure['difference']:+.3f}",
-            f"{figure['lower']:+.3f} … {figure['upper']:+.3f}",
-            f"{figure['margin']:g}",
-            "yes" if holds else "[red]no[/red]",
-            end_section=figure["name"] == "aesthetics",
-        )
-    console.print(table)
+    if gate["figures"]:
+        console.print(_figures_table(gate["figures"], "incumbent", plan["incumbent_name"]))
+    if gate.get("anchor"):
+        console.print(_figures_table(gate["anchor"], "approved", "the last version that a person approved"))
     style = STYLES[gate["decision"]]
     console.print(f"verdict: [bold {style}]{gate['decision']}[/bold {style}]", highlight=False, soft_wrap=True)
     for reason in gate["reasons"]:
@@ -50,6 +40,24 @@ def print_outcome(console: Console, finished: Finished, root: Path, model_name: 
     console.print(
         f"look: triptych ui --work-dir {root}   triptych models --work-dir {root}", highlight=False, soft_wrap=True
     )
+
+
+def _figures_table(figures: list[dict[str, Any]], other: str, name: str) -> Table:
+    table = Table(title=f"candidate against {name}")
+    for column in ("", other, "candidate", "difference", "interval", "margin", "holds"):
+        table.add_column(column, justify="left" if not column else "right")
+    for figure in figures:
+        holds = figure["lower"] > -figure["margin"]
+        table.add_row(
+            figure["name"],
+            *(f"{figure[name]:.3f}" for name in ("incumbent", "candidate")),
+            f"{figure['difference']:+.3f}",
+            f"{figure['lower']:+.3f} … {figure['upper']:+.3f}",
+            f"{figure['margin']:g}",
+            "yes" if holds else "[red]no[/red]",
+            end_section=figure["name"] == "aesthetics",
+        )
+    return table
 
 
 def print_versions(console: Console, store: Registry) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from rich.console import Console
 from lineage.closing import CLOSING, Outcome, close, unclosed
 from lineage.records import RunContext, StepRecord, read_records
 from pipelines.checkout import checkout_commit
-from pipelines.configuration import Configuration, is_local
+from pipelines.configuration import Configuration, local_path
 from pipelines.narration import Narration
 from pipelines.workspace import Workspace, stop_leftovers, workspace
 
@@ -80,17 +81,23 @@ def _runner(
     if runner == "containers":
         from infra.docker.engine import engine
         from infra.images.build import ensure_image
-        from pipelines.containers import containers
+        from pipelines.containers import bucket_environment, containers
         from pipelines.tracking import tracking_server
 
         home = place.lineage
         keys = [home.keys / f"{role}.{half}" for role in ("run", "gate") for half in ("pem", "pub")]
-        mounts = [*keys, *(Path(where) for _, where in configuration.places() if is_local(where))]
+        places = [where for _, where in configuration.places()]
+        mounts = [*keys, *(Path(path) for path in map(local_path, places) if path)]
+        store = local_path(configuration.data.store)
+        if store:
+            Path(store).mkdir(parents=True, exist_ok=True)
+        writable = [Path(store)] if store else []
+        credentials = bucket_environment([*places, configuration.data.store], os.environ)
         with engine():
             image = ensure_image()
             with (
                 tracking_server(place) as server,
-                containers(image, run, place.pipeline_root, mounts),
+                containers(image, run, place.pipeline_root, mounts, writable, credentials=credentials),
             ):
                 # As in a cluster: the server alone holds the promotion key and writes the ledger.
                 held = {role: home.uri(role) for role in ("run", "gate")}

@@ -85,3 +85,7 @@ def _run(folder: Path) -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Nor is this an orderly exit: a library's thread that outlives the interpreter aborts the process.
+    os._exit(0)

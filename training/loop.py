@@ -83,6 +83,7 @@ def train(job: Job) -> LoopResult | None:
     trained_to, worked_to = time.perf_counter(), time.process_time()
     weights = trainer.shards.gather(engine.module, BACKBONE, accelerator.is_main_process)
     memory = accelerator.gather(torch.tensor([_peak_memory()], device=accelerator.device))
+    accelerator.end_training()  # nothing is exchanged any more: a group taken down late can abort its process
     if not accelerator.is_main_process:
         return None
     export_candidate(settings.base_model, weights, job.candidate, settings.adapter)

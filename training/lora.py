@@ -5,6 +5,7 @@ W' = W + (α / r) B A, with A (r, in) and B (out, r); B begins as zero. (Hu et a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,19 @@ def save_adapter(family: Family, weights: Mapping[str, Tensor], settings: LoraSe
         transformer_lora_layers={name.replace(".default.", "."): tensor for name, tensor in sorted(weights.items())},
         transformer_lora_adapter_metadata=metadata,
     )
+    for path in folder.glob("*.safetensors"):
+        _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put a file's metadata in order: safetensors writes them in another one each time.
+
+    The file is the header's length in 8 bytes, the header as JSON padded with spaces, and the tensors.
+    """
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header.pop("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[start:])

@@ -90,6 +90,7 @@ def evaluate(
         facts["evaluation_set"] = _describe(evaluation_set)
         facts["sampling"] = evaluation_set.description.sampling.model_dump()
         judge = Judge(load_scorers(settings.scorers), evaluation_set, validated)
+        facts["scorers"] = judge.describe()
         facts["leakage"] = judge.check_leakage(settings, training or {})
         files = {}
         for who, model in models.items():

@@ -15,7 +15,7 @@ from components.evaluate.distances import DISTANCES, match_captions, nearer_to_t
 from components.evaluate.evaluation_set import EvaluationError, EvaluationSet, open_rgb
 from components.evaluate.scoring import FeatureScorer, PictureScorer, Scorer, measures, rows, score_pictures
 from components.evaluate.settings import EvaluationSettings
-from lineage.pictures import manifest_rows, read_picture
+from lineage.pictures import manifest_rows, read_picture, trained_on
 from lineage.scores import REFERENCES, Kernel, SetMeasure, write_sets
 from training.leakage import ALIKE, find_leakage, likeness, probe_pictures, refusal, teacher_features, teachers
 
@@ -52,6 +52,10 @@ class Judge:
             elif not isinstance(scorer, PictureScorer):
                 raise EvaluationError(f"scorer {scorer.name} neither scores pictures nor names a metric it gives")
 
+    def describe(self) -> list[dict[str, Any]]:
+        """What ``evaluation.json`` says of each scorer."""
+        return [_describe(scorer, self._measures[scorer.name]) for scorer in self._scorers]
+
     def check_leakage(self, settings: EvaluationSettings, training: Mapping[str, Any]) -> dict[str, Any]:
         """What was found of the training's teachers in the scorers.
 
@@ -86,10 +90,7 @@ class Judge:
 
     def finish(self, target: Path) -> dict[str, Any]:
         """Write what set-level measures need; gives what ``evaluation.json`` says of the scorers."""
-        facts: dict[str, Any] = {
-            "scorers": [_describe(scorer, self._measures[scorer.name]) for scorer in self._scorers],
-            "reported": self._reported,
-        }
+        facts: dict[str, Any] = {"scorers": self.describe(), "reported": self._reported}
         sets = [
             SetMeasure(
                 self._measures[scorer.name],
@@ -125,7 +126,7 @@ class Judge:
         if not heldout or validated is None:
             lacking = "the pictures that the candidate was trained on" if heldout else "a heldout folder in the set"
             raise EvaluationError(f"scorer {scorer.name} needs {lacking}")
-        trained = [row for row in manifest_rows(validated / MANIFEST) if (row.get("split") or "train") == "train"]
+        trained = [row for row in manifest_rows(validated / MANIFEST) if trained_on(row)]
         ours, theirs = match_captions([row["text"] for row in trained], [text for _, text in heldout])
         self._memorisation = {"pairs": len(ours), "training": len(trained)}
         return {

@@ -161,10 +161,11 @@ def describe(candidate: Candidate, mlflow_run: str) -> str:
         "",
         f"![the three axes]({_artifact(mlflow_run, 'verdict/pareto.png')})",
         "",
-        f"![samples]({_artifact(mlflow_run, 'scores/grid.png')})",
-        "",
-        figures_table(predicate["figures"]),
     ]
+    if candidate.figures:
+        lines += [f"![samples]({_artifact(mlflow_run, 'scores/grid.png')})", "", figures_table(candidate.figures)]
+    if candidate.anchor:
+        lines += ["", "Against the last approved version:", "", figures_table(candidate.anchor, "approved")]
     return "\n".join(lines)[:DESCRIPTION_LIMIT]
 
 

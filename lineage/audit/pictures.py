@@ -10,12 +10,13 @@ from lineage.audit.report import Data, Finding, Picture
 from lineage.audit.sources import MissingError
 from lineage.digests import LineageError, manifest_digest
 from lineage.entries import Registered
-from lineage.pictures import ChangedError, GoneError, PictureError, read_picture
+from lineage.pictures import ChangedError, GoneError, PictureError, read_picture, trained_on
 
 SHOWN = 24
 """Training images kept to be shown."""
 NAMED = 20
 """Training images that are named one by one where they do not hold."""
+HELD_OUT = "held out"
 RIGHTS = ("license", "consent", "source")
 
 
@@ -47,15 +48,15 @@ def _read_data(x: Examination, version: Registered) -> Data:
             why.setdefault(row["row"], []).append(row["reason"])
         _check_whole(accepted, facts, set(why), snapshot)
         refused = tuple(_picture(facts[row], tuple(reasons)) for row, reasons in why.items())
-    held_out = [row for row in accepted or () if (row.get("split") or "train") != "train"]
-    trained_on = [row for row in accepted or () if (row.get("split") or "train") == "train"]
-    not_used = tuple(_picture(row, (f"held out: its split is {row['split']}",)) for row in held_out)
+    used = [row for row in accepted or () if trained_on(row)]
+    held_out = [row for row in accepted or () if not trained_on(row)]
+    not_used = tuple(_picture(row, (f"{HELD_OUT}: its split is {row['split']}",)) for row in held_out)
     return Data(
         version=version.version,
         run=version.run,
         snapshot=snapshot,
         accepted=digest,
-        pictures=tuple(map(_picture, trained_on)) if accepted is not None else None,
+        pictures=tuple(map(_picture, used)) if accepted is not None else None,
         refused=refused if refused is None else (*refused, *not_used),
     )
 

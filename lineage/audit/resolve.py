@@ -165,7 +165,7 @@ def _training_image(x: Examination, digest: str, what: str, asked: bool) -> Targ
         trained = [picture for picture in data.pictures or () if picture.sha256 == digest]
         uses += [use(x, version, f"trained on it as {describe(picture)}") for picture in trained]
         uses += [
-            use(x, version, f"refused it as {describe(picture)}: {'; '.join(picture.refused)}")
+            use(x, version, f"{_set_aside(picture)} as {describe(picture)}: {'; '.join(picture.refused)}")
             for picture in data.refused or ()
             if picture.sha256 == digest
         ]
@@ -180,13 +180,18 @@ def _training_image(x: Examination, digest: str, what: str, asked: bool) -> Targ
         x.images["picture"] = Path(what).read_bytes()
     trained_on = [u for u in uses if u.how.startswith("trained")]
     if not trained_on:
-        return Target("training image", "an image that was refused; no version was trained on it", uses=tuple(uses))
+        how = "held out" if any(u.how.startswith("held") for u in uses) else "refused"
+        return Target("training image", f"an image that was {how}; no version was trained on it", uses=tuple(uses))
     champion = next((u for u in trained_on if u.standing == "champion"), None)
     said = f"a training image of version {', '.join(u.version for u in trained_on)}; "
     said += (
         f"the champion, version {champion.version}, is one of them" if champion else "the champion is not among them"
     )
     return Target("training image", said, uses=tuple(uses))
+
+
+def _set_aside(picture: Picture) -> str:
+    return "held it out" if picture.refused[0].startswith(pictures.HELD_OUT) else "refused it"
 
 
 def describe(picture: Picture) -> str:

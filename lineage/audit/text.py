@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from lineage.audit.report import Data, Picture, Report, Version
 from lineage.records import StepRecord
@@ -123,16 +124,23 @@ def _gate(version: Version) -> Iterator[str]:
         yield f"  on evaluation set {pinned['name']} {pinned['version']} ({pinned['digest']})"
         yield from (f"  scorer {s['name']} ({s['axis']}): {s['digest']}" for s in evaluation["scorers"])
         distinct = len({seed for seeds in version.seeds.values() for seed in seeds})
-        yield f"  {len(version.seeds)} prompts, {distinct} seeds; --format json lists each prompt's"
+        drawn = f"{len(version.seeds)} prompts, {distinct} seeds; --format json lists each prompt's"
+        yield f"  {drawn if version.seeds else 'no picture was scored'}"
         yield from (f"  {reason}" for reason in version.predicate["reasons"])
-        for f in version.predicate["figures"]:
-            yield (
-                f"    {f['name']:<20} {f['incumbent']:.3f} -> {f['candidate']:.3f}  {f['difference']:+.3f} "
-                f"({f['lower']:+.3f} to {f['upper']:+.3f}), margin {f['margin']:g}"
-            )
+        yield from map(_figure, version.predicate["figures"])
+        if anchor := version.predicate.get("anchor"):
+            yield "  against the last version that a person approved:"
+            yield from map(_figure, anchor)
     yield "  the chain of judgements:"
     for link in version.chain:
         yield f"    version {link.version} ({link.decision}, {link.time}) against {link.incumbent[:19]}…"
+
+
+def _figure(f: Mapping[str, Any]) -> str:
+    return (
+        f"    {f['name']:<20} {f['incumbent']:.3f} -> {f['candidate']:.3f}  {f['difference']:+.3f} "
+        f"({f['lower']:+.3f} to {f['upper']:+.3f}), margin {f['margin']:g}"
+    )
 
 
 def _steps(report: Report) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lineage.digests import manifest_digest
-from lineage.pictures import manifest_rows
+from lineage.pictures import manifest_rows, trained_on
 from lineage.records import StepRecord
 from lineage.statements import Statement
 
@@ -29,7 +29,7 @@ class Candidate:
     digest: str
     """Of ``weights``."""
     manifest: Path
-    """``manifest.parquet``: the rows it was trained on."""
+    """``manifest.parquet``: the rows it was trained on, and those held out (``split``)."""
     records: Mapping[str, StepRecord]
     """Step -> its record."""
     verdict: Statement
@@ -38,7 +38,7 @@ class Candidate:
 
     @property
     def data_digest(self) -> str:
-        """The digest of the rows it was trained on."""
+        """The digest of the manifest's rows."""
         return manifest_digest(manifest_rows(self.manifest))
 
     @property
@@ -51,6 +51,12 @@ class Candidate:
     def figures(self) -> list[dict[str, Any]]:
         """The verdict's figures: incumbent, candidate, and the interval of their difference."""
         found: list[dict[str, Any]] = self.verdict.predicate["figures"]
+        return found
+
+    @property
+    def anchor(self) -> list[dict[str, Any]]:
+        """The figures against the last version that a person approved; none where that is the incumbent."""
+        found: list[dict[str, Any]] = self.verdict.predicate.get("anchor", [])
         return found
 
     @property
@@ -68,10 +74,20 @@ class Candidate:
         return str(json.loads(index.read_text("utf-8"))["_class_name"]) if index.is_file() else "unknown"
 
     def stated(self, column: str) -> dict[str, int]:
-        """What the rows say in ``license``, ``consent`` or ``source`` -> number of images, most frequent first."""
-        return stated(self.manifest, column)
+        """What the rows trained on say in ``license``, ``consent`` or ``source`` -> images, most frequent first."""
+        return stated(self.manifest, column, held_out=False)
+
+    def images(self) -> str:
+        """How many images it was trained on, and how many were held out, in words."""
+        every, trained = (sum(stated(self.manifest, "source", held_out=held).values()) for held in (True, False))
+        return f"{trained} captioned pictures" + (f"; {every - trained} more were held out" if every > trained else "")
 
 
-def stated(manifest: Path, column: str) -> dict[str, int]:
-    """What the rows of a manifest say in ``license``, ``consent`` or ``source`` -> images, most frequent first."""
-    return dict(Counter(row[column] or NOT_STATED for row in manifest_rows(manifest, [column])).most_common())
+def stated(manifest: Path, column: str, held_out: bool = True) -> dict[str, int]:
+    """What the rows of a manifest say in ``license``, ``consent`` or ``source`` -> images, most frequent first.
+
+    Args:
+        held_out: count the rows that are not for training too.
+    """
+    rows = (row for row in manifest_rows(manifest, [column, "split"]) if held_out or trained_on(row))
+    return dict(Counter(row[column] or NOT_STATED for row in rows).most_common())

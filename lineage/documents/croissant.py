@@ -33,15 +33,15 @@ def croissant(candidate: Candidate, place: str) -> dict[str, Any]:
     """The JSON-LD of the rows that a candidate was trained on, for a reader who finds them at the path ``place``."""
     digest = candidate.data_digest
     description = (
-        f"The {sum(candidate.stated('license').values())} pictures and captions with digest {digest}, on which run "
-        f"{candidate.run} fine-tuned {candidate.model_name}."
+        f"The data with digest {digest}, on which run {candidate.run} fine-tuned {candidate.model_name}: "
+        f"{candidate.images()}. Rows whose split is not train were not trained on."
     )
     name = f"{candidate.model_name}-training-data"
-    return describe_manifest(candidate.manifest, place, digest, name, description, candidate.ended)
+    return describe_manifest(candidate.manifest, place, digest, name, description, candidate.ended, held_out=False)
 
 
 def describe_manifest(
-    manifest: Path, place: str, digest: str, name: str, description: str, published: str
+    manifest: Path, place: str, digest: str, name: str, description: str, published: str, held_out: bool = True
 ) -> dict[str, Any]:
     """The JSON-LD of a manifest.
 
@@ -49,6 +49,7 @@ def describe_manifest(
         place: path of the manifest, relative to where the JSON-LD lies.
         digest: of the manifest's rows.
         published: date or time, ISO 8601.
+        held_out: name the rights of rows that are not for training too.
     """
     import mlcroissant as mlc  # type: ignore[import-untyped]
 
@@ -80,13 +81,13 @@ def describe_manifest(
         mlc.Metadata(
             name=name,
             description=description,
-            license=list(stated(manifest, "license")),
+            license=list(stated(manifest, "license", held_out)),
             cite_as=digest,
             version="1.0.0",
             date_published=published,
             url=f"urn:triptych:snapshot:{digest}",
-            personal_sensitive_information=[f"Consent: {consent}" for consent in stated(manifest, "consent")],
-            data_collection="; ".join(stated(manifest, "source")),
+            personal_sensitive_information=[f"Consent: {consent}" for consent in stated(manifest, "consent", held_out)],
+            data_collection="; ".join(stated(manifest, "source", held_out)),
             distribution=[table, pictures],
             record_sets=[rows],
         ).to_json()

@@ -85,7 +85,7 @@ Base model `{candidate.input("base_model") or "not recorded"}`, fine-tuned on `{
 Against the incumbent `{candidate.evaluation["incumbent"]["digest"]}`, on {pinned["name"]} {pinned["version"]}
 (`{pinned["digest"]}`), the same prompts and seeds for both, higher is better. Scorers: {scorers}.
 
-{figures_table(candidate.figures)}
+{_figures(candidate)}
 
 ## Licence
 
@@ -98,10 +98,21 @@ Against the incumbent `{candidate.evaluation["incumbent"]["digest"]}`, on {pinne
 """
 
 
-def figures_table(figures: list[dict[str, object]]) -> str:
-    """The verdict's figures as a Markdown table."""
+def _figures(candidate: Candidate) -> str:
+    """All the verdict's figures; where there are none, it says why in its reasons."""
+    if not candidate.figures:
+        return "Nothing was measured: the verdict is invalid, for the reason above."
+    found = figures_table(candidate.figures)
+    if candidate.anchor:
+        found += "\n\nAgainst the last version that a person approved:\n\n"
+        found += figures_table(candidate.anchor, "approved version")
+    return found
+
+
+def figures_table(figures: list[dict[str, object]], other: str = "incumbent") -> str:
+    """Figures of the verdict as a Markdown table; ``other`` is whom the candidate was compared with."""
     lines = [
-        "| figure | incumbent | candidate | difference | interval | margin |",
+        f"| figure | {other} | candidate | difference | interval | margin |",
         "|---|---|---|---|---|---|",
     ]
     lines += [
@@ -114,7 +125,7 @@ def figures_table(figures: list[dict[str, object]]) -> str:
 
 def _stated(candidate: Candidate) -> str:
     """How many pictures state which licence, consent and source; the most frequent five of each."""
-    lines = [f"{sum(candidate.stated('license').values())} captioned pictures.", ""]
+    lines = [f"{candidate.images()}.", ""]
     for column in ("license", "consent", "source"):
         values = candidate.stated(column)
         lines += [f"- {column}: {value} ({count})" for value, count in list(values.items())[:5]]

@@ -172,6 +172,13 @@ def test_a_refused_image_says_why(world: World) -> None:
     assert "no version was trained on it" in report.found
 
 
+def test_an_image_that_was_held_out_was_not_trained_on(world: World) -> None:
+    report = world.audit(str(world.picture(6)), image=True)
+    assert report.holds and "held out; no version was trained on it" in report.found
+    (use,) = report.uses
+    assert use.version == "3" and use.how.startswith("held it out as 6.png") and "split is validation" in use.how
+
+
 def test_an_image_nobody_was_trained_on(world: World) -> None:
     report = world.audit(str(world.picture(9)), image=True)
     assert report.holds and report.uses == () and "no version was trained on it" in report.found

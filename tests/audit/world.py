@@ -1,7 +1,7 @@
 """A small real world to audit: real pictures, records, ledger, MLflow store and registrations; only no training.
 
 Version 1 was champion and is withdrawn, 2 is champion, 3 was rejected, 4 was trained from 2, and 5 has the weights of
-4, judged anew. Picture 5 is refused in every snapshot.
+4, judged anew. Picture 5 is refused in every snapshot, 6 is held out.
 """
 
 from __future__ import annotations
@@ -177,7 +177,8 @@ class World:
 def _described(number: int) -> dict[str, Any]:
     caption = HOSTILE if number == 7 else f"a portrait, number {number}"
     rights = {"license": "CC0-1.0", "consent": "generated"} if number else {"license": "all rights reserved"}
-    return {"file_name": f"{number}.png", "text": caption, "source": "drawn", **rights}
+    split = {"split": "validation"} if number == 6 else {}
+    return {"file_name": f"{number}.png", "text": caption, "source": "drawn", **rights, **split}
 
 
 def _validate(snapshot: Path, target: Path) -> str:
@@ -243,6 +244,8 @@ def draw_pictures(folder: Path) -> None:
     for number in range(10):
         size = (4, 16) if number == 5 else (16, 16)
         Image.new("RGB", size, (20 * number, 255 - 20 * number, 120)).save(folder / f"{number}.png")
+    # Not alike the others, who would be held out with it.
+    Image.radial_gradient("L").resize((16, 16)).convert("RGB").save(folder / "6.png")
 
 
 def build(folder: Path) -> World:
@@ -254,7 +257,7 @@ def build(folder: Path) -> World:
     first = world.candidates["1"]
     world.retrain("run-2", [1, 2, 3, 5, 7], 0.3, incumbent=first)
     second = world.candidates["2"]
-    world.retrain("run-3", [2, 5, 8], -0.4, incumbent=second, promote=False)
+    world.retrain("run-3", [2, 5, 6, 8], -0.4, incumbent=second, promote=False)
     world.retrain("run-4", [4, 5], 0.0, incumbent=second, base=second, promote=False)
     world.retrain("run-5", [4, 5], 0.0, incumbent=second, base=second, promote=False, reused="run-4")
     world.home.promotions(world.store).withdraw("1", "the owner", REASON)

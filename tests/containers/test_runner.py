@@ -172,6 +172,25 @@ def test_a_step_sees_what_is_listed_and_nothing_else(
     assert not (listed / "new").exists()
 
 
+def test_only_steps_that_read_images_see_the_credentials_of_a_bucket(image: str, run: Run) -> None:
+    @component
+    def validate_data() -> str:
+        import os
+
+        return os.environ.get("AWS_SECRET_ACCESS_KEY", "nothing") + os.environ["GIVEN"]
+
+    @component
+    def register() -> str:
+        import os
+
+        return os.environ.get("AWS_SECRET_ACCESS_KEY", "nothing") + os.environ["GIVEN"]
+
+    secret = {"AWS_SECRET_ACCESS_KEY": "secret"}
+    with containers(image, run.id, run.root, environment={"GIVEN": "!"}, credentials=secret):
+        assert validate_data().output == "secret!"
+        assert register().output == "nothing!"
+
+
 def test_writable_folders_beside_the_root(image: str, run: Run, tmp_path: Path) -> None:
     records = tmp_path / "records"
     records.mkdir()

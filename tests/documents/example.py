@@ -50,6 +50,13 @@ def validated(folder: Path) -> Path:
     return path
 
 
+def hold_out(manifest: Path, place: int) -> None:
+    """Let one row of a manifest be for validation."""
+    rows = pq.read_table(manifest).to_pylist()
+    rows[place]["split"] = "validation"
+    pq.write_table(pa.Table.from_pylist(rows), manifest)
+
+
 def verdict(candidate: str, incumbent: str = BASE, decision: str = "promote") -> Statement:
     figure: dict[str, Any] = {
         "name": "alignment",

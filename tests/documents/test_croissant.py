@@ -36,6 +36,14 @@ def test_it_is_valid_and_says_what_the_data_is(written: Path) -> None:
     }
 
 
+def test_rights_are_those_of_the_pictures_trained_on(tmp_path: Path) -> None:
+    subject = example.candidate(tmp_path)
+    example.hold_out(subject.manifest, 1)
+    described = croissant(subject, "validated/manifest.parquet")
+    assert "2 captioned pictures; 1 more were held out" in described["description"]
+    assert described["license"] == ["not stated", "an artist's own words: free for all"]
+
+
 def test_its_records_are_the_rows(written: Path) -> None:
     rows = list(mlc.Dataset(jsonld=str(written)).records("rows"))
     assert len(rows) == 3

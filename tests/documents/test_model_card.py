@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 
 from lineage.documents.model_card import model_card
+from lineage.statements import VERDICT, make_statement
 from tests.documents import example
 
 
@@ -50,6 +51,26 @@ def test_a_candidate_without_figures_has_a_card(tmp_path: Path) -> None:
     card = ModelCard(model_card(subject))
     assert "decision:invalid" in (card.data.tags or [])
     assert not card.data.eval_results
+    assert "Nothing was measured" in card.text and "| figure |" not in card.text
+
+
+def test_figures_against_the_approved_version_have_their_own_table(tmp_path: Path) -> None:
+    judged = example.verdict("sha256:" + "0" * 64)
+    anchor = [{**judged.predicate["figures"][0], "incumbent": 0.7, "difference": 0.2}]
+    told = make_statement(VERDICT, {"candidate": "sha256:" + "0" * 64}, {**judged.predicate, "anchor": anchor})
+    text = model_card(example.candidate(tmp_path, judged=told))
+    before, after = text.split("Against the last version that a person approved")
+    assert "| alignment | 0.800 |" in before and "| alignment | 0.700 |" in after
+    assert "| figure | approved version |" in after
+
+
+def test_pictures_held_out_are_not_among_those_trained_on(tmp_path: Path) -> None:
+    subject = example.candidate(tmp_path)
+    assert "\n3 captioned pictures.\n" in model_card(subject)
+    example.hold_out(subject.manifest, 1)
+    text = model_card(subject)
+    assert "\n2 captioned pictures; 1 more were held out.\n" in text
+    assert "- source: drawn (2)" in text and "license: CC0-1.0" not in text, "what only a held-out picture says"
 
 
 def test_a_declared_licence_is_shown(tmp_path: Path) -> None:

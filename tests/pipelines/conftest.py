@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.runs import cut_down, some_portraits, triptych
+from tests.runs import AVATARS, cut_down, some_portraits, triptych
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +45,33 @@ def repeated(
 ) -> subprocess.CompletedProcess[str]:
     """A third run, on the good data again."""
     return triptych("retrain", "--config", good_configuration, "--work-dir", work)
+
+
+FAILING_SCORER = """import json, sys
+
+for picture in json.load(open(sys.argv[1]))["pictures"]:
+    if picture["attributes"]["glasses"]:
+        sys.exit(f"a lens cracked at {picture['prompt']!r}")
+"""
+
+
+@pytest.fixture(scope="session")
+def invalid_configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shuffled captions again, judged by a scorer that fails on some picture."""
+    folder = tmp_path_factory.mktemp("invalid")
+    (folder / "scorer").mkdir()
+    (folder / "scorer" / "score.py").write_text(FAILING_SCORER)
+    options = {"name": "opticians", "axis": "aesthetics", "command": [sys.executable, "score.py"]}
+    scorers = [
+        {"scorer": "avatars-alignment", "weights": str(AVATARS / "models" / "scorers" / "alignment.safetensors")},
+        {"scorer": "process", "weights": str(folder / "scorer"), "options": options},
+    ]
+    return cut_down(folder, some_portraits("shuffled", folder / "portraits"), evaluation={"scorers": scorers})
+
+
+@pytest.fixture(scope="session")
+def invalid(
+    work: Path, repeated: subprocess.CompletedProcess[str], invalid_configuration: Path
+) -> subprocess.CompletedProcess[str]:
+    """A fourth run: the second one's candidate and samples are known, and cannot be judged."""
+    return triptych("retrain", "--config", invalid_configuration, "--work-dir", work)

@@ -123,6 +123,7 @@ OTHERS = {
     "RegistrySettings": "configuration",
     "LineageSettings": "configuration",
     "Body": "what all bodies have in common",
+    "Kernel": "part of a scores artifact, which the verdict names by digest",
 }
 
 

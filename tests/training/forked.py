@@ -95,6 +95,8 @@ def _child(place: str, rank: int, world: int, port: int, kill_after: int, file_l
     }
     import resource
 
+    import torch
+
     from training import checkpoints, fine_tune
     from training.saving import Saving
 
@@ -116,7 +118,7 @@ def _child(place: str, rank: int, world: int, port: int, kill_after: int, file_l
     sys.argv = ["training.fine_tune", "--job", place]
     fine_tune.main()
     sys.stdout.flush()
-    os._exit(0)
+    os._exit(torch.distributed.is_initialized())  # a process group that is left open counts as a failure
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ def test_the_adapter_says_its_alpha_and_rank(tmp_path: Path) -> None:
     backbone = family_of(base).load_transformer()
     add_adapter(backbone, SETTINGS, seed=0)
     weights = {name: p.detach() for name, p in backbone.named_parameters() if p.requires_grad}
-    for name in ("one", "two"):
+    for name in ("one", "two", "three", "four"):
         export_candidate(base, weights, tmp_path / name, SETTINGS)
         digests.add(digest_path(tmp_path / name))
     with safe_open(tmp_path / "one" / ADAPTER, framework="pt") as file:

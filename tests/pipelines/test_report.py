@@ -1,0 +1,42 @@
+"""What the terminal shows at a run's end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipelines.report import print_outcome
+from pipelines.retrain import Finished
+from tests.documents import example
+
+FIGURE: dict[str, Any] = example.verdict("sha256:0").predicate["figures"][0]
+
+
+def shown(decision: str, figures: list[dict[str, Any]], anchor: list[dict[str, Any]]) -> str:
+    """The text at the end of a run whose gate decided so."""
+    ruling = {"decision": decision, "reasons": ["because"], "figures": figures, "anchor": anchor}
+    records = [
+        example.record("plan", 1, facts={"incumbent_name": "champion (version 2)"}),
+        example.record("gate", 2, facts=ruling),
+        example.record("promote", 3, facts={"alias": "", "version": "3"}),
+    ]
+    console = Console(record=True, width=120)
+    finished = Finished("run", "judged", {record.step: record for record in records}, Path("log"))
+    print_outcome(console, finished, Path("work"), "portraits")
+    return console.export_text()
+
+
+def test_the_approved_version_has_a_table_of_its_own_where_it_was_scored() -> None:
+    text = shown("reject", [FIGURE], [{**FIGURE, "incumbent": 0.951, "lower": -0.5}])
+    before, after = text.split("candidate against the last version that a person approved")
+    assert "candidate against champion (version 2)" in before and "0.951" not in before
+    assert "approved" in after and "0.951" in after and "no" in after
+    assert "approved" not in shown("promote", [FIGURE], [])
+
+
+def test_an_invalid_verdict_has_reasons_and_no_empty_table() -> None:
+    text = shown("invalid", [], [])
+    assert "verdict: invalid" in text and "because" in text
+    assert "candidate against" not in text
