@@ -33,7 +33,7 @@ from components.validate_data.errors import DataValidationError
 from components.validate_data.faces import FaceDetector, weights
 from components.validate_data.images import MEASURED, measure_images
 from components.validate_data.settings import ValidationSettings
-from lineage.pictures import PictureError, read_picture
+from lineage.pictures import ROWS, PictureError, read_picture
 from lineage.progress import track
 
 COPIED = ("file_name", "sha256", "bytes", "text", "split")
@@ -117,11 +117,17 @@ def write_facts(manifest: pa.Table, settings: ValidationSettings, path: Path) ->
     few, scratch = len(manifest) <= FEW, path.with_suffix(".manifest")
     tables = _here(numbered, settings) if few else _engine(numbered, settings, scratch)
     changed: list[str] = []
+    waiting: list[pa.Table] = []  # a row group of each batch would make a long footer
     with pq.ParquetWriter(path, SCHEMA) as writer:
         for table in track(tables, "measuring images", len(manifest), weight=BATCH):
             for row in table.filter(pc.is_valid(table["changed"])).to_pylist():
                 changed.append(f"row {row['row']}, {row['changed']}")
-            writer.write_table(table.drop(["changed"]))
+            waiting.append(table.drop(["changed"]))
+            if sum(map(len, waiting)) >= ROWS:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting.clear()
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
     if changed:
         more = f"; and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
         raise DataValidationError(
