@@ -27,13 +27,13 @@ from components.validate_data.facts import BATCH, Measure
 from components.validate_data.settings import ValidationSettings
 from lineage.digests import digest_bytes
 
-DIFFERENT = 256
+DIFFERENT = 64
 PORTRAITS = Path("examples/avatars/data/new")
 Rows = list[dict[str, Any]]
 
 
 def draw(folder: Path, images: int, size: int, kind: str) -> Rows:
-    """Write ``images`` files, copies of a few different portraits, and give their manifest rows."""
+    """Write ``images`` files of a few different portraits, numbered behind their end, and give their manifest rows."""
     sources = sorted(PORTRAITS.glob("*.png"))[:DIFFERENT]
     if not sources:
         raise SystemExit(f"there are no portraits in {PORTRAITS}; run make data")
@@ -45,13 +45,13 @@ def draw(folder: Path, images: int, size: int, kind: str) -> Rows:
         stream = io.BytesIO()
         Image.fromarray((portrait + grain).clip(0, 255).astype(np.uint8)).save(stream, kind)
         contents.append(stream.getvalue())
-    digests = [digest_bytes(content) for content in contents]
     rows: Rows = []
     for number in range(images):
-        path, which = folder / f"{number // 1000:03}" / f"{number:06}.{kind.lower()}", number % len(contents)
+        path = folder / f"{number // 1000:03}" / f"{number:06}.{kind.lower()}"
+        content = contents[number % len(contents)] + number.to_bytes(4, "big")
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(contents[which])
-        told = {"file_name": path.name, "sha256": digests[which], "bytes": len(contents[which]), "split": "train"}
+        path.write_bytes(content)
+        told = {"file_name": path.name, "sha256": digest_bytes(content), "bytes": len(content), "split": "train"}
         rights = {"license": "CC0-1.0", "consent": "drawn", "source": None}
         rows.append({**told, **rights, "text": f"a portrait, number {number}", "uri": f"file://{path}", "phash": None})
     return rows

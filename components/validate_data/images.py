@@ -57,6 +57,8 @@ SMALL, LARGE = 64, 256
 """Sides of the square, pixels."""
 HASHED = 32
 """Side of what the perceptual hash is taken of."""
+CACHED = 2**16
+"""Pixels whose sharpness is computed together: what comes in between stays in the processor's cache."""
 ORIENTATION = 0x0112
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -190,11 +192,17 @@ def _measure_squares(members: list[Square], side: int, columns: Columns, detecto
 
 def _sharpness(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Variance of the Laplacian (Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", 2000)."""
-    value = grey.astype(np.int16)
-    middle = value[:, 1:-1, 1:-1]
-    around = value[:, :-2, 1:-1] + value[:, 2:, 1:-1] + value[:, 1:-1, :-2] + value[:, 1:-1, 2:]
-    variance: npt.NDArray[np.float32] = (around - 4 * middle).astype(np.float32).var(axis=(1, 2))
-    return variance
+    some = max(1, CACHED // (grey.shape[1] * grey.shape[2]))
+    variances: list[npt.NDArray[np.float32]] = []
+    for start in range(0, len(grey), some):
+        value = grey[start : start + some].astype(np.int16)
+        middle = value[:, 1:-1, 1:-1]
+        laplacian = value[:, :-2, 1:-1] + value[:, 2:, 1:-1]
+        laplacian += value[:, 1:-1, :-2]
+        laplacian += value[:, 1:-1, 2:]
+        laplacian -= 4 * middle
+        variances.append(laplacian.astype(np.float32).var(axis=(1, 2)))
+    return np.concatenate(variances)
 
 
 def _perceptual_hashes(grey: npt.NDArray[np.uint8]) -> list[str]:
