@@ -21,10 +21,13 @@ JUDGING_CODE = ("components.evaluate", "components.gate", "training.families")
 """The packages whose code decides a verdict; families say how a model is asked to draw."""
 
 
-def training_key(snapshot_digest: str, training: Mapping[str, Any]) -> str:
-    """The key of the candidate that the training settings make from a snapshot, with the code installed here."""
-    code = code_digest(*TRAINING_CODE)
-    return digest_json({"snapshot": snapshot_digest, "code": code, "training": by_content(training)})
+def training_key(snapshot_digest: str, validation: Mapping[str, Any], training: Mapping[str, Any]) -> str:
+    """The key of the candidate that the settings make from a snapshot, with the code installed here.
+
+    Validation belongs to it: it says which rows of the snapshot are trained on.
+    """
+    settings = {"validation": by_content(validation), "training": by_content(training)}
+    return digest_json({"snapshot": snapshot_digest, "code": code_digest(*TRAINING_CODE), **settings})
 
 
 def evaluation_terms(evaluation: Mapping[str, Any], gate: Mapping[str, Any]) -> str:

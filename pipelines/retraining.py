@@ -63,6 +63,7 @@ def build_pipeline(image: str, retries: int = 0, sample_shards: int = 1) -> Any:
                 snapshot_digest=snapshot.outputs["digest"],
                 data=data,
                 rows=snapshot.outputs["rows"],
+                validation=validation,
                 training=training,
                 evaluation=evaluation,
                 gate=gate,

@@ -12,6 +12,7 @@ def plan(
     snapshot_digest: str,
     data: dict,
     rows: int,
+    validation: dict,
     training: dict,
     evaluation: dict,
     gate: dict,
@@ -38,13 +39,15 @@ def plan(
     from components.plan.plan import make_plan
     from lineage.records import RunContext, recording
     from lineage.registry import Registry
+    from training.settings import TrainingSettings
 
     with recording(run, "plan", parameters={"force": force, "registry": registry}) as record:
         record.input("snapshot", snapshot_digest)
         model = registry["model_name"]
         state = RunContext.model_validate(run).open_ledger().state
         store = Registry(run["tracking_uri"], model, registry.get("artifacts"))
-        made = asdict(make_plan(state, model, snapshot_digest, training, evaluation, gate, force))
+        deciding = TrainingSettings.model_validate(training).deciding()
+        made = asdict(make_plan(state, model, snapshot_digest, validation, deciding, evaluation, gate, force))
         made["mlflow_run"] = store.open_run(run["id"]) if made["needed"] else ""
         if made["mlflow_run"]:
             store.log_dataset(made["mlflow_run"], snapshot_digest, data["source"], {"rows": int(rows)})

@@ -40,6 +40,7 @@ def make_plan(
     state: State,
     model: str,
     snapshot_digest: str,
+    validation: Mapping[str, Any],
     training: Mapping[str, Any],
     evaluation: Mapping[str, Any],
     gate: Mapping[str, Any],
@@ -50,7 +51,8 @@ def make_plan(
     Args:
         state: of the ledger; the registry's tags and aliases are not asked.
         model: name of the registered model.
-        training, evaluation, gate: the sections of the configuration.
+        validation, training, evaluation, gate: the sections of the configuration, ``training`` without what only
+            watches the training.
         force: train and judge although nothing is new.
 
     Raises:
@@ -62,7 +64,7 @@ def make_plan(
         anchor = None
     base_digest = digest_path(training["base_model"])
     incumbent_digest = champion.candidate if champion else base_digest
-    key = training_key(snapshot_digest, training)
+    key = training_key(snapshot_digest, validation, training)
     terms = evaluation_terms(evaluation, gate)
     known = next((v for v in reversed(versions) if v.training_key == key), None)
     needed, reason = _decide(state, versions, known, champion, incumbent_digest, terms)

@@ -32,7 +32,7 @@ def champion(world: World, name: str, incumbent: str, by_a_person: bool) -> str:
 
 
 def planned(world: World) -> Plan:
-    return make_plan(world.state, MODEL, "sha256:1", {"base_model": str(world.folder / "base")}, {}, {}, False)
+    return make_plan(world.state, MODEL, "sha256:1", {}, {"base_model": str(world.folder / "base")}, {}, {}, False)
 
 
 def test_a_run_s_own_promotion_approves_nothing(world: World) -> None:

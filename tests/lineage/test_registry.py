@@ -291,9 +291,9 @@ def test_a_judged_candidate_is_nothing_new_and_other_terms_judge_it_anew(tmp_pat
     base = example.weights(tmp_path, "base")
     made = prepare(tmp_path, migrated, example.weights(tmp_path), "hold", digest_path(base))
 
-    def plan(snapshot: str = example.SNAPSHOT, **gate: float) -> Plan:
-        state = made.context.open_ledger().state
-        return make_plan(state, "portraits", snapshot, {"base_model": str(base)}, {}, gate, force=False)
+    def plan(snapshot: str = example.SNAPSHOT, suite: str = "one", **gate: float) -> Plan:
+        state, training = made.context.open_ledger().state, {"base_model": str(base)}
+        return make_plan(state, "portraits", snapshot, {"suite": suite}, training, {}, gate, force=False)
 
     first = plan()
     assert first.needed and not first.reuse_uri and first.incumbent_digest == digest_path(base)
@@ -304,7 +304,7 @@ def test_a_judged_candidate_is_nothing_new_and_other_terms_judge_it_anew(tmp_pat
     anew = plan(alpha=0.05)
     assert anew.needed
     assert (anew.reuse_uri, anew.reuse_digest) == (version.uri, digest_path(made.candidate))
-    assert plan(snapshot="sha256:another").reuse_uri == ""
+    assert plan(snapshot="sha256:another").reuse_uri == "" == plan(suite="another").reuse_uri
 
 
 def test_a_run_that_was_lost_is_found_and_closed(run: Run) -> None:
