@@ -104,7 +104,9 @@ def evaluate(
     pd.DataFrame(judge.rows, columns=list(COLUMNS)).to_parquet(target / TABLE_FILE, index=False)
     draw_sample_grid(evaluation_set.samples, files, settings.grid, target / "grid.png")
     image = base64.b64encode((target / "grid.png").read_bytes()).decode()
-    (target / "grid.html").write_text(f'<img alt="sample grid" src="data:image/png;base64,{image}">\n')
+    (target / "grid.html").write_text(
+        f'<img alt="sample grid" style="max-width:100%" src="data:image/png;base64,{image}">\n'
+    )
     return _write(target, facts)
 
 

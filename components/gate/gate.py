@@ -87,4 +87,5 @@ def _warnings(decisions: int, settings: GateSettings) -> list[str]:
 def _page(ruling: Ruling, warnings: list[str], picture: bytes) -> str:
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in (*ruling.reasons, *warnings))
     image = base64.b64encode(picture).decode()
-    return f'<h2>{ruling.decision}</h2><ul>{reasons}</ul><img alt="the axes" src="data:image/png;base64,{image}">\n'
+    shown = f'<img alt="the axes" style="max-width:100%" src="data:image/png;base64,{image}">'
+    return f"<h2>{ruling.decision}</h2><ul>{reasons}</ul>{shown}\n"
