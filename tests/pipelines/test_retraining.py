@@ -102,7 +102,8 @@ def test_every_step_told_openlineage(promoted: Run, work: Path) -> None:
 
 
 def test_the_verdict_binds_the_weights_that_were_registered(promoted: Run, work: Path, store: Registry) -> None:
-    stored = next((work / "artifacts").glob(f"**/evidence/verdict/{VERDICT_FILE}"))
+    run = store.client.get_model_version("portrait-avatars", "1").run_id
+    (stored,) = (work / "artifacts").glob(f"**/{run}/artifacts/evidence/verdict/{VERDICT_FILE}")
     statement = read_statement(stored, VERDICT, Embedded(work / "lineage").open().state.verdict_keys())
     weights = weights_of(store)
     assert statement.subject_digest("candidate") == digest_path(weights)
