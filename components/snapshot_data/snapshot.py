@@ -180,7 +180,7 @@ class _Reader:
                 for row in some:
                     if isinstance(row, Refused):
                         yield row
-                    elif self._is_known(row.uri, row.stamp) and (measured := self.kept.known(row.uri, row.stamp)):
+                    elif measured := self._known(row.uri, row.stamp):
                         yield self._pinned(row, measured)
                     else:
                         waiting.append(row)
@@ -189,9 +189,12 @@ class _Reader:
                 if done % ROWS == 0:
                     report("reading images", done, done, 0.0)
 
-    def _is_known(self, uri: str, stamp: str) -> bool:
+    def _known(self, uri: str, stamp: str) -> Measured | None:
         measured = self.kept.known(uri, stamp)
-        return measured is not None and (self.store is None or self.store.has(measured.sha256))
+        return measured if measured and (self.store is None or self.store.has(measured.sha256)) else None
+
+    def _is_known(self, uri: str, stamp: str) -> bool:
+        return self._known(uri, stamp) is not None
 
     def _measure(self, row: Row) -> dict[str, Any] | Refused:
         try:
