@@ -3,8 +3,8 @@
     detector = FaceDetector(threshold=0.3)
     detector.find(tiles)        # Faces(count, score, share), each (N,)
 
-Pictures of 64 pixels are looked at four to a frame: enlarging each to the detector's 128 pixels adds nothing that
-was not in it, costs four times as much, and finds no more faces. `docs/data.md` states the error rates.
+Tiles of 64 pixels are looked at four to a frame, which costs a quarter of one to a frame. `docs/data.md` states the
+error rates of both.
 
 The network's description: Bazarevsky et al., "BlazeFace: Sub-millisecond Neural Face Detection on Mobile GPUs",
 2019, https://arxiv.org/abs/1907.05047. Its weights (Apache-2.0) lie in the wheel of mediapipe, which brings much that
@@ -48,6 +48,10 @@ class Faces:
     """Of the face that is surest, 0 to 1; also where it is below the threshold."""
     share: Floats
     """Of the frame that the box of the largest face takes, 0 to 1; 0 where there is none."""
+
+    def put(self, places: list[int], seen: Faces) -> None:
+        """What was seen in the pictures at ``places`` is ``seen`` instead."""
+        self.count[places], self.score[places], self.share[places] = seen.count, seen.score, seen.share
 
 
 class FaceDetector:

@@ -11,6 +11,9 @@
 | `phash` | perceptual hash, 16 hex digits: signs of the 8 x 8 lowest cosine frequencies against their median |
 | `faces`, `face_score`, `face_share` | see `components.validate_data.faces`; null where they are not looked for |
 
+Faces are looked for at 64 pixels, four pictures to a frame of the detector; where none is seen in a larger picture,
+again at 128, in a frame of its own.
+
 The square has 64 pixels where the image has no more, else 256. JPEG is decoded at the smallest scale that fills it:
 all its data is read, most of the arithmetic is not done.
 """
@@ -175,14 +178,17 @@ def _measure_squares(members: list[Square], side: int, columns: Columns, detecto
         strip.paste(square, (0, place * side))
     grey = strip.convert("L")
     greys = np.asarray(grey).reshape(number, side, side)
+    coarse = np.asarray(grey.reduce(side // HASHED)).reshape(number, HASHED, HASHED)
     found: dict[str, list[Any]] = {
-        "exposure": (greys.mean(axis=(1, 2), dtype=np.float32) / 255).tolist(),
+        "exposure": (coarse.mean(axis=(1, 2), dtype=np.float32) / 255).tolist(),
         "sharpness": _sharpness(greys).tolist(),
-        "phash": _perceptual_hashes(np.asarray(grey.reduce(side // HASHED)).reshape(number, HASHED, HASHED)),
+        "phash": _perceptual_hashes(coarse),
     }
     if detector is not None:
-        tiles = strip if side == SMALL else strip.reduce(2)
-        faces = detector.find(np.asarray(tiles).reshape(number, tiles.width, tiles.width, 3))
+        faces = detector.find(np.asarray(strip.reduce(side // SMALL)).reshape(number, SMALL, SMALL, 3))
+        unseen = [place for place, count in enumerate(faces.count) if not count and side == LARGE]
+        if unseen:
+            faces.put(unseen, detector.find(np.stack([np.asarray(members[place][1].reduce(2)) for place in unseen])))
         found |= {"faces": faces.count.tolist(), "face_score": faces.score.tolist(), "face_share": faces.share.tolist()}
     for name, values in found.items():
         column = columns[name]

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -144,6 +145,22 @@ def test_faces_are_found_in_portraits_and_not_in_noise() -> None:
     assert seen[:40].count(1) >= 38
     assert sum(seen[40:]) <= 2
     assert all(0.05 < row["face_share"] <= 1 for row in facts[:40] if row["faces"])
+
+
+def test_a_face_too_small_for_the_first_look_is_found_by_the_second() -> None:
+    detector, contents = FaceDetector(0.3), []
+    for path in sorted((AVATARS / "evaluation").rglob("*.png"))[:20]:
+        large = Image.new("RGB", (512, 512), (128, 128, 128))
+        large.paste(Image.open(path).convert("RGB").resize((150, 150)), (150, 60))
+        stream = io.BytesIO()
+        large.save(stream, "PNG")
+        contents.append(stream.getvalue())
+    coarse = [Image.open(io.BytesIO(content)).convert("RGB").reduce(8) for content in contents]
+    first = detector.find(np.stack([np.asarray(one) for one in coarse]))
+    facts = measure_images(contents, 2**20, detector).to_pylist()
+    assert (first.count == 0).sum() >= 5
+    assert sum(row["faces"] > 0 for row in facts) >= 18
+    assert all(row["face_share"] < 0.2 for row in facts)
 
 
 def test_an_image_measured_large_or_small_has_nearly_the_same_hash() -> None:
