@@ -126,7 +126,7 @@ def reaching(uri: str) -> Iterator[None]:
         raise PictureError(f"{uri} cannot be reached: {type(error).__name__}: {error}; try again") from error
 
 
-_STORES = frozenset({"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "httpx", "huggingface_hub", "requests"})
+_STORES = frozenset({"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "httpx2", "huggingface_hub", "requests"})
 
 
 def _cell(place: str, column: str, row: int) -> bytes:

@@ -141,14 +141,16 @@ def _list_local(uri: str) -> Folder:
 
 
 def _list_remote(uri: str) -> Folder:
+    filesystem_of(uri).clear_instance_cache()  # each thread has an instance, and an old one knows an old listing
     filesystem = filesystem_of(uri)
     with reaching(uri):
-        filesystem.invalidate_cache()
         root = filesystem._strip_protocol(uri)
         try:
             found = filesystem.find(root, detail=True)
         except FileNotFoundError as error:
-            raise SnapshotError(f"there is no {uri}: no such bucket or folder; correct data.source") from error
+            raise SnapshotError(
+                f"there is no {uri}: no such bucket, repository or folder; correct data.source"
+            ) from error
     files = {}
     for path, facts in found.items():
         said = next((str(facts[key]) for key in _STAMPS if facts.get(key)), "")
