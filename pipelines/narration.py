@@ -80,7 +80,7 @@ class Narration(io.TextIOBase):
 
     def _progress(self, text: str) -> None:
         if self._status:
-            self._show(f"{self._step}: {text}")
+            self._show(f"{self._step}: {text}" if self._step else text)
         elif (now := time.monotonic()) - self._spoke >= 10:
             self._spoke = now
             self._console.print(f"    {text}", highlight=False, soft_wrap=True)

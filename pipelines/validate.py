@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -15,12 +16,14 @@ from components.validate_data.errors import DataValidationError
 from components.validate_data.validate import validate
 from lineage.digests import LineageError
 from pipelines.configuration import Configuration
+from pipelines.narration import Narration
 
 
 def validate_source(configuration: Configuration, out: Path) -> int:
     """Pin and judge the data of ``configuration`` in the folder ``out``, and print what came of it.
 
-    What is known of unchanged files, and the facts that drift is measured against, stay in ``out/state``.
+    What is known of unchanged files, and the facts that drift is measured against, stay in ``out/state``; what the
+    steps and their libraries say goes to ``out/validate.log``, of which progress alone is shown.
 
     Returns:
         0 where the data may be trained on, else 1.
@@ -28,11 +31,15 @@ def validate_source(configuration: Configuration, out: Path) -> int:
     console, validated, problem = Console(file=sys.stdout), out / "validated", ""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        taken = take_snapshot(configuration.data, out / "snapshot", out / "state")
-        console.print(
-            f"snapshot {taken.digest}: {taken.rows} rows, {taken.refused} refused", highlight=False, soft_wrap=True
-        )
-        validate(configuration.validation, out / "snapshot", validated, out / "state")
+        with (
+            Narration(console, out / "validate.log") as narration,
+            contextlib.redirect_stdout(narration),
+            contextlib.redirect_stderr(narration),
+        ):
+            taken = take_snapshot(configuration.data, out / "snapshot", out / "state")
+            told = f"snapshot {taken.digest}: {taken.rows} rows, {taken.refused} refused"
+            console.print(told, highlight=False, soft_wrap=True)
+            validate(configuration.validation, out / "snapshot", validated, out / "state")
     except (SnapshotError, DataValidationError, LineageError, OSError) as error:
         problem = str(error)
     if (validated / "summary.json").is_file() and (not problem or "the data is refused" in problem):

@@ -1,13 +1,18 @@
 """`triptych validate`: data judged alone; the exit status tells."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import rich.console
 from typer.testing import CliRunner
 
+from lineage.progress import MARK
+from pipelines import validate as validate_module
 from pipelines.cli import app
+from pipelines.configuration import read_configuration
 from tests.components.test_validate_data import AVATARS, GOOD, Portraits, picture
 
 CONFIG = AVATARS.with_name("retrain.yaml")
@@ -54,3 +59,20 @@ def test_a_bad_request_ends_with_2(tmp_path: Path, source: str) -> None:
     found = CliRunner().invoke(app, ["validate", place, "--config", str(CONFIG), "--out", str(tmp_path / "out")])
     assert found.exit_code == 2, found.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_and_its_marks_nowhere(
+    portraits: Portraits, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], terminal: bool
+) -> None:
+    portraits.pin()
+    screen, out = io.StringIO(), portraits.folder / "out"
+    console = rich.console.Console(file=screen, force_terminal=terminal, width=200)
+    monkeypatch.setattr(validate_module, "Console", lambda file: console)
+    assert validate_module.validate_source(read_configuration(CONFIG, str(portraits.source)), out) == 0
+    directly = capfd.readouterr()
+    assert (directly.out, directly.err) == ("", ""), "all that is shown goes through the console"
+    shown, said = screen.getvalue(), f"measuring images {GOOD}/{GOOD}"
+    assert MARK.strip() not in shown and "accepted" in shown
+    assert (said in shown) == terminal
+    assert f"{MARK}{said}" in (out / "validate.log").read_text()
