@@ -39,8 +39,8 @@ def reproduction(run: dict, data: dict, validation: dict, training: dict) -> Non
     snapshot = snapshot_data(run=run, data=data).outputs["snapshot"]
     validated = validate_data(run=run, validation=validation, snapshot=snapshot).outputs["validated"]
     features = encode_features(run=run, training=training, validated=validated).outputs["features"]
-    # Here, also where a cluster trained it.
-    fine_tune(run=run, training=training, trainjob={}, mlflow_run="", reuse_uri="", reuse_digest="", features=features)
+    here = {"trainjob": {}, "mlflow_run": "", "reuse_uri": "", "reuse_digest": ""}  # also where a cluster trained it
+    fine_tune(run=run, training=training, **here, validated=validated, features=features)
 
 
 def training_records(state: State, records: str, model: str, version: str) -> dict[str, StepRecord]:

@@ -81,6 +81,7 @@ def build_pipeline(image: str, retries: int = 0, sample_shards: int = 1) -> Any:
                     mlflow_run=decided["mlflow_run"],
                     reuse_uri=decided["reuse_uri"],
                     reuse_digest=decided["reuse_digest"],
+                    validated=validated.outputs["validated"],
                     features=features.outputs["features"],
                 )
                 compared = {

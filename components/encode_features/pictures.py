@@ -6,19 +6,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from PIL import ImageOps
 
-from lineage.digests import digest_json
 from training.buckets import Size, nearest
 from training.encoding import Corpus, encode
 from training.features_info import FeaturesInfo
-from training.pictures import open_picture
+from training.pictures import corpus_digest, open_picture, training_rows
 from training.settings import TrainingSettings
 
-MANIFEST = "manifest.parquet"
-COLUMNS = ["file_name", "sha256", "text", "uri"]
-SPLIT = "split"
 READERS = 8
 """Pictures read at once: object stores answer slowly, and in parallel."""
 
@@ -33,10 +28,10 @@ def encode_pictures(
     Raises:
         TrainingError: a picture is missing, is not what was validated, or cannot be encoded.
     """
-    rows = _training_rows(validated / MANIFEST)
+    rows = training_rows(validated)
     with ThreadPoolExecutor(READERS) as readers:
         corpus = Corpus(
-            manifest=digest_json([[row["file_name"], row["sha256"], row["text"]] for row in rows]),
+            manifest=corpus_digest(rows),
             captions=[row["text"] for row in rows],
             load=lambda numbers: list(readers.map(open_picture, [rows[number] for number in numbers])),
             rows=rows,
@@ -55,10 +50,3 @@ def _sizes(buckets: Sequence[Size], rows: list[dict[str, str]], readers: ThreadP
 def _size(row: dict[str, str]) -> Size:
     """Width and height of a picture held upright."""
     return ImageOps.exif_transpose(open_picture(row)).size
-
-
-def _training_rows(manifest: Path) -> list[dict[str, str]]:
-    """Those of the split ``train``; without a split, all of them."""
-    splits = [SPLIT] if SPLIT in pq.read_schema(manifest).names else []
-    rows = pq.read_table(manifest, columns=[*COLUMNS, *splits]).to_pylist()
-    return [row for row in rows if (row.pop(SPLIT, None) or "train") == "train"]

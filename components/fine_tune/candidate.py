@@ -12,7 +12,9 @@ from components.fine_tune.trainjob import train_on_cluster
 from lineage.digests import PREFIX, code_digest, digest_json, digest_path
 from lineage.registry import fetch_weights
 from training.curves import draw_curves, read_points
+from training.features_info import check_features
 from training.launch import RECORD, fine_tune
+from training.pictures import corpus_digest, training_rows
 from training.settings import TrainingSettings
 from training.watching import MlflowRun
 
@@ -21,6 +23,7 @@ def train_candidate(
     settings: TrainingSettings,
     trainjob: TrainJobSettings | None,
     run: str,
+    validated: Path,
     features: Path,
     candidate: Path,
     curves: Path,
@@ -34,9 +37,14 @@ def train_candidate(
 
     Args:
         run: the run's id.
+        validated: the artifact whose pictures ``features`` have to be of.
         state: a folder that outlives this step, where the same training that was cut off is taken up; empty: none.
             A job on a cluster keeps its checkpoints with itself.
+
+    Raises:
+        TrainingError: the features are of another snapshot or other settings, or training failed.
     """
+    check_features(settings, features, corpus_digest(training_rows(validated)))
     points = curves.with_name(f"{curves.name}.jsonl")
     checkpoints = None
     if trainjob is not None:

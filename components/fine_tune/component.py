@@ -15,6 +15,7 @@ def fine_tune(
     mlflow_run: str,
     reuse_uri: str,
     reuse_digest: str,
+    validated: Input[Dataset],
     features: Input[Dataset],
     candidate: Output[Model],
     curves: Output[HTML],
@@ -32,6 +33,7 @@ def fine_tune(
 
     outputs = Path(candidate.path), Path(curves.path), Path(training_record.path)
     with recording(run, "fine-tune", parameters=training) as record:
+        record.input("validated", validated.path)
         record.input("features", features.path)
         if reuse_uri:
             record.facts |= fetch_candidate(reuse_uri, reuse_digest, run["tracking_uri"], *outputs)
@@ -39,6 +41,6 @@ def fine_tune(
             settings = TrainingSettings.model_validate(training)
             curves_to = MlflowRun(run["tracking_uri"], mlflow_run) if mlflow_run else None
             cluster = TrainJobSettings.model_validate(trainjob) if trainjob else None
-            places = Path(features.path), *outputs
+            places = Path(validated.path), Path(features.path), *outputs
             record.facts |= train_candidate(settings, cluster, run["id"], *places, curves_to, run.get("state", ""))
         return namedtuple("Outputs", "digest")(record.output("candidate", candidate.path))

@@ -34,6 +34,7 @@ class Step:
     cluster: Cluster
     root: Path
     changes: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
 
     @property
     def trainjob(self) -> TrainJobSettings:
@@ -55,7 +56,7 @@ class Step:
         return self.root / "candidate"
 
     def run(self) -> TrainingRecord:
-        settings, curves = self.world.settings(), self.root / "curves.jsonl"
+        settings, curves = self.world.settings(**self.training), self.root / "curves.jsonl"
         return train_on_cluster(self.trainjob, RUN, settings, self.world.features, self.candidate, curves, None)
 
 

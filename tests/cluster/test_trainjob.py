@@ -17,7 +17,7 @@ import pytest
 from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainer_api import pod_patch
 from lineage.digests import digest_path
-from tests.cluster.conftest import NAME, RUN, RealJob, Step, leave_results, use
+from tests.cluster.conftest import NAME, RUN, RealJob, Step, leave_results, train_for_real, use
 from tests.cluster.kubernetes import Cluster, Server
 from training.errors import TrainingError
 from training.node import Request, input_digests
@@ -102,6 +102,26 @@ def test_a_failed_job_is_deleted_and_made_anew(step: Step, real: RealJob) -> Non
     on_create(step, lambda: finish(step, real))
     step.run()
     assert step.cluster.asked.index("DELETE trainjobs") < step.cluster.asked.index("POST trainjobs")
+
+
+def test_a_job_made_anew_goes_on_from_the_checkpoint_of_the_one_that_failed(
+    step: Step, real: RealJob, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Both train for real; what they end with together is what a job ends with that nothing happened to."""
+    step.changes["nodes"], step.training["checkpoint_every"] = 1, 2
+    step.cluster.on_create = lambda name: threading.Thread(target=train_for_real, args=(step.cluster, name)).start()
+    in_the_way = step.place / "checkpoints" / "step-00000004"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("a file where the second checkpoint goes")
+    with pytest.raises(TrainingError, match=r"train anew, from the last checkpoint(?s:.*)step-00000004 cannot be wr"):
+        step.run()
+    assert [path.name for path in in_the_way.parent.glob("*2")] == ["step-00000002"]
+    in_the_way.unlink()
+    record = step.run()
+    assert created(step.cluster) == 2
+    assert f"training goes on from {in_the_way.with_name('step-00000002')}, step 2 of 5" in capfd.readouterr().out
+    assert (record.resumed_from, record.candidate) == (2, real.record.candidate)
+    assert not in_the_way.parent.exists(), "a candidate needs no checkpoints"
 
 
 def test_a_job_that_is_being_deleted_is_not_attached_to(step: Step, real: RealJob) -> None:

@@ -15,7 +15,9 @@ from lineage.digests import LineageError, digest_path
 from lineage.records import read_records
 from tests.runs import run_context
 from tests.training.conftest import Trained, World
+from tests.training.tiny import save_validated
 from training.curves import read_points
+from training.errors import TrainingError
 from training.watching import MlflowCurves, MlflowRun
 
 
@@ -42,6 +44,26 @@ def test_fine_tune_compiles_with_the_outputs_that_later_steps_read(tmp_path: Pat
     outputs = json.loads((tmp_path / "fine_tune.json").read_text())["components"]["comp-fine-tune"]["outputDefinitions"]
     assert outputs["artifacts"].keys() == {"candidate", "curves", "training_record"}
     assert outputs["parameters"].keys() == {"digest"}
+
+
+def test_the_step_refuses_features_of_another_snapshot(world: World, tmp_path: Path) -> None:
+    others = save_validated(tmp_path / "validated", world.rows[1:])
+    names = ("candidate", "curves", "training_record")
+    with pytest.raises(TrainingError, match=r"are of another snapshot: they name sha256:.*; encode them again"):
+        fine_tune.python_func(
+            run=run_context(tmp_path).model_dump(),
+            training=world.settings().model_dump(mode="json"),
+            trainjob={},
+            mlflow_run="",
+            reuse_uri="",
+            reuse_digest="",
+            validated=dsl.Dataset(uri=str(others)),
+            features=dsl.Dataset(uri=str(world.features)),
+            **{name: dsl.Artifact(uri=str(tmp_path / name)) for name in names},
+        )
+    assert not any((tmp_path / name).exists() for name in names), "nothing was trained"
+    record = read_records(str(tmp_path / "records"), "run-1")["fine-tune"]
+    assert record.status == "failed" and record.inputs.keys() == {"validated", "features"}
 
 
 def _fetch(trained: Trained, digest: str, place: Path) -> dict[str, Any]:
