@@ -18,6 +18,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,8 +50,19 @@ ARMS: dict[str, dict[str, Any]] = {
     "deep-tap": {"tap": 3},
     "deep-tap-no-decay": {"tap": 3, "decay": False},
     "no-warmup": {"warmup_fraction": 0.0, "ramp_fraction": 0.0},
+    "noisy": {},
+    "noisy-strong-no-decay": {"weight": 2.0, "decay": False},
+    "fast-projector": {},
+    "fast-projector-no-decay": {"decay": False},
+    "fast-projector-strong-no-decay": {"weight": 2.0, "decay": False},
 }
-"""What each arm changes of `OURS`; the base model is the first point of every arm."""
+"""What each arm changes of `OURS`; the base model is the first point of every arm.
+
+The arms called noisy weigh a sample's supervision by σ², at mean one: where little of the picture is left to see, the
+image stream can hold what the caption says only by way of the text. Those called fast-projector train the projector,
+which starts from nothing, at five times the learning rate.
+"""
+FAST = 5.0
 
 
 def settings_of(arm: str, seed: int, steps: int, batch_size: int) -> TrainingSettings:
@@ -98,12 +110,12 @@ def encode_new(data: Path, features: Path) -> None:
 class Run:
     """One arm with one seed."""
 
-    def __init__(self, settings: TrainingSettings, features: Path, device: torch.device) -> None:
+    def __init__(self, settings: TrainingSettings, features: Path, device: torch.device, arm: str = "ours") -> None:
         from training.families import family_of
         from training.features import Features
         from training.model import Batches, SupervisedTransformer, parameter_groups
 
-        self.settings, self.device = settings, device
+        self.settings, self.device, self.noisy = settings, device, arm.startswith("noisy")
         read = Features(features, settings)
         family = family_of(settings.base_model)
         self.batches = Batches(read, settings, family, rank=0, world=1)
@@ -111,6 +123,8 @@ class Run:
         groups = parameter_groups(self.model, settings.weight_decay)
         self.trained = [parameter for group in groups for parameter in group["params"]]
         self.averaged = [parameter.detach().clone() for parameter in self.trained]
+        if arm.startswith("fast-projector"):
+            groups = _apart(groups, {id(one) for one in self.model.projector.parameters()})
         self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
 
     def steps(self) -> Iterator[int]:
@@ -122,10 +136,12 @@ class Run:
         settings = self.settings
         for step in range(settings.steps):
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(settings, step)
-            losses = self.model(
-                move(self.batches[step], self.device), schedule(settings.supervision, step, settings.steps)
-            )
+                group["lr"] = learning_rate(settings, step) * group.get("faster", 1.0)
+            batch = move(self.batches[step], self.device)
+            if self.noisy:
+                weights = batch.timesteps.square()
+                batch = replace(batch, shares=batch.shares * weights / weights.mean())
+            losses = self.model(batch, schedule(settings.supervision, step, settings.steps))
             self.optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
             torch.nn.utils.clip_grad_norm_(self.trained, settings.max_gradient_norm)
@@ -140,6 +156,16 @@ class Run:
             kept = parameter.data.clone()
             parameter.data.copy_(average)
             average.copy_(kept)
+
+
+def _apart(groups: list[dict[str, Any]], projector: set[int]) -> list[dict[str, Any]]:
+    """The optimizer's groups with the projector's parameters in groups of their own, which learn faster."""
+    cut = []
+    for group in groups:
+        for inside, faster in ((True, FAST), (False, 1.0)):
+            members = [one for one in group["params"] if (id(one) in projector) == inside]
+            cut += [{**group, "params": members, "faster": faster}] if members else []
+    return cut
 
 
 class Examiner:
@@ -183,7 +209,7 @@ def run_arm(asked: argparse.Namespace) -> None:
     torch.set_num_threads(asked.threads)
     device = torch.device(asked.device)
     settings = settings_of(asked.arm, asked.seed, asked.steps, asked.batch_size)
-    run, examiner = Run(settings, asked.features, device), Examiner(asked.prompts, device)
+    run, examiner = Run(settings, asked.features, device, asked.arm), Examiner(asked.prompts, device)
     points = [{"step": 0, **examiner.alignment(run)}]
     seconds, began = 0.0, time.perf_counter()
     for done in run.steps():
@@ -226,7 +252,9 @@ def main() -> None:
     run.add_argument("--device", default="cpu")
     run.add_argument("--threads", type=int, default=1)
     run.set_defaults(do=run_arm)
-    report = commands.add_parser("report", help="table and plot of all runs in a folder")
+    report = commands.add_parser(
+        "report", help="table and plot of all runs in a folder, or a file with one on each line"
+    )
     report.add_argument("results", type=Path)
     report.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs")
     report.set_defaults(do=lambda asked: print(write_report(asked.results, asked.docs)))

@@ -18,14 +18,15 @@ Runs = dict[str, dict[int, dict[str, Any]]]
 
 
 def read_runs(results: Path) -> Runs:
-    """All runs in a folder.
+    """All runs in a folder of their files, or in one file that has a run on each line.
 
     Raises:
         SystemExit: there are none, or they are not comparable.
     """
     runs: Runs = {}
-    for path in sorted(results.glob("*.json")):
-        run = json.loads(path.read_text("utf-8"))
+    texts = [path.read_text("utf-8") for path in sorted(results.glob("*.json"))]
+    for text in texts if results.is_dir() else results.read_text("utf-8").splitlines():
+        run = json.loads(text)
         runs.setdefault(run["arm"], {})[run["seed"]] = run
     every = [run for arm in runs.values() for run in arm.values()]
     if not runs.get(PLAIN):
@@ -125,34 +126,36 @@ def _area(runs: Runs, arm: str, seed: int) -> float:
 
 def _shown(mean_and_half: tuple[float, float], signed: bool = False) -> str:
     mean, half = mean_and_half
+    if np.isnan(half):
+        return f"{mean:+.3f}" if signed else f"{mean:.3f}"
     return f"{mean:+.3f} ± {half:.3f}" if signed else f"{mean:.3f} ± {half:.3f}"
 
 
 def _plot(runs: Runs, place: Path) -> None:
-    """Alignment along training, every arm: the mean over seeds, and its t-interval for the main ones."""
+    """Alignment along training of the main arms, and what every arm ends at against plain fine-tuning."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(9, 5.5))
-    for arm in sorted(runs):
-        curves = [[point["alignment"] for point in run["points"]] for run in runs[arm].values()]
+    figure, (curves, ends) = pyplot.subplots(1, 2, figsize=(11, 5), layout="constrained")
+    for arm in [name for name in (PLAIN, OURS, "vision", "shuffled-text") if name in runs]:
+        each = [[point["alignment"] for point in run["points"]] for run in runs[arm].values()]
         steps = [point["step"] for point in next(iter(runs[arm].values()))["points"]]
-        each = [interval(column) for column in zip(*curves, strict=True)]
-        means, halves = np.array(each).T
-        main = arm in (PLAIN, OURS, "vision", "shuffled-text")
-        (line,) = axes.plot(steps, means, label=arm, linewidth=2.2 if main else 1, alpha=1 if main else 0.6)
-        if main and not np.isnan(halves).any():
-            axes.fill_between(steps, means - halves, means + halves, color=line.get_color(), alpha=0.12)
-        missed = sum(ratio is None for ratio in ratios(runs, arm).values()) if arm != PLAIN else 0
-        if missed:
-            axes.annotate(f"{missed} censored", (steps[-1], means[-1]), fontsize=7, color=line.get_color())
-    axes.set_xlabel("optimizer steps")
-    axes.set_ylabel("alignment on held-out prompts")
-    axes.legend(fontsize=7, ncols=2)
-    figure.tight_layout()
-    figure.savefig(place, dpi=120)
+        means, halves = np.array([interval(column) for column in zip(*each, strict=True)]).T
+        curves.errorbar(steps, means, np.nan_to_num(halves), label=arm, capsize=3)
+    curves.set(xlabel="optimizer steps", ylabel="alignment on held-out prompts")
+    curves.legend()
+    arms = sorted((arm for arm in runs if arm != PLAIN), key=lambda arm: (arm == OURS, arm))
+    for place_of, arm in enumerate(arms):
+        found = ratios(runs, arm)
+        mean, half = interval([_end(runs, arm, seed) - _end(runs, PLAIN, seed) for seed in found])
+        ends.errorbar(mean, place_of, xerr=np.nan_to_num(half), fmt="o", color="C1" if arm == OURS else "C0", capsize=3)
+        arms[place_of] = f"{arm} ({sum(ratio is None for ratio in found.values())} of {len(found)} censored)"
+    ends.axvline(0, color="grey", linestyle="--")
+    ends.set(xlabel=f"alignment at the end, less that of {PLAIN} (95 %)")
+    ends.set_yticks(range(len(arms)), arms, fontsize=8)
+    figure.savefig(place, dpi=110)
     pyplot.close(figure)
 
 
@@ -165,7 +168,7 @@ def _last_line(runs: Runs) -> str:
     # A censored run took longer than all its steps: it counts as more than any that arrived.
     every = sorted(float("inf") if ratio is None else ratio for ratio in found.values())
     median = every[len(every) // 2] if every else float("nan")
-    arrived = "mean of those that arrived {:.2f} ± {:.2f}".format(*interval(reached)) if reached else "none arrived"
+    arrived = f"mean of those that arrived {_shown(interval(reached))}" if reached else "none arrived"
     return (
         f"steps to plain fine-tuning's end alignment, ours / plain, {len(found)} paired seeds, "
         f"{len(found) - len(reached)} censored: {arrived}; median {median:.2f}"
