@@ -60,6 +60,7 @@ IMAGES: dict[str, Case] = {
     "palette.png": (encoded("PNG", 809, mode="P"), CAPTION, "mode"),
     "sixteen-bit.png": (encoded("PNG", 810, mode="I;16"), CAPTION, "mode"),
     "animated.png": (animated("PNG"), CAPTION, "frames"),
+    "animated.gif": (animated("GIF"), CAPTION, "frames"),
     "animated.webp": (animated("WEBP"), CAPTION, "frames"),
     "on-its-side.jpg": (rotated(6), CAPTION, "orientation"),
     "mirrored.jpg": (rotated(2), CAPTION, "orientation"),
@@ -120,6 +121,9 @@ def test_the_report_says_what_the_snapshot_refused(tmp_path: Path) -> None:
     page = (portraits.validated / "report.html").read_text()
     assert "../secret.png" in page
     assert "nan.png" in page
+    refused = pq.read_table(portraits.folder / "snapshot" / "refused.parquet").to_pylist()
+    assert [row["row"] for row in refused] == [GOOD + 1, GOOD + 2]
+    assert "text" in refused[1]["reason"] and "nan" in str(refused[1]["value"]).lower()
 
 
 def test_orientation_is_undone_before_faces_are_looked_for() -> None:

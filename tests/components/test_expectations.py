@@ -72,14 +72,16 @@ def test_rows_that_fail(
     assert outcome.holds is not bool(failing)
 
 
-def test_drift_is_the_kolmogorov_smirnov_statistic(tmp_path: Path) -> None:
-    before = write(tmp_path / "before.parquet", {"caption_length": list(range(100))})
-    now = {"caption_length": [length + 15 for length in range(100)]}
-    strict = judge(tmp_path, "expect_distribution_to_stay", now, before, column="caption_length", max_distance=0.1)
+@pytest.mark.parametrize("column", ["caption_length", "width", "face_share"])
+def test_drift_is_the_kolmogorov_smirnov_statistic(tmp_path: Path, column: str) -> None:
+    unit = 0.01 if column == "face_share" else 1
+    before = write(tmp_path / "before.parquet", {column: [value * unit for value in range(100)]})
+    now = {column: [(value + 15) * unit for value in range(100)]}
+    strict = judge(tmp_path, "expect_distribution_to_stay", now, before, column=column, max_distance=0.1)
     assert not strict.holds
     assert strict.rows is None
     assert strict.observed == "0.150 from the data accepted last, 0.1 allowed"
-    assert judge(tmp_path, "expect_distribution_to_stay", now, before, column="caption_length", max_distance=0.2).holds
+    assert judge(tmp_path, "expect_distribution_to_stay", now, before, column=column, max_distance=0.2).holds
 
 
 def test_without_earlier_data_nothing_drifts(tmp_path: Path) -> None:

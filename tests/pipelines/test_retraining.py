@@ -90,6 +90,8 @@ def test_mlflow_has_the_run_with_its_evidence(promoted: Run, work: Path, store: 
         "grid.png",
         "scores.parquet",
         "report.html",
+        "quarantine.parquet",
+        "expectations.html",
     } <= files
 
 
