@@ -115,7 +115,7 @@ def test_the_counts_add_up(bad: tuple[Portraits, Validated]) -> None:
 def test_the_report_says_what_the_snapshot_refused(tmp_path: Path) -> None:
     portraits = Portraits(tmp_path)
     portraits.rows.append({"file_name": "../secret.png", "text": "climbs out"})
-    portraits.rows.append({"file_name": "nan.png", "text": float("nan")})
+    portraits.add("nan.png", encoded("PNG", 899), text=float("nan"))
     validated = portraits.validate()
     assert (validated.rows, validated.accepted, validated.refused_before) == (GOOD, GOOD, 2)
     page = (portraits.validated / "report.html").read_text()
