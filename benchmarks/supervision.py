@@ -2,14 +2,16 @@
 
     python -m benchmarks.supervision encode FEATURES                      once: encode the new data
     python -m benchmarks.supervision run RESULTS --features FEATURES --arm ours --seed 0
-    python -m benchmarks.supervision report RESULTS                       the table, the plot, the ratio
+    python -m benchmarks.supervision run RESULTS --features FEATURES --arm ours --seed 0 --start random
+    python -m benchmarks.supervision report RESULTS                       the tables, the plot, the ratios
 
-A run is one process and one JSON file; runs of all arms and seeds can go side by side, on a CPU
-(`--device cpu --threads 1`) or a GPU (`--device cuda`). It trains with the product's own model, losses, draws and
+Training starts from the base model, as retraining does, or from random weights, where all is still to be learned:
+eight attributes, not two. A run is one process and one JSON file; runs of all arms and seeds can go side by side, on a
+CPU (`--device cpu --threads 1`) or a GPU (`--device cuda`). It trains with the product's own model, losses, draws and
 schedules, without DeepSpeed, and along the way draws held-out prompts with the averaged weights; avatars' own
 *alignment* scorer, which is no teacher, says how far they show what was asked. With one seed, all arms see the same
-samples, noise, timesteps and prompts. The report ends with the steps that `ours` needs to reach the alignment at
-which plain fine-tuning ends, over the steps of plain fine-tuning.
+samples, noise, timesteps and prompts, and start from the same weights. The report ends, for each start, with the steps
+that `ours` needs to reach the alignment at which plain fine-tuning ends, over the steps of plain fine-tuning.
 """
 
 from __future__ import annotations
@@ -25,13 +27,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.supervision_report import write_report
+from benchmarks.supervision_report import BASE, RANDOM, STARTS, write_report
 from training.settings import SupervisionSettings, TrainingSettings
 
 AVATARS = Path(__file__).parents[1] / "examples" / "avatars"
 NEW, EVALUATION, MODELS = AVATARS / "data" / "new", AVATARS / "evaluation", AVATARS / "models"
 
 OURS: dict[str, Any] = {"projector_hidden": 256, "structure_weight": 0.0}
+THROUGHOUT = {"tap": 4, "weight": 1.0, "warmup_fraction": 0.0, "ramp_fraction": 0.0, "decay": False}
 ARMS: dict[str, dict[str, Any]] = {
     "plain": {"enabled": False},
     "vision": {"target": "vision"},
@@ -55,12 +58,16 @@ ARMS: dict[str, dict[str, Any]] = {
     "fast-projector": {},
     "fast-projector-no-decay": {"decay": False},
     "fast-projector-strong-no-decay": {"weight": 2.0, "decay": False},
+    "throughout": THROUGHOUT,
+    "throughout-vision": THROUGHOUT | {"target": "vision"},
+    "throughout-shuffled": THROUGHOUT | {"target": "shuffled-text"},
 }
-"""What each arm changes of `OURS`; the base model is the first point of every arm.
+"""What each arm changes of `OURS`; the weights at the start are the first point of every arm.
 
 The arms called noisy weigh a sample's supervision by σ², at mean one: where little of the picture is left to see, the
 image stream can hold what the caption says only by way of the text. Those called fast-projector train the projector,
-which starts from nothing, at five times the learning rate.
+which starts from nothing, at five times the learning rate. Those called throughout supervise a deep block from the
+first step to the last, twice as strongly.
 """
 FAST = 5.0
 
@@ -108,9 +115,9 @@ def encode_new(data: Path, features: Path) -> None:
 
 
 class Run:
-    """One arm with one seed."""
+    """One arm with one seed, from the base model or from random weights."""
 
-    def __init__(self, settings: TrainingSettings, features: Path, device: torch.device, arm: str = "ours") -> None:
+    def __init__(self, settings: TrainingSettings, features: Path, device: torch.device, arm: str, start: str) -> None:
         from training.families import family_of
         from training.features import Features
         from training.model import Batches, SupervisedTransformer, parameter_groups
@@ -120,6 +127,10 @@ class Run:
         family = family_of(settings.base_model)
         self.batches = Batches(read, settings, family, rank=0, world=1)
         self.model = SupervisedTransformer(family, read, settings).to(device)
+        if start == RANDOM:
+            torch.manual_seed(settings.seed)
+            fresh = type(self.model.backbone).from_config(self.model.backbone.config)
+            self.model.backbone.load_state_dict(fresh.state_dict())
         groups = parameter_groups(self.model, settings.weight_decay)
         self.trained = [parameter for group in groups for parameter in group["params"]]
         self.averaged = [parameter.detach().clone() for parameter in self.trained]
@@ -209,16 +220,18 @@ def run_arm(asked: argparse.Namespace) -> None:
     torch.set_num_threads(asked.threads)
     device = torch.device(asked.device)
     settings = settings_of(asked.arm, asked.seed, asked.steps, asked.batch_size)
-    run, examiner = Run(settings, asked.features, device, asked.arm), Examiner(asked.prompts, device)
+    run = Run(settings, asked.features, device, asked.arm, asked.start)
+    examiner = Examiner(asked.prompts, device)
     points = [{"step": 0, **examiner.alignment(run)}]
     seconds, began = 0.0, time.perf_counter()
     for done in run.steps():
         if done % asked.every == 0 or done == asked.steps:
             seconds += time.perf_counter() - began
             points.append({"step": done, **examiner.alignment(run)})
-            print(f"{asked.arm} {asked.seed}: {points[-1]}", flush=True)
+            print(f"{asked.start} {asked.arm} {asked.seed}: {points[-1]}", flush=True)
             began = time.perf_counter()
     result = {
+        "start": asked.start,
         "arm": asked.arm,
         "seed": asked.seed,
         "steps": asked.steps,
@@ -229,7 +242,9 @@ def run_arm(asked: argparse.Namespace) -> None:
         "points": points,
     }
     asked.results.mkdir(parents=True, exist_ok=True)
-    (asked.results / f"{asked.arm}-{asked.seed}.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    (asked.results / f"{asked.start}-{asked.arm}-{asked.seed}.json").write_text(
+        json.dumps(result, indent=1) + "\n", "utf-8"
+    )
 
 
 def main() -> None:
@@ -245,6 +260,7 @@ def main() -> None:
     run.add_argument("--features", type=Path, required=True)
     run.add_argument("--arm", choices=ARMS, required=True)
     run.add_argument("--seed", type=int, required=True)
+    run.add_argument("--start", choices=STARTS, default=BASE, help="the weights that training starts from")
     run.add_argument("--steps", type=int, default=240)
     run.add_argument("--batch-size", type=int, default=32)
     run.add_argument("--every", type=int, default=20, help="steps between two measurements")
@@ -253,7 +269,7 @@ def main() -> None:
     run.add_argument("--threads", type=int, default=1)
     run.set_defaults(do=run_arm)
     report = commands.add_parser(
-        "report", help="table and plot of all runs in a folder, or a file with one on each line"
+        "report", help="tables and plot of all runs in a folder, or a file with one on each line"
     )
     report.add_argument("results", type=Path)
     report.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs")

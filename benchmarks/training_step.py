@@ -1,8 +1,9 @@
 """Our training step against a bare one, and with supervision against without: `python -m benchmarks.training_step`.
 
 The bare loop is forward, backward, clipping and AdamW over the same transformer and the same cached tensors, and
-nothing else. All sides live in one process and take turns, block by block; the last line is the median of the ratios
-of neighbouring blocks: our samples/s over the bare loop's (one process, average off). Before it: step time with
+nothing else. All sides live in one process, with the threads and the allocator of a training process, and take turns,
+block by block; the last line is the median of the ratios of neighbouring blocks: our samples/s over the bare loop's
+(one process, average off). Before it: step time with
 supervision over step time without. `--processes 2` instead reports what a second process costs, through the launcher:
 the share of two processes' time a step that one process of half the batch does not need.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -213,6 +215,15 @@ def together(features: Path, batch: int, steps: int) -> None:
     print(f"share of the step that the second process costs: {1 - taken[1] / taken[2]:.3f}")
 
 
+def as_in_training() -> None:
+    """Run this command in the environment of a training process, if it does not yet."""
+    from training.processes import python_environment
+
+    environment = python_environment(1)
+    if environment != os.environ:
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.training_step", *sys.argv[1:]], environment)
+
+
 def main() -> None:
     """Encode what is needed and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -222,6 +233,7 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=5, help="steps between two changes of side")
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
     asked = parser.parse_args()
+    as_in_training()
     BATCH[0] = asked.batch
     with tempfile.TemporaryDirectory() as place:
         features = Path(place) / "features"
