@@ -139,7 +139,7 @@ class TrainingSettings(_Section):
     """One fine-tuning run. Equal settings, features and machine give a candidate with equal digest."""
 
     base_model: Path
-    """Folder of the diffusers SD3 bundle to start from (two CLIP text encoders, no T5)."""
+    """Folder of the diffusers bundle to start from."""
     teacher: Path | None = None
     """Folder of the transformers SigLIP dual encoder and its tokenizer; needed while supervision is enabled."""
     structure_model: Path | None = None

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 from lineage.digests import digest_file
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextConfig
 
 WORDS = ["a", "portrait", "with", "glasses", "beard", "red", "blue", "green", "shirt", "no", "and"]
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220), "green": (40, 180, 60)}
@@ -37,6 +41,24 @@ def save_clip_tokenizer(path: Path) -> int:
     return len(names)
 
 
+def clip_text(vocabulary: int, **more: int) -> CLIPTextConfig:
+    """The configuration of a CLIP text encoder of width 16 for that many tokens."""
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TEXT_LENGTH,
+        bos_token_id=1,
+        eos_token_id=3,
+        pad_token_id=3,
+        **more,
+    )
+
+
 def save_bundle(path: Path, seed: int = 0) -> Path:
     """A random StableDiffusion3Pipeline folder: 32 px pictures, 16 image tokens, 3 joint blocks."""
     from diffusers import (
@@ -45,22 +67,11 @@ def save_bundle(path: Path, seed: int = 0) -> Path:
         SD3Transformer2DModel,
         StableDiffusion3Pipeline,
     )
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
     torch.manual_seed(seed)
     size = save_clip_tokenizer(path / "tokenizer")
-    text = CLIPTextConfig(
-        vocab_size=size,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=TEXT_LENGTH,
-        projection_dim=12,
-        bos_token_id=1,
-        eos_token_id=3,
-        pad_token_id=3,
-    )
+    text = clip_text(size, projection_dim=12)
     transformer = SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tests.training.tiny import TEXT_LENGTH, save_bundle, save_clip_tokenizer
+from tests.training.tiny import clip_text, save_bundle, save_clip_tokenizer
 
 SCHEDULE = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64, "max_shift": 1.15}
 """As FLUX and Qwen-Image shift, for pictures of this size."""
@@ -33,21 +33,10 @@ def save_sd3_with_t5(path: Path) -> Path:
 def save_flux(path: Path, guided: bool = True) -> Path:
     """Guidance-distilled, as FLUX.1 dev is, unless told otherwise."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTokenizer
 
     torch.manual_seed(0)
     size = save_clip_tokenizer(path / "tokenizer")
-    text = CLIPTextConfig(
-        vocab_size=size,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=TEXT_LENGTH,
-        bos_token_id=1,
-        eos_token_id=3,
-        pad_token_id=3,
-    )
     transformer = FluxTransformer2DModel(
         in_channels=16,
         num_layers=3,
@@ -64,7 +53,7 @@ def save_flux(path: Path, guided: bool = True) -> Path:
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULE),
         vae=vae(),
-        text_encoder=CLIPTextModel(text),
+        text_encoder=CLIPTextModel(clip_text(size)),
         tokenizer=CLIPTokenizer.from_pretrained(path / "tokenizer"),
         text_encoder_2=encoder,
         tokenizer_2=tokenizer,
