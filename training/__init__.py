@@ -14,7 +14,7 @@ A reader's way through this room:
     frozen.py        these frozen models at work, while encoding and while training; pictures.py reads what they see
     encoding.py      everything that is computed once, before training; shelf.py keeps it
     features.py      reads it; features_info.py says what it was made from
-    draws.py         data order, noise, timesteps, dropout: keyed by (seed, epoch, sample); buckets.py: one shape a batch
+    draws.py         data order, noise, timesteps, dropout: keyed by (seed, epoch, sample); buckets.py cuts batches
     supervision.py   tap, projector, losses, schedule
     model.py         backbone and projector as one module, and the loss of one batch; lora.py trains an adapter instead
     loop.py          the training loop under accelerate and DeepSpeed (deepspeed_config.py)
