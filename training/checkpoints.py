@@ -23,7 +23,7 @@ from lineage.digests import LineageError, digest_file
 from training.errors import TrainingError
 
 MANIFEST, CURVES = "manifest.json", "curves.jsonl"
-PREFIX, PARTIAL = "step-", ".partial"
+PREFIX, PARTIAL, DAMAGED = "step-", ".partial", ".damaged"
 
 
 class RunIdentity(BaseModel):
@@ -40,6 +40,8 @@ class RunIdentity(BaseModel):
     """Digest of the base model's folder."""
     code: str
     """Digest of the code of this room."""
+    packages: str
+    """Digest of the names and versions of everything installed."""
 
 
 class Manifest(BaseModel):
@@ -68,6 +70,8 @@ def checkpoint_name(step: int) -> str:
 def newest_whole(folder: Path, run: RunIdentity) -> tuple[Path | None, list[str]]:
     """The newest checkpoint of ``run`` whose digests hold, and why newer ones were passed over.
 
+    Those are put aside under another name, so that they do not take the place of one that is written later.
+
     Raises:
         TrainingError: the newest readable checkpoint is of another run, or of another number of processes.
     """
@@ -79,7 +83,10 @@ def newest_whole(folder: Path, run: RunIdentity) -> tuple[Path | None, list[str]
                 if digest_file(path / name) != digest:
                     raise TrainingError(f"{name} has other bytes than its manifest says")
         except (OSError, ValidationError, TrainingError, LineageError) as error:
-            damaged.append(f"checkpoint {path} is damaged and passed over: {error}")
+            aside = path.with_suffix(DAMAGED)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            damaged.append(f"checkpoint {path} is damaged and passed over: {error}; it is now {aside.name}")
             continue
         _check_fits(path, manifest.run, run)
         return path, damaged
@@ -98,7 +105,7 @@ def newest(folder: Path | None) -> str:
 
 
 def _found(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.glob(f"{PREFIX}*") if p.suffix != PARTIAL), reverse=True)
+    return sorted((p for p in folder.glob(f"{PREFIX}*") if not p.suffix), reverse=True)
 
 
 def _check_fits(path: Path, saved: RunIdentity, run: RunIdentity) -> None:
@@ -110,7 +117,8 @@ def _check_fits(path: Path, saved: RunIdentity, run: RunIdentity) -> None:
         )
     kept, asked = saved.settings, run.settings
     different = [name for name in sorted(kept.keys() | asked.keys()) if kept.get(name) != asked.get(name)]
-    different += [name for name in ("features", "base_model", "code") if getattr(saved, name) != getattr(run, name)]
+    others = ("features", "base_model", "code", "packages")
+    different += [name for name in others if getattr(saved, name) != getattr(run, name)]
     if different:
         raise TrainingError(
             f"checkpoint {path} is of a run with other {', '.join(different)}; run again with what it was begun with, "
@@ -119,11 +127,18 @@ def _check_fits(path: Path, saved: RunIdentity, run: RunIdentity) -> None:
 
 
 def begin(folder: Path, step: int) -> Path:
-    """An empty folder to write the checkpoint of ``step`` into; what was left of one that was cut off is removed."""
-    for left in folder.glob(f"{PREFIX}*{PARTIAL}"):
-        shutil.rmtree(left)
+    """An empty folder to write the checkpoint of ``step`` into; what was left of one that was cut off is removed.
+
+    Raises:
+        TrainingError: there is no room, or the folder cannot be written to for another reason.
+    """
     partial = folder / (checkpoint_name(step) + PARTIAL)
-    partial.mkdir(parents=True)
+    try:
+        for left in folder.glob(f"{PREFIX}*{PARTIAL}"):
+            shutil.rmtree(left)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise cannot_write(partial, error) from error
     return partial
 
 
@@ -158,15 +173,17 @@ def finish(partial: Path, manifest: Manifest, curves: bytes, keep: int) -> Path:
         (partial / MANIFEST).write_text(whole.model_dump_json(indent=2) + "\n", "utf-8")
         for place in (partial / CURVES, partial / MANIFEST, partial):
             _to_disk(place)
-        if path.exists():  # damaged, or it would have been taken up
-            shutil.rmtree(path)
         partial.rename(path)
         _to_disk(folder)
     except OSError as error:
         raise cannot_write(partial, error) from error
     for old in _found(folder)[keep:]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, onerror=_cannot_remove)
     return path
+
+
+def _cannot_remove(remove: Any, path: str, error: Any) -> None:
+    raise TrainingError(f"an old checkpoint cannot be removed: {error[1]}; look at {path} and run again")
 
 
 def cannot_write(partial: Path, error: Exception) -> TrainingError:

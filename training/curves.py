@@ -37,8 +37,9 @@ class CurvePoint(BaseModel):
     """λ of the last step."""
     learning_rate: float
     """Of the last step."""
-    gradient_norm: float
-    """L2 norm over all parameters before clipping, of the last step."""
+    gradient_norm: float | None
+    """L2 norm over all parameters before clipping, of the last step; None where it was not finite, and the step was
+    not applied."""
     gradient_cosine: float | None = None
     """Cosine of the gradients of supervision and velocity loss at the tapped stream, in the last step; None where the
     supervision does not reach it."""

@@ -29,4 +29,5 @@ def deepspeed_config(settings: TrainingSettings) -> dict[str, Any]:
     }
     if settings.precision != "fp32":
         config[settings.precision] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}  # small gradients would be lost in a sum of many parts
     return config

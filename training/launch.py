@@ -199,6 +199,7 @@ def _identity(settings: TrainingSettings, features_dir: Path) -> RunIdentity:
         features=digest_path(features_dir),
         base_model=digest_path(settings.base_model),
         code=code_digest("training"),
+        packages=packages_digest(),
     )
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -29,6 +30,11 @@ from training.settings import TrainingSettings
 from training.shards import Shards
 from training.stopping import StopRequest
 from training.supervision import Phase, schedule
+
+MOST_SKIPPED = 40
+"""Optimizer steps in a row that may be left out because gradients were not finite: fp16 finds its loss scale so."""
+LONGEST_WAIT = timedelta(hours=2)
+"""How long processes wait for one that reads checkpoints or draws pictures."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,10 @@ class Trainer:
     def __init__(self, job: Job, accelerator: Any, engine: Any) -> None:
         self._settings, self._accelerator, self._engine = job.settings, accelerator, engine
         self._stage = job.settings.stage
-        self._norm: Tensor | float | None = None
+        self._norm = torch.tensor(torch.nan)
+        self._skipped = 0
         self.shards = Shards(engine, self._stage, job.settings.ema_decay)
+        self._last_good = job.last_good
         self.meter = Meter(accelerator, job.settings, job.last_good)
         stop = StopRequest(accelerator) if job.checkpoints else None
         self.saving = Saving(job, accelerator, engine.module, self.shards, self.meter, stop)
@@ -127,8 +135,11 @@ class Trainer:
             self._clip_without_zero()
             engine.step()
         self.meter.add(step, sums)
-        if engine.was_step_applied():
+        if self._applied():
+            self._skipped = 0
             self.shards.average()
+        else:
+            self._skip(step)
 
     def _clip_without_zero(self) -> None:
         """DeepSpeed forgets the norm where it does not shard: clip here instead, when all gradients are in."""
@@ -137,9 +148,29 @@ class Trainer:
                 self._engine.module.parameters(), self._settings.max_gradient_norm
             )
 
+    def _applied(self) -> bool:
+        """Whether the step was applied: ZeRO leaves out those whose gradients are not finite."""
+        return bool(self._engine.was_step_applied() if self._stage else torch.isfinite(self._norm))
+
+    def _skip(self, step: int) -> None:
+        """Bear a step that was left out, but not without end; without ZeRO it was not left out.
+
+        Raises:
+            TrainingError: steps are lost again and again, or the weights were.
+        """
+        self._skipped += 1
+        if self._stage and self._skipped < MOST_SKIPPED:
+            return
+        self.meter.settle()  # a loss that is not finite either says more
+        raise TrainingError(
+            f"the gradients are not finite at step {step + 1} of {self._settings.steps}"
+            f"{f', the last of {self._skipped} in a row' if self._stage else ''}; nothing is exported, "
+            f"{self._last_good()}: lower learning_rate or raise warmup_steps, and choose bf16 where precision is fp16"
+        )
+
     def point(self, step: int, phase: Phase) -> CurvePoint:
         """The point of the curves after ``step``; all processes must call it."""
-        norm = self._engine.get_global_grad_norm() if self._stage else self._norm
+        norm = float(self._engine.get_global_grad_norm() if self._stage else self._norm)
         figures: dict[str, float | None] = {"gradient_cosine": None, "gradient_ratio": None}
         if phase.weight > 0 and not phase.detached:
             sums = self._engine.module.probe.take()
@@ -150,7 +181,7 @@ class Trainer:
             step,
             supervision_weight=phase.weight,
             learning_rate=learning_rate(self._settings, step),
-            gradient_norm=float(norm) if norm is not None else math.nan,
+            gradient_norm=norm if math.isfinite(norm) else None,
             **figures,
         )
         return self.last
@@ -169,7 +200,8 @@ def _accelerator() -> Any:
     # DeepSpeed would first compile, for a minute or more and with a C++ compiler that images then need, an
     # operator that only its inference uses.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu else [])
+    group = InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=LONGEST_WAIT)
+    accelerator = Accelerator(kwargs_handlers=[group])
     if accelerator.state.deepspeed_plugin is None:
         raise TrainingError("DeepSpeed is not on; start training through training.launch, not by itself")
     # Under ZeRO-3 transformers would shard whatever else is loaded, all processes together: one that draws has to
@@ -208,7 +240,8 @@ def _ahead(batches: Batches, first: int, steps: int, device: torch.device) -> It
     if device.type == "cpu":
         yield from ((step, batches[step]) for step in range(first, steps))
         return
-    with ThreadPoolExecutor(1) as pool:
+    # A thread begins with the first device, whichever is this process's.
+    with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,)) as pool:
         coming = pool.submit(batches.__getitem__, first)
         for step in range(first, steps):
             batch = coming.result()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -18,15 +19,13 @@ from training.settings import TrainingSettings
 class SampleGrid:
     """Draws the prompts of the settings, each time from the same noise, in one picture."""
 
-    def __init__(self, settings: TrainingSettings, device: Any) -> None:
+    def __init__(self, settings: TrainingSettings, device: torch.device) -> None:
         self._settings, self._device = settings, device
         self._family = family_of(settings.base_model)
         self._pipeline: Any = None
 
     def draw(self, weights: Mapping[str, Tensor], path: Path) -> None:
         """Draw with ``weights`` of the backbone and write a PNG to ``path``."""
-        import torch
-
         if self._pipeline is None:
             self._pipeline = self._load()
         samples, transformer = self._settings.samples, self._pipeline.transformer
@@ -34,12 +33,7 @@ class SampleGrid:
             weights = lora.merged(self._settings.base_model / "transformer", weights, adapter)
         own = transformer.state_dict()
         transformer.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()})
-        without_t5 = "text_encoder_3" in self._family.absent
-        sampling = {
-            "num_inference_steps": samples.steps,
-            "guidance_scale": samples.guidance,
-            "max_sequence_length": self._settings.null_tokens[1] if without_t5 else self._family.longest_text,
-        }
+        sampling = self._sampling()
         pictures = [
             self._pipeline(
                 prompt=[prompt],
@@ -51,10 +45,30 @@ class SampleGrid:
         path.parent.mkdir(parents=True, exist_ok=True)
         _grid(pictures).save(path)
 
+    def _sampling(self) -> dict[str, Any]:
+        """How the pipeline is called: as long a text, and as large a picture, as was trained on."""
+        settings = self._settings
+        without_t5 = "text_encoder_3" in self._family.absent
+        longest = settings.max_sequence_length or self._family.longest_text
+        width, height = settings.buckets[0] if settings.buckets else (None, None)
+        return {
+            "num_inference_steps": settings.samples.steps,
+            "guidance_scale": settings.samples.guidance,
+            "max_sequence_length": settings.null_tokens[1] if without_t5 else longest,
+            "width": width,
+            "height": height,
+        }
+
     def _load(self) -> Any:
         pipeline = self._family.load_pipeline()
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline.to(self._device)
+        if self._device.type != "cpu":
+            # The device is full of what trains: one part of the pipeline at a time beside it, in the same format.
+            pipeline.to(
+                {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self._settings.precision]
+            )
+            pipeline.enable_model_cpu_offload(device=self._device)
+        return pipeline
 
 
 def _grid(pictures: list[Image.Image]) -> Image.Image:

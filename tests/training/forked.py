@@ -34,6 +34,8 @@ class Run:
     """All processes get SIGKILL between this step and the next; -1: none does."""
     file_limit: int = -1
     """Bytes that a file may have at most, from the second checkpoint on: what a full disk looks like."""
+    spoilt: bool = False
+    """Every gradient is infinite or not a number, while losses stay finite."""
 
     @property
     def curves(self) -> Path:
@@ -71,7 +73,7 @@ def run_all(*runs: Run) -> list[list[int]]:
             checkpoints=run.checkpoints,
         )
         _write_job(run.place, job)
-        specs.append([str(run.place), run.settings.processes, run.kill_after, run.file_limit])
+        specs.append([str(run.place), run.settings.processes, run.kill_after, run.file_limit, run.spoilt])
     command = [sys.executable, "-m", "tests.training.forked", json.dumps(specs)]
     environment = python_environment(1) | {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
@@ -80,7 +82,7 @@ def run_all(*runs: Run) -> list[list[int]]:
     return next(json.loads(line) for line in done.stdout.splitlines() if line.startswith("[["))
 
 
-def _child(place: str, rank: int, world: int, port: int, kill_after: int, file_limit: int) -> None:
+def _child(place: str, rank: int, world: int, port: int, kill_after: int, file_limit: int, spoilt: bool) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -98,9 +100,11 @@ def _child(place: str, rank: int, world: int, port: int, kill_after: int, file_l
     import torch
 
     from training import checkpoints, fine_tune
+    from training.model import Batch, Losses, SupervisedTransformer
     from training.saving import Saving
+    from training.supervision import Phase
 
-    after, finish = Saving.after, checkpoints.finish
+    after, finish, forward = Saving.after, checkpoints.finish, SupervisedTransformer.forward
 
     def killed(self: Saving, done: int) -> None:
         after(self, done)
@@ -112,6 +116,13 @@ def _child(place: str, rank: int, world: int, port: int, kill_after: int, file_l
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
         return path
 
+    def spoil(self: SupervisedTransformer, batch: Batch, phase: Phase) -> Losses:
+        losses = forward(self, batch, phase)
+        losses.total.register_hook(lambda gradient: gradient * torch.inf)
+        return losses
+
+    if spoilt:
+        SupervisedTransformer.forward = spoil  # type: ignore[method-assign]
     Saving.after = killed  # type: ignore[method-assign]
     if file_limit >= 0:
         checkpoints.finish = limited
@@ -132,12 +143,12 @@ def main() -> None:
     import training.loop  # noqa: F401
 
     ended = []
-    for place, world, kill_after, file_limit in json.loads(sys.argv[1]):
+    for place, world, kill_after, file_limit, spoilt in json.loads(sys.argv[1]):
         port, processes = free_port(), []
         for rank in range(world):
             pid = os.fork()
             if not pid:
-                _child(place, rank, world, port, kill_after, file_limit)
+                _child(place, rank, world, port, kill_after, file_limit, spoilt)
             processes.append(pid)
         statuses = []
         for left in range(world):

@@ -14,7 +14,7 @@ import pytest
 from lineage.digests import digest_path
 from tests.training.conftest import World
 from tests.training.forked import Run, run_all
-from training.checkpoints import newest_whole
+from training.checkpoints import Manifest, begin, finish, newest, newest_whole
 from training.curves import read_points
 from training.errors import TrainingError
 from training.launch import _identity
@@ -24,6 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "zero 2": {"zero_stage": 2},
     "zero 3 in bf16": {"zero_stage": 3, "precision": "bf16"},
     "alone, two parts": {"processes": 1, "gradient_accumulation": 2},
+    "zero 2 in bf16, two parts": {"zero_stage": 2, "precision": "bf16", "gradient_accumulation": 2},
 }
 EPOCH = 6
 """Steps: 24 pictures, 4 a step."""
@@ -45,7 +46,7 @@ def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str,
     for when, after in KILLED.items():
         name = f"zero 2, {when}"
         made[name] = Run(_settings(world, "zero 2"), world.features, place / name, place / name / "kept", after)
-    for kind in ("zero 3 in bf16", "alone, two parts"):
+    for kind in list(KINDS)[1:]:
         name = f"{kind}, between checkpoints"
         made[name] = Run(_settings(world, kind), world.features, place / name, place / name / "kept", EPOCH + 2)
     statuses = dict(zip(made, run_all(*made.values()), strict=True))
@@ -105,6 +106,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
     shard.write_bytes(content)
     assert set(*run_all(again)) == {0}
     assert f"checkpoint {shard.parent} is damaged and passed over: rank-1.safetensors" in capfd.readouterr().out
+    assert (tmp_path / "kept" / "step-00000006.damaged" / "manifest.json").exists(), "it is put aside"
     assert again.result()["resumed_from"] == 3
     assert digest_path(again.candidate) == digest_path(runs["zero 2"].candidate)
 
@@ -130,6 +132,26 @@ def test_a_checkpoint_on_other_features_is_refused(runs: Mapping[str, Run], tmp_
     assert run.checkpoints is not None
     with pytest.raises(TrainingError, match="of a run with other features;"):
         newest_whole(run.checkpoints, _identity(run.settings, tmp_path))
+
+
+def test_a_checkpoint_made_with_other_packages_is_refused(runs: Mapping[str, Run]) -> None:
+    run = runs["zero 2"]
+    other = _identity(run.settings, run.features).model_copy(update={"packages": "sha256:other"})
+    assert run.checkpoints is not None
+    with pytest.raises(TrainingError, match="of a run with other packages;"):
+        newest_whole(run.checkpoints, other)
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_a_later_one(runs: Mapping[str, Run], tmp_path: Path) -> None:
+    again = _again(runs["zero 2"], tmp_path)
+    kept = tmp_path / "kept"
+    for step in (6, 9):
+        (kept / f"step-{step:08d}" / "manifest.json").unlink()
+    identity = _identity(again.settings, again.features)
+    assert newest_whole(kept, identity)[0] is None
+    manifest = Manifest(run=identity, step=3, updates=3, loss_scale={}, meter={}, files={})
+    assert finish(begin(kept, 3), manifest, b"", keep=1).exists()
+    assert newest_whole(kept, identity)[0] == kept / "step-00000003" and "step-00000003" in newest(kept)
 
 
 def test_how_training_is_watched_may_change(runs: Mapping[str, Run]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from training.errors import TrainingError
 from training.export import export_candidate
 from training.families import family_of
 from training.families.family import Family
+from training.samples import SampleGrid
+from training.settings import SampleSettings, SupervisionSettings, TrainingSettings
 from training.supervision import Tap
 
 BUNDLES: dict[str, Callable[[Path], Path]] = {
@@ -238,3 +241,21 @@ def test_an_unknown_family_is_refused_with_those_that_are_known(tmp_path: Path) 
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "SanaPipeline"}))
     with pytest.raises(TrainingError, match=r"SanaPipeline; .* FluxPipeline, QwenImagePipeline"):
         family_of(tmp_path)
+
+
+def test_samples_are_of_the_text_and_size_that_are_trained_on(family: Family, tmp_path: Path) -> None:
+    seen = SampleSettings(every=1, prompts=(CAPTIONS[0],), steps=2, guidance=1.0)
+    settings = TrainingSettings(
+        base_model=family.path,
+        buckets=((64, 32), (32, 32)),
+        max_sequence_length=TEXT,
+        null_tokens=(1, TEXT),
+        samples=seen,
+        supervision=SupervisionSettings(enabled=False),
+    )
+    SampleGrid(settings, torch.device("cpu")).draw({}, tmp_path / "grid.png")
+    asked = {"num_inference_steps": 2, "guidance_scale": 1.0, "max_sequence_length": TEXT, "width": 64, "height": 32}
+    pipeline, chance = family.load_pipeline(), torch.Generator().manual_seed(seen.seed)
+    expected = pipeline([CAPTIONS[0]], generator=[chance], **family.sampling_arguments(asked, 1)).images[0]
+    with Image.open(tmp_path / "grid.png") as drawn:
+        assert drawn.size == (64, 32) and drawn.tobytes() == expected.tobytes()

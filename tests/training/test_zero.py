@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from tests.training.conftest import World
 from tests.training.forked import Run, run_all
 from training.curves import CurvePoint, read_points
+from training.deepspeed_config import deepspeed_config
 from training.families import family_of
+from training.loop import MOST_SKIPPED
 from training.settings import SampleSettings
 
 WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
@@ -76,6 +78,22 @@ def test_gradients_were_clipped_and_the_two_losses_compared(ways: Mapping[str, R
     assert compared and all(-1 <= p.gradient_cosine <= 1 and p.gradient_ratio > 0 for p in compared)  # type: ignore[operator]
     assert points[0].gradient_cosine is None, "the warm-up cuts the supervision off from the tapped stream"
     assert points[-1].gradient_cosine is None, "the supervision has ended"
+
+
+def test_gradients_of_half_precision_are_summed_in_fp32(world: World) -> None:
+    config = deepspeed_config(world.settings(precision="bf16", gradient_accumulation=2))
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+
+
+@pytest.mark.parametrize(("processes", "step"), [(2, MOST_SKIPPED), (1, 1)], ids=["zero 2", "unsharded"])
+def test_gradients_that_are_not_finite_end_training(world: World, tmp_path: Path, processes: int, step: int) -> None:
+    settings = world.settings(processes=processes, steps=MOST_SKIPPED + 5, log_every=1)
+    run = Run(settings, world.features, tmp_path, spoilt=True)
+    assert 0 not in run_all(run)[0]
+    assert f"the gradients are not finite at step {step} of {settings.steps}" in run.error()
+    assert "nothing is exported, there is no checkpoint" in run.error()
+    points = read_points(run.curves)
+    assert len(points) == step - 1 and all(point.gradient_norm is None for point in points)
 
 
 def test_pictures_are_drawn_with_the_averaged_weights_and_disturb_nothing(ways: Mapping[str, Run]) -> None:
