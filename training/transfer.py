@@ -59,12 +59,22 @@ class Place:
                 self._storage.put_file(str(path), target)
 
     def download(self, folder: Path) -> None:
-        """Copy the files here to under ``folder``."""
+        """Copy the files here to under ``folder``.
+
+        Raises:
+            TrainingError: the name of one leads out of ``folder``; nothing is copied.
+        """
         with self._told(f"copied to {folder}"):
-            for path in self._storage.find(self._root):
-                target = folder / PurePosixPath(path).relative_to(self._root)
+            for path, target in [(path, folder / self._inner(path)) for path in self._storage.find(self._root)]:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self._storage.get_file(path, str(target))
+
+    def _inner(self, path: str) -> str:
+        """A file's name below this place. In object storage that is any text."""
+        name = path.removeprefix(f"{self._root}/")
+        if name.startswith("/") or ".." in name.split("/"):
+            raise TrainingError(f"{path} at {self.uri} has a name that leads out of a folder; remove it there")
+        return name
 
     @contextmanager
     def _told(self, done: str) -> Iterator[None]:
