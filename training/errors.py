@@ -10,6 +10,10 @@ class TrainingError(Exception):
     """Training cannot go on; the message says what is wrong, where, and what to do."""
 
 
+class StorageError(TrainingError):
+    """A place cannot be read or written now; what lies there may be as it should be."""
+
+
 class Stopped(SystemExit):
     """Training was asked to stop and has saved where it is; leaves the process with status `STOPPED`."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import fsspec
 
-from training.errors import TrainingError
+from training.errors import StorageError, TrainingError
 
 
 class Place:
@@ -33,9 +33,13 @@ class Place:
         with self._told(f"asked for {name}"):
             self._storage.invalidate_cache()
             try:
-                return str(self._storage.cat_file(f"{self._root}/{name}").decode("utf-8"))
+                content: bytes = self._storage.cat_file(f"{self._root}/{name}")
             except FileNotFoundError:
                 return None
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise TrainingError(f"{name} at {self.uri} is no text in UTF-8: {error}; write it anew") from error
 
     def write(self, name: str, text: str) -> None:
         """Write the file ``name``."""
@@ -81,9 +85,9 @@ class Place:
         try:
             yield
         except (OSError, ValueError, ImportError) as error:
-            raise TrainingError(
+            raise StorageError(
                 f"{self.uri} cannot be {done}: {error}; check that it is there, that this image has the package for "
-                "such a place, and that this pod may use it"
+                "such a place, that this pod may use it, and that no disk is full"
             ) from error
 
 

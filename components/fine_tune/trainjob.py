@@ -19,7 +19,7 @@ from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainer_api import COMPLETE, FAILED, Job, Taken, TrainerApi
 from lineage.digests import digest_path
 from training.curves import CurvePoint
-from training.errors import TrainingError
+from training.errors import StorageError, TrainingError
 from training.job import POINT
 from training.launch import LINES_KEPT, RECORD, TrainingRecord
 from training.node import CANDIDATE, CHECKPOINTS, CURVES, REQUEST, Request, input_digests
@@ -48,6 +48,7 @@ def train_on_cluster(
     Raises:
         TrainingError: the cluster refuses or is away, the job failed, vanished or took too long, or what it left is
             not what was asked for.
+        StorageError: what it left cannot be brought here now; it and the job are kept.
     """
     api, name = TrainerApi(trainjob), job_name(run)
     place = Place(trainjob.storage) / name
@@ -68,6 +69,8 @@ def train_on_cluster(
         )
     try:
         return _collect(place, request, candidate, curves)
+    except StorageError:
+        raise  # what the job left may be good: a retry attaches to it and collects again
     except TrainingError:
         api.delete(name, wait=False)  # otherwise each retry would attach to it and end here
         raise
@@ -160,7 +163,10 @@ def _collect(place: Place, request: Request, candidate: Path, curves: Path) -> T
         )
     curves.write_text(points, "utf-8")
     candidate.with_name(RECORD).write_text(text, "utf-8")
-    place.remove(CHECKPOINTS)  # what they were kept for is there
+    try:
+        place.remove(CHECKPOINTS)  # what they were kept for is there
+    except StorageError as error:
+        print(f"the candidate is here, and its checkpoints are left over: {error}", flush=True)
     return record
 
 

@@ -13,13 +13,14 @@ import time
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainer_api import pod_patch
 from lineage.digests import digest_path
 from tests.cluster.conftest import NAME, RUN, RealJob, Step, leave_results, train_for_real, use
 from tests.cluster.kubernetes import Cluster, Server
-from training.errors import TrainingError
+from training.errors import StorageError, TrainingError
 from training.node import Request, input_digests
 
 
@@ -276,6 +277,7 @@ def test_a_log_that_may_not_be_read_costs_only_the_log(
     ("damage", "reason"),
     [
         (lambda place: (place / "training.json").unlink(), "left no training.json"),
+        (lambda place: (place / "training.json").write_bytes(b"\xff"), "training.json at .* is no text in UTF-8"),
         (lambda place: (place / "candidate" / "model_index.json").write_text("{}"), "and its record says"),
         (lambda place: shutil.rmtree(place / "candidate"), "is nothing, and its record says"),
         (
@@ -297,6 +299,33 @@ def test_a_candidate_that_is_not_what_was_asked_for_is_refused(
     with pytest.raises(TrainingError, match=reason):
         step.run()
     assert step.cluster.jobs == {}  # or each retry would attach to it
+
+
+def test_a_candidate_that_cannot_be_copied_here_is_kept_and_collected_by_the_retry(step: Step, real: RealJob) -> None:
+    put_job(step)
+    finish(step, real)
+    step.candidate.write_text("a file where the folder goes, as a full disk leaves no room for one")
+    with pytest.raises(StorageError, match=r"candidate cannot be copied to .*/candidate: .*that no disk is full"):
+        step.run()
+    assert NAME in step.cluster.jobs
+    step.candidate.unlink()
+    assert step.run().candidate == real.record.candidate
+    assert created(step.cluster) == 0
+
+
+def test_checkpoints_that_cannot_be_removed_cost_only_their_room(
+    step: Step, real: RealJob, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(storage: object, path: str, recursive: bool) -> None:
+        raise PermissionError(path)
+
+    put_job(step)
+    finish(step, real)
+    (step.place / "checkpoints").mkdir()
+    monkeypatch.setattr(LocalFileSystem, "rm", refuse)
+    assert step.run().candidate == real.record.candidate
+    assert NAME in step.cluster.jobs
+    assert "the candidate is here, and its checkpoints are left over" in capfd.readouterr().out
 
 
 STEP = """
