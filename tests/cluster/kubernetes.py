@@ -40,6 +40,7 @@ RUNTIME = {
 PATHS = re.compile(
     r"/apis/trainer\.kubeflow\.org/v1alpha1/(?:namespaces/(?P<namespace>[^/]+)/)?(?P<plural>[a-z]+)(?:/(?P<name>.+))?"
 )
+CLOSED, SILENT = -1, -2
 LOG = re.compile(r"/api/v1/namespaces/[^/]+/pods/(?P<pod>[^/]+)/log")
 
 
@@ -56,7 +57,8 @@ class Cluster:
         self.asked: list[str] = []
         """Method and resource of each request."""
         self.trouble: list[tuple[str, int]] = []
-        """(start of an entry of ``asked``, status): each answers one request so; -1 closes the connection."""
+        """(start of an entry of ``asked``, status): each answers one request so; `CLOSED` closes the connection and
+        `SILENT` keeps it open without a word."""
         self.cut_log_after: int | None = None
         """Lines after which the next log's connection is lost."""
         self.keeps: set[str] = set()
@@ -162,7 +164,9 @@ class Handler(BaseHTTPRequestHandler):
             trouble = next((t for t in self.cluster.trouble if what.startswith(t[0])), None)
             if trouble:
                 self.cluster.trouble.remove(trouble)
-        if trouble and trouble[1] < 0:
+        if trouble and trouble[1] in (CLOSED, SILENT):
+            if trouble[1] == SILENT:
+                self.rfile.read(1)  # until the client gives up
             self.close_connection = True
             return
         if trouble:

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainer_api import pod_patch
 from lineage.digests import digest_path
 from tests.cluster.conftest import NAME, RUN, RealJob, Step, leave_results, train_for_real, use
-from tests.cluster.kubernetes import Cluster, Server
+from tests.cluster.kubernetes import CLOSED, SILENT, Cluster, Server
 from training.errors import StorageError, TrainingError
 from training.node import Request, input_digests
 
@@ -53,6 +55,22 @@ def put_job(step: Step, **status: str) -> None:
     request = Request(settings=settings, features=str(shared), digests=input_digests(settings, features))
     step.place.mkdir(parents=True)
     (step.place / "request.json").write_text(request.model_dump_json(), "utf-8")
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Fail where the block takes longer."""
+
+    def late(number: int, frame: object) -> None:
+        raise AssertionError(f"not done within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def created(cluster: Cluster) -> int:
@@ -193,13 +211,39 @@ def test_a_job_that_somebody_deletes_is_not_waited_for(step: Step) -> None:
         step.run()
 
 
-@pytest.mark.parametrize("status", [429, 500, 503, -1])
+@pytest.mark.parametrize("status", [429, 500, 503, CLOSED])
 def test_a_lost_request_is_asked_again(step: Step, real: RealJob, status: int) -> None:
     for what in ("GET trainjobs", "GET trainingruntimes", "POST trainjobs", "GET trainjobs"):
         step.cluster.trouble.append((what, status))
     on_create(step, lambda: finish(step, real))
     assert step.run().candidate == real.record.candidate
     assert len(step.cluster.jobs) == 1
+
+
+@pytest.mark.parametrize(
+    "what", ["GET kubeflow-trainer-public", "GET trainjobs", "GET trainingruntimes", "POST trainjobs", "DELETE trainjobs"]
+)
+def test_a_request_that_nobody_answers_is_asked_again(
+    step: Step, real: RealJob, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr("components.fine_tune.trainer_api.REQUEST_TIMEOUT", (5, 0.3))
+    put_job(step)
+    step.cluster.end(NAME, "Failed")
+    step.cluster.trouble.append((what, SILENT))
+    on_create(step, lambda: finish(step, real))
+    with within(60):
+        assert step.run().candidate == real.record.candidate
+    assert step.cluster.trouble == []
+
+
+def test_an_api_that_never_answers_ends_the_step_and_not_the_job(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.fine_tune.trainer_api.REQUEST_TIMEOUT", (5, 0.1))
+    step.changes["patience_seconds"] = 0.2
+    put_job(step)
+    step.cluster.trouble += [("GET trainjobs", SILENT)] * 1000
+    with within(60), pytest.raises(TrainingError, match="timed out.*goes on: run the step again to attach"):
+        step.run()
+    assert NAME in step.cluster.jobs
 
 
 def test_an_api_that_stays_away_ends_the_step_and_not_the_job(step: Step) -> None:
