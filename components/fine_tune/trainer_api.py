@@ -55,6 +55,7 @@ class TrainerApi:
 
     def __init__(self, settings: TrainJobSettings) -> None:
         from kubeflow.trainer import KubernetesBackendConfig
+        from kubeflow.trainer.constants import constants as api
         from kubernetes.config import ConfigException
 
         self._settings = settings
@@ -66,17 +67,15 @@ class TrainerApi:
                 "out the trainjob section to train on this machine"
             ) from error
         self.namespace: str = self._backend.namespace
+        self._kind = (api.GROUP, api.VERSION, self.namespace, api.TRAINJOB_PLURAL)
 
     def find(self, name: str) -> Job | None:
         """The job ``name``, or None."""
-        from kubeflow.trainer.constants import constants as api
         from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
         def get() -> Any:
-            kind = (api.GROUP, api.VERSION, self.namespace, api.TRAINJOB_PLURAL)
-            return TrainerV1alpha1TrainJob.from_dict(
-                self._backend.custom_api.get_namespaced_custom_object(*kind, name)
-            )
+            found = self._backend.custom_api.get_namespaced_custom_object(*self._kind, name)
+            return TrainerV1alpha1TrainJob.from_dict(found)
 
         try:
             found = self._ask(f"read TrainJob {name}", get)
@@ -128,16 +127,22 @@ class TrainerApi:
         )
 
     def delete(self, name: str, wait: bool = True) -> None:
-        """Delete the job ``name`` and, if asked to, wait until it and its pods' owner are gone."""
+        """Delete the job ``name`` and, if asked to, wait until it and its pods are gone: they write to its place."""
+
+        def delete() -> None:
+            # Not through the SDK's delete_job: that lets the job go first and its pods some time later.
+            self._backend.custom_api.delete_namespaced_custom_object(*self._kind, name, propagation_policy="Foreground")
+
         try:
-            self._ask(f"delete TrainJob {name}", lambda: self._backend.delete_job(name))
+            self._ask(f"delete TrainJob {name}", delete)
         except Missing:
             return
         until = time.monotonic() + self._settings.patience_seconds
         while wait and self.find(name) is not None:
             if time.monotonic() > until:
                 raise TrainingError(
-                    f"TrainJob {self.namespace}/{name} was deleted and is still there; look at its finalizers"
+                    f"TrainJob {self.namespace}/{name} was deleted and is still there; look at its finalizers and at "
+                    "its pods"
                 )
             time.sleep(min(1.0, self._settings.poll_seconds))
 

@@ -123,6 +123,23 @@ def test_a_failed_job_is_deleted_and_made_anew(step: Step, real: RealJob) -> Non
     assert step.cluster.asked.index("DELETE trainjobs") < step.cluster.asked.index("POST trainjobs")
 
 
+def test_a_job_is_made_anew_only_when_no_pod_of_the_one_before_can_write_any_more(step: Step, real: RealJob) -> None:
+    put_job(step)
+    step.cluster.start(NAME)
+    step.cluster.end(NAME, "Failed")
+    step.cluster.pods_outlive = True
+    threading.Timer(0.5, step.cluster.vanish).start()
+    left: list[str] = []
+
+    def begin(name: str) -> None:
+        left.extend(step.cluster.pods)
+        threading.Thread(target=finish, args=(step, real)).start()
+
+    step.cluster.on_create = begin
+    step.run()
+    assert (created(step.cluster), left) == (1, [])
+
+
 def test_a_job_made_anew_goes_on_from_the_checkpoint_of_the_one_that_failed(
     step: Step, real: RealJob, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,7 +238,8 @@ def test_a_lost_request_is_asked_again(step: Step, real: RealJob, status: int) -
 
 
 @pytest.mark.parametrize(
-    "what", ["GET kubeflow-trainer-public", "GET trainjobs", "GET trainingruntimes", "POST trainjobs", "DELETE trainjobs"]
+    "what",
+    ["GET kubeflow-trainer-public", "GET trainjobs", "GET trainingruntimes", "POST trainjobs", "DELETE trainjobs"],
 )
 def test_a_request_that_nobody_answers_is_asked_again(
     step: Step, real: RealJob, monkeypatch: pytest.MonkeyPatch, what: str
@@ -241,7 +259,7 @@ def test_an_api_that_never_answers_ends_the_step_and_not_the_job(step: Step, mon
     step.changes["patience_seconds"] = 0.2
     put_job(step)
     step.cluster.trouble += [("GET trainjobs", SILENT)] * 1000
-    with within(60), pytest.raises(TrainingError, match="timed out.*goes on: run the step again to attach"):
+    with within(60), pytest.raises(TrainingError, match=r"timed out.*goes on: run the step again to attach"):
         step.run()
     assert NAME in step.cluster.jobs
 
