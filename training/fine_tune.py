@@ -1,7 +1,7 @@
 """What each training process runs: ``accelerate launch … -m training.fine_tune --job JOB``.
 
-`training.launch` writes the job folder and starts the processes; this is its other half. SIGTERM asks a process to
-save and leave, where the job has a place for checkpoints.
+`training.launch` writes the job folder and starts the processes; this is its other half. Where the job has a place for
+checkpoints, a process that is asked to stop saves and leaves (`training.stopping`).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -75,6 +76,33 @@ def test_a_launcher_that_is_ended_leaves_no_process_and_saves_where_it_was_asked
     if how == signal.SIGTERM:
         found, _ = newest_whole(kept, _identity(settings, world.features))
         assert found and len(read_points(curves)) == read_manifest(found).step
+
+
+@pytest.mark.parametrize("begun", ["accelerate.commands.launch", "training.fine_tune"])
+def test_a_launcher_that_is_asked_while_its_processes_start_saves_the_first_step(
+    world: World, tmp_path: Path, begun: str
+) -> None:
+    settings = world.settings(steps=100_000, checkpoint_every=0)
+    places = [str(tmp_path / name) for name in ("candidate", "curves.jsonl", "kept")]
+    arguments = [settings.model_dump_json(), str(world.features), *places]
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCH, *arguments], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any(begun in command[1:4] for command in _commands(launcher.pid)):
+        assert launcher.poll() is None and time.monotonic() < deadline, "no process was started"
+        time.sleep(0.01)
+    launcher.terminate()
+    assert launcher.wait(timeout=120) == STOPPED
+    found, _ = newest_whole(tmp_path / "kept", _identity(settings, world.features))
+    assert found and read_manifest(found).step == 1
+
+
+def _commands(pid: int) -> list[list[str]]:
+    """The command lines of the descendants of ``pid``."""
+    commands = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            commands.append(process.cmdline())
+    return commands
 
 
 def test_features_of_another_base_model_are_refused(world: World, tmp_path: Path) -> None:
