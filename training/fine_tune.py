@@ -38,13 +38,20 @@ def main() -> None:
 
 
 def _leave(folder: Path, error: BaseException, status: int) -> None:
-    """Tell the launcher why this process ends, and end it."""
-    text = "".join(traceback.format_exception(error))
-    failure = {"kind": type(error).__name__, "message": str(error), "traceback": text}
-    (folder / f"error-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(failure), "utf-8")
-    print(text, file=sys.stderr, flush=True)
-    # Not an orderly exit: process groups wait for the other processes while they are taken down.
-    os._exit(status)
+    """Tell the launcher why this process ends, and end it, also where a full disk takes neither file nor output."""
+    try:
+        text = "".join(traceback.format_exception(error))
+        try:
+            print(text, file=sys.stderr, flush=True)
+        finally:
+            failure = {"kind": type(error).__name__, "message": str(error), "traceback": text}
+            path = folder / f"error-{os.environ.get('RANK', '0')}.json"
+            partial = path.with_suffix(".part")
+            partial.write_text(json.dumps(failure), "utf-8")
+            partial.replace(path)  # whole or not at all
+    finally:
+        # Not an orderly exit: process groups wait for the other processes while they are taken down.
+        os._exit(status)
 
 
 def without_memory(error: Exception) -> TrainingError | None:

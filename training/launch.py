@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -265,7 +266,7 @@ def _failure(folder: Path, status: int, lines: deque[str]) -> TrainingError | St
         return TrainingError(f"training stopped with {error['kind']}: {error['message']}\n{error['traceback']}")
     tail = "\n".join(lines)
     hint = ""
-    if "Signal 9" in tail or "-9" in tail:
+    if re.search(r"exitcode\s*: -9\b|Signal 9\b", tail):  # torchrun's words
         hint = " (a process was killed with signal 9, as the kernel does when the host's memory is full)"
     return TrainingError(
         f"the training processes ended with status {status} and no candidate{hint}; last lines:\n{tail}"

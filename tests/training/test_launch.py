@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 import psutil
@@ -25,7 +26,7 @@ from training.curves import read_points
 from training.errors import STOPPED, TrainingError
 from training.features_info import read_info, write_info
 from training.fine_tune import without_memory
-from training.launch import _identity, fine_tune
+from training.launch import _failure, _identity, fine_tune
 from training.meter import Meter
 
 LAUNCH = """
@@ -133,6 +134,36 @@ def test_a_process_that_fails_is_reported_with_its_own_error(world: World, tmp_p
     settings = world.settings(supervision=world.settings().supervision.model_copy(update={"tap": 7}))
     with pytest.raises(TrainingError, match="joint blocks 0 to 2"):
         fine_tune(settings, world.features, tmp_path / "candidate", tmp_path / "curves.jsonl")
+
+
+@pytest.mark.parametrize("full", ["disk", "output"])
+def test_a_process_that_cannot_leave_its_error_still_says_it_and_ends(tmp_path: Path, full: str) -> None:
+    folder = tmp_path / "away" if full == "disk" else tmp_path
+    leave = (
+        "import sys, pathlib, training.fine_tune as f; f._leave(pathlib.Path(sys.argv[1]), OSError('the cause'), 75)"
+    )
+    with Path("/dev/full").open("w") as nowhere:
+        ended = subprocess.run(
+            [sys.executable, "-c", leave, str(folder)],
+            stderr=subprocess.PIPE if full == "disk" else nowhere,
+            text=True,
+        )
+    assert ended.returncode == 75
+    said = ended.stderr if full == "disk" else (tmp_path / "error-0.json").read_text()
+    assert "the cause" in said
+    assert [path.name for path in tmp_path.iterdir()] == ([] if full == "disk" else ["error-0.json"])
+
+
+@pytest.mark.parametrize(
+    ("line", "killed"),
+    [
+        ("  exitcode  : -9 (pid: 4711)", True),
+        ("  traceback : Signal 9 (SIGKILL) received by PID 4711", True),
+        ("adam_eps 1e-9, learning rate 3e-9, exitcode  : 1 (pid: 9)", False),
+    ],
+)
+def test_memory_is_blamed_only_where_a_process_was_killed(tmp_path: Path, line: str, killed: bool) -> None:
+    assert ("killed with signal 9" in str(_failure(tmp_path, 1, deque([line])))) == killed
 
 
 def test_a_loss_that_runs_away_stops_training_at_its_step(world: World) -> None:
