@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from mlflow import MlflowClient
 
 from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainer_api import pod_patch
@@ -24,6 +25,8 @@ from tests.cluster.conftest import NAME, RUN, RealJob, Step, leave_results, trai
 from tests.cluster.kubernetes import CLOSED, SILENT, Cluster, Server
 from training.errors import StorageError, TrainingError
 from training.node import Request, input_digests
+from training.settings import SampleSettings
+from training.watching import MlflowRun
 
 
 def finish(step: Step, real: RealJob, *lines: str) -> None:
@@ -145,6 +148,7 @@ def test_a_job_made_anew_goes_on_from_the_checkpoint_of_the_one_that_failed(
 ) -> None:
     """Both train for real; what they end with together is what a job ends with that nothing happened to."""
     step.changes["nodes"], step.training["checkpoint_every"] = 1, 2
+    step.training["samples"] = SampleSettings(every=2, prompts=("a portrait",), steps=1)
     step.cluster.on_create = lambda name: threading.Thread(target=train_for_real, args=(step.cluster, name)).start()
     in_the_way = step.place / "checkpoints" / "step-00000004"
     in_the_way.parent.mkdir(parents=True)
@@ -158,6 +162,8 @@ def test_a_job_made_anew_goes_on_from_the_checkpoint_of_the_one_that_failed(
     assert f"training goes on from {in_the_way.with_name('step-00000002')}, step 2 of 5" in capfd.readouterr().out
     assert (record.resumed_from, record.candidate) == (2, real.record.candidate)
     assert not in_the_way.parent.exists(), "a candidate needs no checkpoints"
+    pictures = sorted(path.name for path in (step.root / "curves-samples").iterdir())
+    assert pictures == ["step-00000004.png", "step-00000005.png"]
 
 
 def test_a_job_that_is_being_deleted_is_not_attached_to(step: Step, real: RealJob) -> None:
@@ -361,6 +367,21 @@ def test_a_candidate_that_is_not_what_was_asked_for_is_refused(
     with pytest.raises(TrainingError, match=reason):
         step.run()
     assert step.cluster.jobs == {}  # or each retry would attach to it
+
+
+def test_pictures_come_here_and_to_mlflow(step: Step, real: RealJob, tmp_path: Path) -> None:
+    tracking = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(tracking)
+    experiment = client.create_experiment("pictures", (tmp_path / "artifacts").as_uri())
+    step.mlflow = MlflowRun(tracking, client.create_run(experiment).info.run_id)
+    put_job(step)
+    (step.place / "curves-samples").mkdir()
+    (step.place / "curves-samples" / "step-00000005.png").write_bytes(b"a picture")
+    finish(step, real)
+    step.run()
+    assert (tmp_path / "curves-samples" / "step-00000005.png").read_bytes() == b"a picture"
+    logged = client.list_artifacts(step.mlflow.run_id, "samples")
+    assert [file.path for file in logged] == ["samples/step-00000005.png"]
 
 
 def test_a_candidate_that_cannot_be_copied_here_is_kept_and_collected_by_the_retry(step: Step, real: RealJob) -> None:
