@@ -5,9 +5,16 @@ from __future__ import annotations
 STOPPED = 75
 """Exit status of training that was asked to stop and can be taken up again (sysexits.h: EX_TEMPFAIL)."""
 
+STOP_FILE = "TRIPTYCH_TRAINING_STOP_FILE"
+"""Variable with the file whose appearance asks a training process to stop, whether or not it has begun to listen."""
+
 
 class TrainingError(Exception):
     """Training cannot go on; the message says what is wrong, where, and what to do."""
+
+
+class StorageError(TrainingError):
+    """A place cannot be read or written now; what lies there may be as it should be."""
 
 
 class Stopped(SystemExit):

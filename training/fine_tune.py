@@ -1,7 +1,7 @@
 """What each training process runs: ``accelerate launch … -m training.fine_tune --job JOB``.
 
-`training.launch` writes the job folder and starts the processes; this is its other half. SIGTERM asks a process to
-save and leave, where the job has a place for checkpoints.
+`training.launch` writes the job folder and starts the processes; this is its other half. Where the job has a place for
+checkpoints, a process that is asked to stop saves and leaves (`training.stopping`).
 """
 
 from __future__ import annotations
@@ -38,13 +38,20 @@ def main() -> None:
 
 
 def _leave(folder: Path, error: BaseException, status: int) -> None:
-    """Tell the launcher why this process ends, and end it."""
-    text = "".join(traceback.format_exception(error))
-    failure = {"kind": type(error).__name__, "message": str(error), "traceback": text}
-    (folder / f"error-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(failure), "utf-8")
-    print(text, file=sys.stderr, flush=True)
-    # Not an orderly exit: process groups wait for the other processes while they are taken down.
-    os._exit(status)
+    """Tell the launcher why this process ends, and end it, also where a full disk takes neither file nor output."""
+    try:
+        text = "".join(traceback.format_exception(error))
+        try:
+            print(text, file=sys.stderr, flush=True)
+        finally:
+            failure = {"kind": type(error).__name__, "message": str(error), "traceback": text}
+            path = folder / f"error-{os.environ.get('RANK', '0')}.json"
+            partial = path.with_suffix(".part")
+            partial.write_text(json.dumps(failure), "utf-8")
+            partial.replace(path)  # whole or not at all
+    finally:
+        # Not an orderly exit: process groups wait for the other processes while they are taken down.
+        os._exit(status)
 
 
 def without_memory(error: Exception) -> TrainingError | None:

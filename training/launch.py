@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,12 @@ from lineage.digests import code_digest, digest_path, packages_digest
 from training.checkpoints import RunIdentity
 from training.curves import CurvePoint
 from training.deepspeed_config import deepspeed_config
-from training.errors import Stopped, TrainingError
+from training.errors import STOP_FILE, Stopped, TrainingError
 from training.families import family_of
 from training.features_info import check_features
 from training.fine_tune import TETHER
 from training.job import JOB, PICTURE, POINT, RESULT, Job
-from training.processes import ask_to_stop, child, python_environment, termination_as_exit
+from training.processes import child, python_environment, termination_as_exit
 from training.settings import TrainingSettings
 from training.topology import ALONE, Topology
 from training.watching import MlflowCurves, MlflowRun, Terminal
@@ -227,13 +227,13 @@ def _run(folder: Path, job: Job, curves: MlflowCurves, topology: Topology, termi
     """Start the processes and watch them to their end."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml")]
     command += ["-m", "training.fine_tune", "--job", str(folder)]
-    environment = topology.environment(python_environment(job.settings.threads_per_process) | {TETHER: "1"})
+    stop = folder / "stop"
+    told = {TETHER: "1", STOP_FILE: str(stop)}
+    environment = topology.environment(python_environment(job.settings.threads_per_process) | told)
     lines: deque[str] = deque(maxlen=LINES_KEPT)
-    with child(command, environment) as process:
-        ask = partial(ask_to_stop, process.pid, "training.fine_tune") if job.checkpoints else None
-        with termination_as_exit(ask):
-            _watch(process, terminal, curves, lines)
-            status = process.wait()
+    with termination_as_exit(stop.touch if job.checkpoints else None), child(command, environment) as process:
+        _watch(process, terminal, curves, lines)
+        status = process.wait()
     if status != 0 or (topology.rank == 0 and not (folder / RESULT).is_file()):
         raise _failure(folder, status, lines)
 
@@ -267,7 +267,7 @@ def _failure(folder: Path, status: int, lines: deque[str]) -> TrainingError | St
         return TrainingError(f"training stopped with {error['kind']}: {error['message']}\n{error['traceback']}")
     tail = "\n".join(lines)
     hint = ""
-    if "Signal 9" in tail or "-9" in tail:
+    if re.search(r"exitcode\s*: -9\b|Signal 9\b", tail):  # torchrun's words
         hint = " (a process was killed with signal 9, as the kernel does when the host's memory is full)"
     return TrainingError(
         f"the training processes ended with status {status} and no candidate{hint}; last lines:\n{tail}"

@@ -3,7 +3,8 @@
 The place holds ``request.json``. Each node finds its rank in the variables that the cluster's trainer gives it and
 starts its share of the processes, as `training.launch` does on one machine. The first node brings back:
 
-    candidate/  curves.jsonl  training.json       the record comes last: where it is, everything is
+    candidate/  curves.jsonl  curves-samples/     what training made; pictures where the settings ask for them
+    training.json                                 the record comes last: where it is, everything is
     checkpoints/                                  on a mounted volume: a job that was cut off is taken up again
 
 Points of the loss curves go to standard output as JSON behind ``POINT``, so that whoever reads the log has them too.
@@ -30,6 +31,8 @@ from training.transfer import Place
 from training.watching import Terminal
 
 REQUEST, CANDIDATE, CURVES, CHECKPOINTS = "request.json", "candidate", "curves.jsonl", "checkpoints"
+PICTURES = "curves-samples"
+"""Beside `CURVES`, as `training.job.Job.samples` has it."""
 
 
 class Request(BaseModel):
@@ -97,8 +100,9 @@ def run_node(place: Place, topology: Topology) -> None:
             topology=topology,
             terminal=Relay(settings),
         )
-        place.remove(RECORD, CANDIDATE, CURVES)
+        place.remove(RECORD, CANDIDATE, CURVES, PICTURES)
         (place / CANDIDATE).upload(work / CANDIDATE)
+        (place / PICTURES).upload(work / PICTURES)
         place.write(CURVES, (work / CURVES).read_text("utf-8"))
         place.write(RECORD, (work / RECORD).read_text("utf-8"))
 

@@ -91,15 +91,6 @@ def termination_as_exit(ask: Callable[[], None] | None = None) -> Iterator[None]
         signal.signal(signal.SIGTERM, before)
 
 
-def ask_to_stop(pid: int, module: str) -> None:
-    """Send SIGTERM to those descendants of ``pid`` that run ``module``, and to none between."""
-    for process in _family(pid)[1:]:
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            command = process.cmdline()
-            if module in command and "accelerate.commands.launch" not in command:
-                process.terminate()
-
-
 def free_port() -> int:
     """A TCP port of the loopback interface that nobody listens on now."""
     with socket.socket() as listener:

@@ -9,7 +9,7 @@ from typing import Any
 
 import fsspec
 
-from training.errors import TrainingError
+from training.errors import StorageError, TrainingError
 
 
 class Place:
@@ -33,9 +33,13 @@ class Place:
         with self._told(f"asked for {name}"):
             self._storage.invalidate_cache()
             try:
-                return str(self._storage.cat_file(f"{self._root}/{name}").decode("utf-8"))
+                content: bytes = self._storage.cat_file(f"{self._root}/{name}")
             except FileNotFoundError:
                 return None
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise TrainingError(f"{name} at {self.uri} is no text in UTF-8: {error}; write it anew") from error
 
     def write(self, name: str, text: str) -> None:
         """Write the file ``name``."""
@@ -59,21 +63,31 @@ class Place:
                 self._storage.put_file(str(path), target)
 
     def download(self, folder: Path) -> None:
-        """Copy the files here to under ``folder``."""
+        """Copy the files here to under ``folder``.
+
+        Raises:
+            TrainingError: the name of one leads out of ``folder``; nothing is copied.
+        """
         with self._told(f"copied to {folder}"):
-            for path in self._storage.find(self._root):
-                target = folder / PurePosixPath(path).relative_to(self._root)
+            for path, target in [(path, folder / self._inner(path)) for path in self._storage.find(self._root)]:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self._storage.get_file(path, str(target))
+
+    def _inner(self, path: str) -> str:
+        """A file's name below this place. In object storage that is any text."""
+        name = path.removeprefix(f"{self._root}/")
+        if name.startswith("/") or ".." in name.split("/"):
+            raise TrainingError(f"{path} at {self.uri} has a name that leads out of a folder; remove it there")
+        return name
 
     @contextmanager
     def _told(self, done: str) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError, ImportError) as error:
-            raise TrainingError(
+            raise StorageError(
                 f"{self.uri} cannot be {done}: {error}; check that it is there, that this image has the package for "
-                "such a place, and that this pod may use it"
+                "such a place, that this pod may use it, and that no disk is full"
             ) from error
 
 

@@ -19,6 +19,8 @@ from training.errors import TrainingError
 NODE_COMMAND = ("python", "-m", "training.node", "--place")
 COMPLETE, FAILED = "Complete", "Failed"
 LONGEST_PAUSE = 30.0
+REQUEST_TIMEOUT = (10.0, 30.0)
+"""Seconds to connect, and to wait for the next part of an answer; the client itself knows no end to either."""
 NEEDED = (
     "the step's service account needs get, create and delete on trainjobs, get on trainingruntimes and "
     "clustertrainingruntimes, list on pods, get on pods/log"
@@ -52,29 +54,28 @@ class TrainerApi:
     """TrainJobs of one namespace."""
 
     def __init__(self, settings: TrainJobSettings) -> None:
-        from kubeflow.trainer import KubernetesBackendConfig, TrainerClient
+        from kubeflow.trainer import KubernetesBackendConfig
+        from kubeflow.trainer.constants import constants as api
         from kubernetes.config import ConfigException
 
         self._settings = settings
         try:
-            self._client: Any = TrainerClient(KubernetesBackendConfig(namespace=settings.namespace))
+            self._backend: Any = _backend(KubernetesBackendConfig(namespace=settings.namespace))
         except ConfigException as error:
             raise TrainingError(
                 f"no cluster can be reached from here: {error}; run the step in the cluster, set KUBECONFIG, or leave "
                 "out the trainjob section to train on this machine"
             ) from error
-        self.namespace: str = self._client.backend.namespace
+        self.namespace: str = self._backend.namespace
+        self._kind = (api.GROUP, api.VERSION, self.namespace, api.TRAINJOB_PLURAL)
 
     def find(self, name: str) -> Job | None:
         """The job ``name``, or None."""
-        from kubeflow.trainer.constants import constants as api
         from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
         def get() -> Any:
-            kind = (api.GROUP, api.VERSION, self.namespace, api.TRAINJOB_PLURAL)
-            return TrainerV1alpha1TrainJob.from_dict(
-                self._client.backend.custom_api.get_namespaced_custom_object(*kind, name)
-            )
+            found = self._backend.custom_api.get_namespaced_custom_object(*self._kind, name)
+            return TrainerV1alpha1TrainJob.from_dict(found)
 
         try:
             found = self._ask(f"read TrainJob {name}", get)
@@ -101,7 +102,7 @@ class TrainerApi:
 
         settings = self._settings
         try:
-            runtime = self._ask("read the training runtime", lambda: self._client.get_runtime(settings.runtime))
+            runtime = self._ask("read the training runtime", lambda: self._backend.get_runtime(settings.runtime))
         except Missing as error:
             raise TrainingError(
                 f"there is no training runtime {settings.runtime}, neither in namespace {self.namespace} nor in the "
@@ -122,20 +123,26 @@ class TrainerApi:
         if settings.pod:
             options.append(pod_patch(settings.pod))
         self._ask(
-            f"create TrainJob {name}", lambda: self._client.train(runtime=runtime, trainer=trainer, options=options)
+            f"create TrainJob {name}", lambda: self._backend.train(runtime=runtime, trainer=trainer, options=options)
         )
 
     def delete(self, name: str, wait: bool = True) -> None:
-        """Delete the job ``name`` and, if asked to, wait until it and its pods' owner are gone."""
+        """Delete the job ``name`` and, if asked to, wait until it and its pods are gone: they write to its place."""
+
+        def delete() -> None:
+            # Not through the SDK's delete_job: that lets the job go first and its pods some time later.
+            self._backend.custom_api.delete_namespaced_custom_object(*self._kind, name, propagation_policy="Foreground")
+
         try:
-            self._ask(f"delete TrainJob {name}", lambda: self._client.delete_job(name))
+            self._ask(f"delete TrainJob {name}", delete)
         except Missing:
             return
         until = time.monotonic() + self._settings.patience_seconds
         while wait and self.find(name) is not None:
             if time.monotonic() > until:
                 raise TrainingError(
-                    f"TrainJob {self.namespace}/{name} was deleted and is still there; look at its finalizers"
+                    f"TrainJob {self.namespace}/{name} was deleted and is still there; look at its finalizers and at "
+                    "its pods"
                 )
             time.sleep(min(1.0, self._settings.poll_seconds))
 
@@ -145,14 +152,14 @@ class TrainerApi:
 
         # Not through the SDK's get_job: where a pod was restarted, that shows any of them.
         selector = api.POD_LABEL_SELECTOR.format(trainjob_name=name) + f",{api.JOB_INDEX_LABEL}=0"
-        pods = self._client.backend.core_api.list_namespaced_pod(self.namespace, label_selector=selector).items
+        pods = self._backend.core_api.list_namespaced_pod(self.namespace, label_selector=selector).items
         begun = [pod for pod in pods if pod.status.phase != api.POD_PENDING]
         return max(begun, key=lambda pod: pod.metadata.creation_timestamp).metadata.name if begun else ""
 
     def log(self, pod: str, follow: bool, since_seconds: int | None) -> Any:
         """A node's log as an HTTP response whose lines begin with their time (RFC 3339). One attempt."""
         since = {"since_seconds": since_seconds} if since_seconds else {}
-        return self._client.backend.core_api.read_namespaced_pod_log(
+        return self._backend.core_api.read_namespaced_pod_log(
             pod,
             self.namespace,
             container="node",
@@ -205,6 +212,25 @@ class TrainerApi:
         if error.status in (0, 408, 429) or error.status >= 500:
             return f"{tried}: {error.status} {said}"
         raise TrainingError(f"{tried}, refused: {error.status} {said}; see the trainjob section") from error
+
+
+def _backend(config: Any) -> Any:
+    """The SDK's backend, whose requests end after `REQUEST_TIMEOUT` where they do not name a time themselves."""
+    from kubeflow.trainer.backends.kubernetes.backend import KubernetesBackend
+
+    class Backend(KubernetesBackend):  # type: ignore[misc]
+        def verify_backend(self) -> None:
+            """Called when the client is there and has asked nothing yet."""
+            rest = self.custom_api.api_client.rest_client
+            request = rest.request
+
+            def timed(*arguments: Any, _request_timeout: Any = None, **named: Any) -> Any:
+                return request(*arguments, _request_timeout=_request_timeout or REQUEST_TIMEOUT, **named)
+
+            rest.request = timed
+            super().verify_backend()
+
+    return Backend(config)
 
 
 def pod_patch(pod: dict[str, Any]) -> Any:

@@ -19,10 +19,10 @@ from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainer_api import COMPLETE, FAILED, Job, Taken, TrainerApi
 from lineage.digests import digest_path
 from training.curves import CurvePoint
-from training.errors import TrainingError
+from training.errors import StorageError, TrainingError
 from training.job import POINT
 from training.launch import LINES_KEPT, RECORD, TrainingRecord
-from training.node import CANDIDATE, CHECKPOINTS, CURVES, REQUEST, Request, input_digests
+from training.node import CANDIDATE, CHECKPOINTS, CURVES, PICTURES, REQUEST, Request, input_digests
 from training.processes import termination_as_exit
 from training.settings import TrainingSettings
 from training.transfer import Place
@@ -43,11 +43,12 @@ def train_on_cluster(
     curves: Path,
     mlflow: MlflowRun | None,
 ) -> TrainingRecord:
-    """Have a TrainJob fine-tune; write the candidate, its record beside it, and its loss curves.
+    """Have a TrainJob fine-tune; write the candidate, its record beside it, its loss curves, and beside them pictures.
 
     Raises:
         TrainingError: the cluster refuses or is away, the job failed, vanished or took too long, or what it left is
             not what was asked for.
+        StorageError: what it left cannot be brought here now; it and the job are kept.
     """
     api, name = TrainerApi(trainjob), job_name(run)
     place = Place(trainjob.storage) / name
@@ -67,7 +68,9 @@ def train_on_cluster(
             "checkpoint where there is one. Last lines of its first node:\n" + "\n".join(watcher.lines)
         )
     try:
-        return _collect(place, request, candidate, curves)
+        return _collect(place, request, candidate, curves, watcher)
+    except StorageError:
+        raise  # what the job left may be good: a retry attaches to it and collects again
     except TrainingError:
         api.delete(name, wait=False)  # otherwise each retry would attach to it and end here
         raise
@@ -99,7 +102,7 @@ def _start(
         if shared.read("complete") is None:
             (shared / "files").upload(features)
             shared.write("complete", digests["features"])
-        place.remove(RECORD, CANDIDATE, CURVES)
+        place.remove(RECORD, CANDIDATE, CURVES, PICTURES)
         place.write(REQUEST, request.model_dump_json(indent=2))
         try:
             api.submit(name, place.uri)
@@ -138,7 +141,7 @@ def _wait(api: TrainerApi, name: str, trainjob: TrainJobSettings) -> Job:
         time.sleep(trainjob.poll_seconds)
 
 
-def _collect(place: Place, request: Request, candidate: Path, curves: Path) -> TrainingRecord:
+def _collect(place: Place, request: Request, candidate: Path, curves: Path, watcher: Watcher) -> TrainingRecord:
     """Bring the candidate here and check that it is what the job says it made, from what was asked for."""
     text, points = place.read(RECORD), place.read(CURVES)
     if text is None or points is None:
@@ -158,14 +161,22 @@ def _collect(place: Place, request: Request, candidate: Path, curves: Path) -> T
         raise TrainingError(
             f"the candidate at {place.uri} is {found}, and its record says {record.candidate}; train again"
         )
+    pictures = curves.with_name(f"{curves.stem}-samples")
+    (place / PICTURES).download(pictures)
+    for picture in sorted(pictures.glob("*.png")):
+        watcher.picture(picture)
     curves.write_text(points, "utf-8")
     candidate.with_name(RECORD).write_text(text, "utf-8")
-    place.remove(CHECKPOINTS)  # what they were kept for is there
+    try:
+        place.remove(CHECKPOINTS)  # what they were kept for is there
+    except StorageError as error:
+        print(f"the candidate is here, and its checkpoints are left over: {error}", flush=True)
     return record
 
 
 class Watcher:
-    """What the first node prints: points go to the terminal and to MLflow, the rest is passed on."""
+    """What the first node prints: points go to the terminal and to MLflow, the rest is passed on. Pictures go to MLflow
+    when they are here."""
 
     def __init__(self, settings: TrainingSettings, mlflow: MlflowRun | None) -> None:
         self._terminal, self._curves = Terminal(settings), MlflowCurves(mlflow)
@@ -183,3 +194,7 @@ class Watcher:
             return
         self._terminal.point(point)
         self._curves.point(point)
+
+    def picture(self, path: Path) -> None:
+        """Take a picture that the job drew."""
+        self._curves.picture(path)

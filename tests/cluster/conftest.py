@@ -21,6 +21,7 @@ from tests.training.conftest import world as world
 from training.launch import TrainingRecord
 from training.processes import free_port
 from training.transfer import Place
+from training.watching import MlflowRun
 
 RUN = "retraining-20260101-000000-abcd"
 NAME = job_name(RUN)
@@ -35,6 +36,7 @@ class Step:
     root: Path
     changes: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    mlflow: MlflowRun | None = None
 
     @property
     def trainjob(self) -> TrainJobSettings:
@@ -57,7 +59,8 @@ class Step:
 
     def run(self) -> TrainingRecord:
         settings, curves = self.world.settings(**self.training), self.root / "curves.jsonl"
-        return train_on_cluster(self.trainjob, RUN, settings, self.world.features, self.candidate, curves, None)
+        features, candidate = self.world.features, self.candidate
+        return train_on_cluster(self.trainjob, RUN, settings, features, candidate, curves, self.mlflow)
 
 
 def use(kubeconfig: Path, patch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ RUNTIME = {
 PATHS = re.compile(
     r"/apis/trainer\.kubeflow\.org/v1alpha1/(?:namespaces/(?P<namespace>[^/]+)/)?(?P<plural>[a-z]+)(?:/(?P<name>.+))?"
 )
+CLOSED, SILENT = -1, -2
 LOG = re.compile(r"/api/v1/namespaces/[^/]+/pods/(?P<pod>[^/]+)/log")
 
 
@@ -56,11 +57,14 @@ class Cluster:
         self.asked: list[str] = []
         """Method and resource of each request."""
         self.trouble: list[tuple[str, int]] = []
-        """(start of an entry of ``asked``, status): each answers one request so; -1 closes the connection."""
+        """(start of an entry of ``asked``, status): each answers one request so; `CLOSED` closes the connection and
+        `SILENT` keeps it open without a word."""
         self.cut_log_after: int | None = None
         """Lines after which the next log's connection is lost."""
         self.keeps: set[str] = set()
         """Jobs with a finalizer: deleting only marks them."""
+        self.pods_outlive = False
+        """Pods take their time to end: until `vanish` they are there, and with them a job deleted in the foreground."""
         self.on_create: Any = None
         """Called with the name of a job when it is created."""
         self.written = threading.Condition(self.lock)
@@ -125,6 +129,13 @@ class Cluster:
             self.jobs[job]["status"] = {"conditions": [condition]}
             self.written.notify_all()
 
+    def vanish(self) -> None:
+        """The pods have ended; what waited for that goes too."""
+        with self.lock:
+            self.pods.clear()
+            for name in [name for name, job in self.jobs.items() if "deletionTimestamp" in job["metadata"]]:
+                del self.jobs[name]
+
     def suspend(self, job: str) -> None:
         """As Kueue does with a job that waits for its turn."""
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
@@ -162,7 +173,9 @@ class Handler(BaseHTTPRequestHandler):
             trouble = next((t for t in self.cluster.trouble if what.startswith(t[0])), None)
             if trouble:
                 self.cluster.trouble.remove(trouble)
-        if trouble and trouble[1] < 0:
+        if trouble and trouble[1] in (CLOSED, SILENT):
+            if trouble[1] == SILENT:
+                self.rfile.read(1)  # until the client gives up
             self.close_connection = True
             return
         if trouble:
@@ -170,14 +183,16 @@ class Handler(BaseHTTPRequestHandler):
         elif log := LOG.fullmatch(url.path):
             self.stream(log["pod"], follow="follow" in parse_qs(url.query))
         elif found:
-            self.answer(*self.resource(method, found, body))
+            self.answer(*self.resource(method, found, body, parse_qs(url.query)))
         elif url.path.endswith("/pods"):
             selector = parse_qs(url.query)["labelSelector"][0]
             self.answer(200, {"kind": "PodList", "apiVersion": "v1", "items": self.cluster.select(selector)})
         else:
             self.answer(*refusal(404, "not found"))
 
-    def resource(self, method: str, found: re.Match[str], body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def resource(
+        self, method: str, found: re.Match[str], body: dict[str, Any], query: dict[str, list[str]]
+    ) -> tuple[int, dict[str, Any]]:
         cluster, name = self.cluster, found["name"]
         if found["plural"] == "trainjobs" and method == "POST":
             return cluster.create(body, found["namespace"])
@@ -186,11 +201,13 @@ class Handler(BaseHTTPRequestHandler):
             if name not in known:
                 return refusal(404, f'{found["plural"]} "{name}" not found')
             if method == "DELETE":
-                if name in cluster.keeps:
+                foreground = query.get("propagationPolicy") == ["Foreground"]
+                if name in cluster.keeps or (cluster.pods_outlive and foreground):
                     known[name]["metadata"]["deletionTimestamp"] = known[name]["metadata"]["creationTimestamp"]
                 else:
                     del known[name]
-                    cluster.pods.clear()
+                    if not cluster.pods_outlive:
+                        cluster.pods.clear()
                 return 200, {"kind": "Status", "status": "Success"}
             return 200, known[name]
 

@@ -10,17 +10,23 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
+from mlflow import MlflowClient
 
 from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainer_api import pod_patch
 from lineage.digests import digest_path
 from tests.cluster.conftest import NAME, RUN, RealJob, Step, leave_results, train_for_real, use
-from tests.cluster.kubernetes import Cluster, Server
-from training.errors import TrainingError
+from tests.cluster.kubernetes import CLOSED, SILENT, Cluster, Server
+from training.errors import StorageError, TrainingError
 from training.node import Request, input_digests
+from training.settings import SampleSettings
+from training.watching import MlflowRun
 
 
 def finish(step: Step, real: RealJob, *lines: str) -> None:
@@ -52,6 +58,22 @@ def put_job(step: Step, **status: str) -> None:
     request = Request(settings=settings, features=str(shared), digests=input_digests(settings, features))
     step.place.mkdir(parents=True)
     (step.place / "request.json").write_text(request.model_dump_json(), "utf-8")
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Fail where the block takes longer."""
+
+    def late(number: int, frame: object) -> None:
+        raise AssertionError(f"not done within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def created(cluster: Cluster) -> int:
@@ -104,11 +126,29 @@ def test_a_failed_job_is_deleted_and_made_anew(step: Step, real: RealJob) -> Non
     assert step.cluster.asked.index("DELETE trainjobs") < step.cluster.asked.index("POST trainjobs")
 
 
+def test_a_job_is_made_anew_only_when_no_pod_of_the_one_before_can_write_any_more(step: Step, real: RealJob) -> None:
+    put_job(step)
+    step.cluster.start(NAME)
+    step.cluster.end(NAME, "Failed")
+    step.cluster.pods_outlive = True
+    threading.Timer(0.5, step.cluster.vanish).start()
+    left: list[str] = []
+
+    def begin(name: str) -> None:
+        left.extend(step.cluster.pods)
+        threading.Thread(target=finish, args=(step, real)).start()
+
+    step.cluster.on_create = begin
+    step.run()
+    assert (created(step.cluster), left) == (1, [])
+
+
 def test_a_job_made_anew_goes_on_from_the_checkpoint_of_the_one_that_failed(
     step: Step, real: RealJob, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Both train for real; what they end with together is what a job ends with that nothing happened to."""
     step.changes["nodes"], step.training["checkpoint_every"] = 1, 2
+    step.training["samples"] = SampleSettings(every=2, prompts=("a portrait",), steps=1)
     step.cluster.on_create = lambda name: threading.Thread(target=train_for_real, args=(step.cluster, name)).start()
     in_the_way = step.place / "checkpoints" / "step-00000004"
     in_the_way.parent.mkdir(parents=True)
@@ -122,6 +162,8 @@ def test_a_job_made_anew_goes_on_from_the_checkpoint_of_the_one_that_failed(
     assert f"training goes on from {in_the_way.with_name('step-00000002')}, step 2 of 5" in capfd.readouterr().out
     assert (record.resumed_from, record.candidate) == (2, real.record.candidate)
     assert not in_the_way.parent.exists(), "a candidate needs no checkpoints"
+    pictures = sorted(path.name for path in (step.root / "curves-samples").iterdir())
+    assert pictures == ["step-00000004.png", "step-00000005.png"]
 
 
 def test_a_job_that_is_being_deleted_is_not_attached_to(step: Step, real: RealJob) -> None:
@@ -192,13 +234,40 @@ def test_a_job_that_somebody_deletes_is_not_waited_for(step: Step) -> None:
         step.run()
 
 
-@pytest.mark.parametrize("status", [429, 500, 503, -1])
+@pytest.mark.parametrize("status", [429, 500, 503, CLOSED])
 def test_a_lost_request_is_asked_again(step: Step, real: RealJob, status: int) -> None:
     for what in ("GET trainjobs", "GET trainingruntimes", "POST trainjobs", "GET trainjobs"):
         step.cluster.trouble.append((what, status))
     on_create(step, lambda: finish(step, real))
     assert step.run().candidate == real.record.candidate
     assert len(step.cluster.jobs) == 1
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["GET kubeflow-trainer-public", "GET trainjobs", "GET trainingruntimes", "POST trainjobs", "DELETE trainjobs"],
+)
+def test_a_request_that_nobody_answers_is_asked_again(
+    step: Step, real: RealJob, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr("components.fine_tune.trainer_api.REQUEST_TIMEOUT", (5, 0.3))
+    put_job(step)
+    step.cluster.end(NAME, "Failed")
+    step.cluster.trouble.append((what, SILENT))
+    on_create(step, lambda: finish(step, real))
+    with within(60):
+        assert step.run().candidate == real.record.candidate
+    assert step.cluster.trouble == []
+
+
+def test_an_api_that_never_answers_ends_the_step_and_not_the_job(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.fine_tune.trainer_api.REQUEST_TIMEOUT", (5, 0.1))
+    step.changes["patience_seconds"] = 0.2
+    put_job(step)
+    step.cluster.trouble += [("GET trainjobs", SILENT)] * 1000
+    with within(60), pytest.raises(TrainingError, match=r"timed out.*goes on: run the step again to attach"):
+        step.run()
+    assert NAME in step.cluster.jobs
 
 
 def test_an_api_that_stays_away_ends_the_step_and_not_the_job(step: Step) -> None:
@@ -276,6 +345,7 @@ def test_a_log_that_may_not_be_read_costs_only_the_log(
     ("damage", "reason"),
     [
         (lambda place: (place / "training.json").unlink(), "left no training.json"),
+        (lambda place: (place / "training.json").write_bytes(b"\xff"), "training.json at .* is no text in UTF-8"),
         (lambda place: (place / "candidate" / "model_index.json").write_text("{}"), "and its record says"),
         (lambda place: shutil.rmtree(place / "candidate"), "is nothing, and its record says"),
         (
@@ -297,6 +367,48 @@ def test_a_candidate_that_is_not_what_was_asked_for_is_refused(
     with pytest.raises(TrainingError, match=reason):
         step.run()
     assert step.cluster.jobs == {}  # or each retry would attach to it
+
+
+def test_pictures_come_here_and_to_mlflow(step: Step, real: RealJob, tmp_path: Path) -> None:
+    tracking = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(tracking)
+    experiment = client.create_experiment("pictures", (tmp_path / "artifacts").as_uri())
+    step.mlflow = MlflowRun(tracking, client.create_run(experiment).info.run_id)
+    put_job(step)
+    (step.place / "curves-samples").mkdir()
+    (step.place / "curves-samples" / "step-00000005.png").write_bytes(b"a picture")
+    finish(step, real)
+    step.run()
+    assert (tmp_path / "curves-samples" / "step-00000005.png").read_bytes() == b"a picture"
+    logged = client.list_artifacts(step.mlflow.run_id, "samples")
+    assert [file.path for file in logged] == ["samples/step-00000005.png"]
+
+
+def test_a_candidate_that_cannot_be_copied_here_is_kept_and_collected_by_the_retry(step: Step, real: RealJob) -> None:
+    put_job(step)
+    finish(step, real)
+    step.candidate.write_text("a file where the folder goes, as a full disk leaves no room for one")
+    with pytest.raises(StorageError, match=r"candidate cannot be copied to .*/candidate: .*that no disk is full"):
+        step.run()
+    assert NAME in step.cluster.jobs
+    step.candidate.unlink()
+    assert step.run().candidate == real.record.candidate
+    assert created(step.cluster) == 0
+
+
+def test_checkpoints_that_cannot_be_removed_cost_only_their_room(
+    step: Step, real: RealJob, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(storage: object, path: str, recursive: bool) -> None:
+        raise PermissionError(path)
+
+    put_job(step)
+    finish(step, real)
+    (step.place / "checkpoints").mkdir()
+    monkeypatch.setattr(LocalFileSystem, "rm", refuse)
+    assert step.run().candidate == real.record.candidate
+    assert NAME in step.cluster.jobs
+    assert "the candidate is here, and its checkpoints are left over" in capfd.readouterr().out
 
 
 STEP = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 import psutil
@@ -24,7 +26,7 @@ from training.curves import read_points
 from training.errors import STOPPED, TrainingError
 from training.features_info import read_info, write_info
 from training.fine_tune import without_memory
-from training.launch import _identity, fine_tune
+from training.launch import _failure, _identity, fine_tune
 from training.meter import Meter
 
 LAUNCH = """
@@ -77,6 +79,33 @@ def test_a_launcher_that_is_ended_leaves_no_process_and_saves_where_it_was_asked
         assert found and len(read_points(curves)) == read_manifest(found).step
 
 
+@pytest.mark.parametrize("begun", ["accelerate.commands.launch", "training.fine_tune"])
+def test_a_launcher_that_is_asked_while_its_processes_start_saves_the_first_step(
+    world: World, tmp_path: Path, begun: str
+) -> None:
+    settings = world.settings(steps=100_000, checkpoint_every=0)
+    places = [str(tmp_path / name) for name in ("candidate", "curves.jsonl", "kept")]
+    arguments = [settings.model_dump_json(), str(world.features), *places]
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCH, *arguments], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any(begun in command[1:4] for command in _commands(launcher.pid)):
+        assert launcher.poll() is None and time.monotonic() < deadline, "no process was started"
+        time.sleep(0.01)
+    launcher.terminate()
+    assert launcher.wait(timeout=120) == STOPPED
+    found, _ = newest_whole(tmp_path / "kept", _identity(settings, world.features))
+    assert found and read_manifest(found).step == 1
+
+
+def _commands(pid: int) -> list[list[str]]:
+    """The command lines of the descendants of ``pid``."""
+    commands = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            commands.append(process.cmdline())
+    return commands
+
+
 def test_features_of_another_base_model_are_refused(world: World, tmp_path: Path) -> None:
     settings = world.settings(base_model=save_bundle(tmp_path / "other", seed=9))
     with pytest.raises(TrainingError, match="other encoders"):
@@ -105,6 +134,36 @@ def test_a_process_that_fails_is_reported_with_its_own_error(world: World, tmp_p
     settings = world.settings(supervision=world.settings().supervision.model_copy(update={"tap": 7}))
     with pytest.raises(TrainingError, match="joint blocks 0 to 2"):
         fine_tune(settings, world.features, tmp_path / "candidate", tmp_path / "curves.jsonl")
+
+
+@pytest.mark.parametrize("full", ["disk", "output"])
+def test_a_process_that_cannot_leave_its_error_still_says_it_and_ends(tmp_path: Path, full: str) -> None:
+    folder = tmp_path / "away" if full == "disk" else tmp_path
+    leave = (
+        "import sys, pathlib, training.fine_tune as f; f._leave(pathlib.Path(sys.argv[1]), OSError('the cause'), 75)"
+    )
+    with Path("/dev/full").open("w") as nowhere:
+        ended = subprocess.run(
+            [sys.executable, "-c", leave, str(folder)],
+            stderr=subprocess.PIPE if full == "disk" else nowhere,
+            text=True,
+        )
+    assert ended.returncode == 75
+    said = ended.stderr if full == "disk" else (tmp_path / "error-0.json").read_text()
+    assert "the cause" in said
+    assert [path.name for path in tmp_path.iterdir()] == ([] if full == "disk" else ["error-0.json"])
+
+
+@pytest.mark.parametrize(
+    ("line", "killed"),
+    [
+        ("  exitcode  : -9 (pid: 4711)", True),
+        ("  traceback : Signal 9 (SIGKILL) received by PID 4711", True),
+        ("adam_eps 1e-9, learning rate 3e-9, exitcode  : 1 (pid: 9)", False),
+    ],
+)
+def test_memory_is_blamed_only_where_a_process_was_killed(tmp_path: Path, line: str, killed: bool) -> None:
+    assert ("killed with signal 9" in str(_failure(tmp_path, 1, deque([line])))) == killed
 
 
 def test_a_loss_that_runs_away_stops_training_at_its_step(world: World) -> None:

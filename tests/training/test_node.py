@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFile
 
 from tests.training.conftest import World
 from training.errors import TrainingError
@@ -70,6 +72,19 @@ def test_folders_travel_to_an_object_store_and_back(tmp_path: Path) -> None:
     assert (place.path, place.read("index"), place.read("none")) == (None, "{}", None)
     place.remove("inner", "none")
     assert fsspec.filesystem("memory").find("/bucket/folder") == ["/bucket/folder/index"]
+
+
+@pytest.mark.parametrize("name", ["../outside", "inner/../../outside", "/outside", "inner/.."])
+def test_a_name_that_leads_out_of_the_folder_is_refused_and_nothing_is_copied(tmp_path: Path, name: str) -> None:
+    place = Place("memory://odd/folder")
+    place.write("index", "{}")
+    fsspec.filesystem("memory").store[f"/odd/folder/{name}"] = MemoryFile(data=b"escaped")
+    try:
+        with pytest.raises(TrainingError, match=f"/odd/folder/{re.escape(name)} at .* leads out of a folder"):
+            place.download(tmp_path / "deep" / "here")
+    finally:
+        fsspec.filesystem("memory").store.clear()
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_storage_that_this_image_cannot_reach_is_named() -> None:
