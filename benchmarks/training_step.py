@@ -47,7 +47,7 @@ def settings_of(steps: int, batch: int, supervised: bool, processes: int = 1) ->
 def ours(settings: TrainingSettings, features: Path, place: Path) -> Callable[[int], None]:
     """The product's loop; gives what does one step."""
     from training.job import Job
-    from training.launch import _identity
+    from training.launch import run_identity
     from training.loop import Trainer, _prepare
     from training.supervision import schedule
 
@@ -56,7 +56,7 @@ def ours(settings: TrainingSettings, features: Path, place: Path) -> Callable[[i
         features=features,
         candidate=place / "candidate",
         curves=place / "curves.jsonl",
-        identity=_identity(settings, features),
+        identity=run_identity(settings, features),
         checkpoints=None,
     )
     accelerator = the_accelerator()

@@ -187,12 +187,13 @@ def _job(
         features=features_dir.resolve(),
         candidate=candidate_dir.resolve(),
         curves=curves_path.resolve(),
-        identity=_identity(settings, features_dir),
+        identity=run_identity(settings, features_dir),
         checkpoints=checkpoints.resolve() if checkpoints else None,
     )
 
 
-def _identity(settings: TrainingSettings, features_dir: Path) -> RunIdentity:
+def run_identity(settings: TrainingSettings, features_dir: Path) -> RunIdentity:
+    """What a checkpoint has to be of to be taken up."""
     return RunIdentity(
         processes=settings.processes,
         settings=settings.deciding(),

@@ -9,11 +9,11 @@ from typing import Any
 
 from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainjob import train_on_cluster
-from lineage.digests import PREFIX, code_digest, digest_json, digest_path
+from lineage.digests import PREFIX, digest_json
 from lineage.registry import fetch_weights
 from training.curves import draw_curves, read_points
 from training.features_info import check_features
-from training.launch import RECORD, fine_tune
+from training.launch import RECORD, fine_tune, run_identity
 from training.pictures import corpus_digest, training_rows
 from training.settings import TrainingSettings
 from training.watching import MlflowRun
@@ -61,13 +61,7 @@ def train_candidate(
 
 def _key(settings: TrainingSettings, features: Path) -> str:
     """A folder name for all attempts at the same training, and for no other."""
-    decides = {
-        "settings": settings.deciding(),
-        "features": digest_path(features),
-        "base_model": digest_path(settings.base_model),
-        "code": code_digest("training"),
-    }
-    return digest_json(decides).removeprefix(PREFIX)[:16]
+    return digest_json(run_identity(settings, features).model_dump()).removeprefix(PREFIX)[:16]
 
 
 def fetch_candidate(

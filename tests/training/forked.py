@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from training.job import RESULT, Job
-from training.launch import _identity, _write_job
+from training.launch import _write_job, run_identity
 from training.processes import free_port, python_environment
 from training.settings import TrainingSettings
 
@@ -69,7 +69,7 @@ def run_all(*runs: Run) -> list[list[int]]:
             features=run.features,
             candidate=run.candidate,
             curves=run.curves,
-            identity=_identity(run.settings, run.features),
+            identity=run_identity(run.settings, run.features),
             checkpoints=run.checkpoints,
         )
         _write_job(run.place, job)

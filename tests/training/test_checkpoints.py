@@ -17,7 +17,7 @@ from tests.training.forked import Run, run_all
 from training.checkpoints import Manifest, begin, finish, newest, newest_whole
 from training.curves import read_points
 from training.errors import TrainingError
-from training.launch import _identity
+from training.launch import run_identity
 from training.settings import TrainingSettings
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -123,7 +123,7 @@ def test_a_checkpoint_of_another_run_is_refused(runs: Mapping[str, Run], changes
     settings = TrainingSettings.model_validate(run.settings.model_dump() | changes)
     assert run.checkpoints is not None
     with pytest.raises(TrainingError, match=reason):
-        newest_whole(run.checkpoints, _identity(settings, run.features))
+        newest_whole(run.checkpoints, run_identity(settings, run.features))
 
 
 def test_a_checkpoint_on_other_features_is_refused(runs: Mapping[str, Run], tmp_path: Path) -> None:
@@ -131,12 +131,12 @@ def test_a_checkpoint_on_other_features_is_refused(runs: Mapping[str, Run], tmp_
     (tmp_path / "features.json").write_text("{}")
     assert run.checkpoints is not None
     with pytest.raises(TrainingError, match="of a run with other features;"):
-        newest_whole(run.checkpoints, _identity(run.settings, tmp_path))
+        newest_whole(run.checkpoints, run_identity(run.settings, tmp_path))
 
 
 def test_a_checkpoint_made_with_other_packages_is_refused(runs: Mapping[str, Run]) -> None:
     run = runs["zero 2"]
-    other = _identity(run.settings, run.features).model_copy(update={"packages": "sha256:other"})
+    other = run_identity(run.settings, run.features).model_copy(update={"packages": "sha256:other"})
     assert run.checkpoints is not None
     with pytest.raises(TrainingError, match="of a run with other packages;"):
         newest_whole(run.checkpoints, other)
@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_does_not_take_the_place_of_a_later_one(runs: Mappi
     kept = tmp_path / "kept"
     for step in (6, 9):
         (kept / f"step-{step:08d}" / "manifest.json").unlink()
-    identity = _identity(again.settings, again.features)
+    identity = run_identity(again.settings, again.features)
     assert newest_whole(kept, identity)[0] is None
     manifest = Manifest(run=identity, step=3, updates=3, loss_scale={}, meter={}, files={})
     assert finish(begin(kept, 3), manifest, b"", keep=1).exists()
@@ -158,7 +158,7 @@ def test_how_training_is_watched_may_change(runs: Mapping[str, Run]) -> None:
     run = runs["zero 2"]
     changed = run.settings.model_copy(update={"log_every": 1, "keep_checkpoints": 7})
     assert run.checkpoints is not None
-    found, _ = newest_whole(run.checkpoints, _identity(changed, run.features))
+    found, _ = newest_whole(run.checkpoints, run_identity(changed, run.features))
     assert found == run.checkpoints / "step-00000009"
 
 
@@ -166,7 +166,7 @@ def test_how_training_is_watched_may_change(runs: Mapping[str, Run]) -> None:
 def test_a_checkpoint_that_lacks_a_file_is_passed_over(runs: Mapping[str, Run], tmp_path: Path, missing: str) -> None:
     again = _again(runs["zero 2"], tmp_path)
     (tmp_path / "kept" / "step-00000009" / missing).unlink()
-    found, damaged = newest_whole(tmp_path / "kept", _identity(again.settings, again.features))
+    found, damaged = newest_whole(tmp_path / "kept", run_identity(again.settings, again.features))
     assert found == tmp_path / "kept" / "step-00000006" and len(damaged) == 1 and missing in damaged[0]
 
 

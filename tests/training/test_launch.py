@@ -26,7 +26,7 @@ from training.curves import read_points
 from training.errors import STOPPED, TrainingError
 from training.features_info import read_info, write_info
 from training.fine_tune import without_memory
-from training.launch import _failure, _identity, fine_tune
+from training.launch import _failure, fine_tune, run_identity
 from training.meter import Meter
 
 LAUNCH = """
@@ -75,7 +75,7 @@ def test_a_launcher_that_is_ended_leaves_no_process_and_saves_where_it_was_asked
     assert not alive
     assert not candidate.exists()
     if how == signal.SIGTERM:
-        found, _ = newest_whole(kept, _identity(settings, world.features))
+        found, _ = newest_whole(kept, run_identity(settings, world.features))
         assert found and len(read_points(curves)) == read_manifest(found).step
 
 
@@ -93,7 +93,7 @@ def test_a_launcher_that_is_asked_while_its_processes_start_saves_the_first_step
         time.sleep(0.01)
     launcher.terminate()
     assert launcher.wait(timeout=120) == STOPPED
-    found, _ = newest_whole(tmp_path / "kept", _identity(settings, world.features))
+    found, _ = newest_whole(tmp_path / "kept", run_identity(settings, world.features))
     assert found and read_manifest(found).step == 1
 
 
