@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lineage.digests import digest_file, digest_json, digest_path
+from lineage.digests import code_digest, digest_file, digest_json, digest_path, packages_digest
 from lineage.progress import track
 from training.errors import TrainingError
 from training.families import family_of
@@ -88,7 +88,10 @@ class _Encoding:
         self.frozen, self.parts = Frozen(settings), needed_parts(settings)
         self.captions = list(dict.fromkeys(["", *corpus.captions]))
         self.strings = Phrasebook.of(self.captions).strings if "teacher" in self.parts else []
+        self.texts = {"text": self.captions} if "text" in self._kept() else {}
+        self.texts |= {"strings": self.strings} if self.strings else {}
         self.family = family_of(settings.base_model)
+        self.longest = settings.max_sequence_length or self.family.longest_text
         side = self.family.resolution
         sizes = corpus.sizes or [(side, side)] * len(corpus)
         self.family.check_sizes(set(sizes))
@@ -99,17 +102,18 @@ class _Encoding:
         teacher = settings.teacher if "teacher" in self.parts else None
         self.encoders = self.family.encoders_digest()
         self.teacher = digest_path(teacher) if teacher else None
+        self.makers = {"code": code_digest("training"), "packages": packages_digest()}
 
     def run(self) -> FeaturesInfo:
         self._check_grids()
         bytes_a_row = self._measure()
         self._check_room(bytes_a_row)
-        rows = max(1, min(SHARD_ROWS, SHARD_BYTES // max(bytes_a_row.values(), default=1)))
+        # Texts do not decide how pictures are cut: another length of texts costs no picture.
+        rows = _rows_of(max((n for part, n in bytes_a_row.items() if part not in self.texts), default=1))
         shelves: dict[str, Shelf] = {}
-        if "text" in self._kept():
-            shelves["text"] = self._encode_texts("text", self.captions, self.frozen.text, rows)
-        if self.strings:
-            shelves["strings"] = self._encode_texts("strings", self.strings, self.frozen.strings, rows)
+        for part, make in (("text", self.frozen.text), ("strings", self.frozen.strings)):
+            if part in self.texts:
+                shelves[part] = self._encode_texts(part, make, _rows_of(bytes_a_row[part]))
         pictures = self._picture_parts(rows)
         self._encode_pictures({part.shelf: part for part in pictures.values()}, rows)
         shelves |= {name: part.shelf for name, part in pictures.items()}
@@ -123,15 +127,20 @@ class _Encoding:
         model: Any = self.encoders if part in ("latents", "text") else self.teacher
         if part == "structure" and self.structure:
             model = self.structure.model_dump(mode="json")
-        return {
+        key: dict[str, Any] = self.makers | {
             "manifest": self.corpus.manifest,
             "sizes": self.layout,
             "rows": rows,
             "model": model,
-            "precision": self.settings.cache_precision,
-            "longest": self.settings.max_sequence_length or 0,
             "kept": part in self.settings.cached,
         }
+        if part in self.texts:
+            key["texts"] = digest_json(self.texts[part])
+        if part in ("latents", "text"):
+            key["precision"] = self.settings.cache_precision
+        if part == "text":
+            key["longest"] = self.longest
+        return key
 
     def _shelf(self, part: str, rows: int) -> Shelf:
         return Shelf(self.folder, self.cache, part, self._key(part, rows))
@@ -192,8 +201,8 @@ class _Encoding:
                 "make room, take names out of training.cached, or set training.cache_precision to fp16"
             )
 
-    def _encode_texts(self, part: str, texts: list[str], make: Callable[[Sequence[str]], Tensors], rows: int) -> Shelf:
-        shelf = self._shelf(part, rows)
+    def _encode_texts(self, part: str, make: Callable[[Sequence[str]], Tensors], rows: int) -> Shelf:
+        shelf, texts = self._shelf(part, rows), self.texts[part]
         for number, run in enumerate(_runs(len(texts), rows)):
             if not shelf.take(number, len(run)):
                 batches = [make([texts[i] for i in batch]) for batch in _batches(run, BATCH)]
@@ -264,6 +273,11 @@ class _Encoding:
         )
         write_info(self.folder, info)
         return info
+
+
+def _rows_of(bytes_a_row: int) -> int:
+    """Rows of a shard."""
+    return max(1, min(SHARD_ROWS, SHARD_BYTES // bytes_a_row))
 
 
 def _runs(count: int, size: int) -> Iterator[range]:

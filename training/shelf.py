@@ -3,8 +3,9 @@
     <cache>/latents-<key>/00000.safetensors     a finished shard
     <cache>/latents-<key>/00000.digest          its digest, written after it
 
-The key is a digest of all that decides a shard's content: snapshot, model, settings. The features folder gets hard
-links to kept shards, or copies where links are not possible. A kill costs the shard it fell on.
+The key is a digest of all that decides a shard's content: snapshot, texts, model, settings, code, packages. The
+features folder gets hard links to kept shards, or copies where links are not possible. A kill costs the shard it fell
+on.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,8 @@ from components.encode_features.pictures import encode_pictures
 from lineage.digests import digest_path
 from tests.training.conftest import World
 from tests.training.tiny import save_teacher, save_validated
-from training import encoding
+from tests.training.tiny_families import save_flux
+from training import encoding, phrases
 from training.errors import TrainingError
 from training.families import family_of
 from training.features import Features
@@ -181,6 +183,56 @@ def test_another_snapshot_takes_no_kept_shard(world: World, tmp_path: Path) -> N
     other = save_validated(tmp_path / "validated", world.rows[:-1])
     encode_pictures(world.settings(), other, tmp_path / "second", cache)
     assert len(set(cache.iterdir()) - kept) == len(kept)
+
+
+def _new_shelves(cache: Path, settings: TrainingSettings, validated: Path, folder: Path) -> list[str]:
+    """The parts of which nothing was kept in ``cache`` that fits ``settings``."""
+    kept = set(cache.iterdir())
+    encode_pictures(settings, validated, folder, cache)
+    return sorted(path.name.partition("-")[0] for path in set(cache.iterdir()) - kept)
+
+
+@pytest.mark.parametrize("digest", ["code_digest", "packages_digest"])
+def test_other_code_or_packages_take_no_kept_shard(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest: str
+) -> None:
+    cache = tmp_path / "cache"
+    encode_pictures(world.settings(), world.validated, tmp_path / "first", cache)
+    assert _new_shelves(cache, world.settings(), world.validated, tmp_path / "again") == []
+    monkeypatch.setattr(encoding, digest, lambda *packages: "sha256:0")
+    anew = _new_shelves(cache, world.settings(), world.validated, tmp_path / "second")
+    assert anew == ["latents", "strings", "structure", "teacher", "text"]
+
+
+def test_other_strings_of_the_same_captions_take_no_kept_shard(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    encode_pictures(world.settings(), world.validated, tmp_path / "first", cache)
+    monkeypatch.setattr(phrases, "_PUNCTUATION", re.compile(";"))
+    assert _new_shelves(cache, world.settings(), world.validated, tmp_path / "second") == ["strings"]
+    encode_pictures(world.settings(), world.validated, tmp_path / "without")
+    assert digest_path(tmp_path / "second") == digest_path(tmp_path / "without")
+
+
+def test_another_precision_keeps_what_it_does_not_decide(world: World, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    encode_pictures(world.settings(), world.validated, tmp_path / "first", cache)
+    half = world.settings(cache_precision="fp16")
+    assert _new_shelves(cache, half, world.validated, tmp_path / "second") == ["latents", "text"]
+
+
+def test_another_length_of_captions_encodes_no_picture_again(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, base = tmp_path / "cache", save_flux(tmp_path / "base")
+    monkeypatch.setattr(encoding, "SHARD_BYTES", 16 * 1024)
+    short, long = (
+        world.settings(base_model=base, buckets=((32, 32),), max_sequence_length=tokens) for tokens in (16, 64)
+    )
+    encode_pictures(short, world.validated, tmp_path / "first", cache)
+    assert len(list(cache.glob("latents-*/*.safetensors"))) > 1
+    assert _new_shelves(cache, long, world.validated, tmp_path / "second") == ["text"]
 
 
 def test_places_of_pictures_are_kept_only_where_training_reads_them(world: World, tmp_path: Path) -> None:
