@@ -24,7 +24,7 @@ from training.errors import TrainingError
 from training.families import family_of
 from training.families.family import CONDITIONING
 from training.features import CORPUS, Features
-from training.features_info import FeaturesInfo, needed_parts, structure_of, write_info
+from training.features_info import FeaturesInfo, longest_text, needed_parts, structure_of, write_info
 from training.frozen import BATCH, Frozen, Tensors, fitted, join_conditioning, pictures_at_once
 from training.phrases import Phrasebook
 from training.settings import Part, TrainingSettings
@@ -91,7 +91,7 @@ class _Encoding:
         self.texts = {"text": self.captions} if "text" in self._kept() else {}
         self.texts |= {"strings": self.strings} if self.strings else {}
         self.family = family_of(settings.base_model)
-        self.longest = settings.max_sequence_length or self.family.longest_text
+        self.longest = longest_text(settings)
         side = self.family.resolution
         sizes = corpus.sizes or [(side, side)] * len(corpus)
         self.family.check_sizes(set(sizes))
@@ -259,6 +259,7 @@ class _Encoding:
             images=len(self.corpus),
             captions=len(self.captions),
             phrases=len(self.strings),
+            longest=self.longest if "text" in self.texts else None,
             truncated_captions=None,
             sizes=[(count, width, height) for width, height, count in self._size_runs()],
             corpus=digest_file(self.folder / CORPUS),

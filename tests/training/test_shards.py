@@ -152,6 +152,14 @@ REFUSED: list[tuple[str, Callable[[World, Path], dict[str, Any]]]] = [
     ("or other depths", lambda world, tmp: {"supervision": SupervisionSettings(structure_depths=(0.5,))}),
     ("another grid", lambda world, tmp: {"supervision": SupervisionSettings(structure_grid=3)}),
     ("are in fp32, but", lambda world, tmp: {"cache_precision": "fp16"}),
+    (
+        "another training.max_sequence_length: they name 256, asked for is 128",
+        lambda world, tmp: {"max_sequence_length": 128},
+    ),
+    (
+        "are of pictures of 32 x 32 pixels, but .* asks for 64 x 32, 32 x 64",
+        lambda world, tmp: {"buckets": ((64, 32), (32, 64))},
+    ),
 ]
 
 
@@ -162,6 +170,24 @@ def test_features_of_other_settings_are_refused(
     check_features(world.settings(), world.features)
     with pytest.raises(TrainingError, match=reproach):
         check_features(world.settings(**changes(world, tmp_path)), world.features)
+
+
+def test_features_of_equal_settings_said_otherwise_are_taken(world: World) -> None:
+    check_features(world.settings(max_sequence_length=256, buckets=((32, 32), (64, 32))), world.features)
+
+
+def test_features_of_buckets_are_refused_where_the_base_models_own_square_is_asked_for(
+    world: World, tmp_path: Path
+) -> None:
+    encode_pictures(world.settings(buckets=((64, 32),)), world.validated, tmp_path / "features")
+    with pytest.raises(TrainingError, match=r"are of pictures of 64 x 32 pixels, but .* asks for 32 x 32; encode"):
+        check_features(world.settings(), tmp_path / "features")
+
+
+def test_captions_that_are_read_while_training_may_be_of_another_length(world: World, tmp_path: Path) -> None:
+    settings = world.settings(cached=("latents",))
+    assert encode_pictures(settings, world.validated, tmp_path / "features").longest is None
+    check_features(world.settings(cached=("latents",), max_sequence_length=128), tmp_path / "features")
 
 
 def test_features_of_another_snapshot_are_refused(world: World) -> None:
