@@ -1,7 +1,8 @@
 """Encoding: from pictures and captions to the features folder, each picture read once.
 
 Which features are kept is a setting. What is kept goes into shards (`training.shelf`); a second try takes up what
-the first one finished. The disk that all of it needs is reckoned from one blank picture before anything is written.
+the first one finished. The disk that all of it needs is reckoned from one blank picture and the longest texts before
+anything is written.
 """
 
 from __future__ import annotations
@@ -159,20 +160,21 @@ class _Encoding:
         return made
 
     def _measure(self) -> dict[str, int]:
-        """Bytes that one row of each kept part takes, from a blank picture of the largest size."""
+        """Bytes that one row of each kept part takes at most, from a blank picture of the largest size and the text
+        of the most characters: Qwen-Image pads texts to the longest of a shard only."""
         size = max(self.sizes, key=lambda size: size[0] * size[1])
         blank = [Image.new("RGB", size)]
         kept, measured = self._kept(), {}
         if "latents" in kept:
             measured["latents"] = _bytes(self.frozen.latents(blank))
         if "text" in kept:
-            measured["text"] = _bytes(self.frozen.text([""]))
+            measured["text"] = _bytes(self.frozen.text([max(self.captions, key=len)]))
         if "teacher" in kept:
             measured["teacher"] = _bytes(self.frozen.teacher_patches(blank))
         if "structure" in kept:
             measured["structure"] = _bytes(self.frozen.structure(blank))
         if self.strings:
-            measured["strings"] = _bytes(self.frozen.strings([""]))
+            measured["strings"] = _bytes(self.frozen.strings([max(self.strings, key=len)]))
         return measured
 
     def _check_grids(self) -> None:

@@ -20,7 +20,7 @@ from components.encode_features.pictures import encode_pictures
 from lineage.digests import digest_path
 from tests.training.conftest import World
 from tests.training.tiny import save_teacher, save_validated
-from tests.training.tiny_families import save_flux
+from tests.training.tiny_families import save_flux, save_qwen_image
 from training import encoding, phrases
 from training.errors import TrainingError
 from training.families import family_of
@@ -111,8 +111,23 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
 def test_the_estimate_is_what_is_written(world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     encode_pictures(world.settings(), world.validated, tmp_path / "features")
     size = sum(path.stat().st_size for path in (tmp_path / "features").glob("*.safetensors"))
-    told = float(capsys.readouterr().out.partition("about ")[2].partition(" KB")[0])
-    assert size / 1000 == pytest.approx(told, rel=0.05)
+    assert size / 1000 == pytest.approx(_told(capsys), rel=0.05)
+
+
+def test_the_estimate_holds_where_texts_are_padded_to_the_longest(
+    world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    base = save_qwen_image(tmp_path / "base")
+    plain = {"base_model": base, "buckets": ((32, 32),), "supervision": SupervisionSettings(enabled=False)}
+    rows = [world.rows[0] | {"text": "a portrait with a beard " * 20}, *world.rows[1:]]
+    encode_pictures(world.settings(**plain), save_validated(tmp_path / "validated", rows), tmp_path / "features")
+    size = sum(path.stat().st_size for path in (tmp_path / "features").glob("*.safetensors"))
+    assert size / 1000 == pytest.approx(_told(capsys), rel=0.05)
+
+
+def _told(capsys: pytest.CaptureFixture[str]) -> float:
+    """The estimate that was printed, in KB."""
+    return float(capsys.readouterr().out.partition("about ")[2].partition(" KB")[0])
 
 
 def _losses(world: World, settings: TrainingSettings, folder: Path) -> list[float]:
