@@ -29,7 +29,7 @@ from training.features_info import FeaturesInfo, longest_text, needed_parts, str
 from training.frozen import BATCH, Frozen, Tensors, fitted, join_conditioning, pictures_at_once
 from training.phrases import Phrasebook
 from training.settings import Part, TrainingSettings
-from training.shelf import Shelf
+from training.shelf import Shelf, links
 from training.structure import check_grid
 
 SHARD_ROWS = 1024
@@ -108,16 +108,17 @@ class _Encoding:
     def run(self) -> FeaturesInfo:
         self._check_grids()
         bytes_a_row = self._measure()
-        self._check_room(bytes_a_row)
         # Texts do not decide how pictures are cut: another length of texts costs no picture.
-        rows = _rows_of(max((n for part, n in bytes_a_row.items() if part not in self.texts), default=1))
-        shelves: dict[str, Shelf] = {}
+        rows = {part: _rows_of(bytes_a_row[part]) for part in self.texts}
+        pictures = _rows_of(max((n for part, n in bytes_a_row.items() if part not in self.texts), default=1))
+        parts = self._picture_parts(pictures)
+        shelves = {part: self._shelf(part, rows[part]) for part in self.texts}
+        shelves |= {name: part.shelf for name, part in parts.items()}
+        self._check_room(bytes_a_row, shelves)
         for part, make in (("text", self.frozen.text), ("strings", self.frozen.strings)):
             if part in self.texts:
-                shelves[part] = self._encode_texts(part, make, _rows_of(bytes_a_row[part]))
-        pictures = self._picture_parts(rows)
-        self._encode_pictures({part.shelf: part for part in pictures.values()}, rows)
-        shelves |= {name: part.shelf for name, part in pictures.items()}
+                self._encode_texts(shelves[part], self.texts[part], make, rows[part])
+        self._encode_pictures(list(parts.values()), pictures)
         return self._finish(shelves)
 
     def _kept(self) -> list[Part]:
@@ -187,35 +188,38 @@ class _Encoding:
             for patches in finest:
                 check_grid(self.family.grid(height // factor, width // factor), patches)
 
-    def _check_room(self, bytes_a_row: dict[str, int]) -> None:
-        counts = {"text": len(self.captions), "strings": len(self.strings)}
+    def _check_room(self, bytes_a_row: dict[str, int], shelves: dict[str, Shelf]) -> None:
+        counts = {part: len(texts) for part, texts in self.texts.items()}
         needed = {part: size * counts.get(part, len(self.corpus)) for part, size in bytes_a_row.items()}
-        place = self.cache or self.folder
-        place.mkdir(parents=True, exist_ok=True)
-        there = sum(f.stat().st_size for f in place.glob("*-*/*.safetensors")) if self.cache else 0
-        total, free = sum(needed.values()), shutil.disk_usage(place).free
+        total = sum(needed.values())
         listed = ", ".join(f"{part} {_readable(size)}" for part, size in needed.items())
+        place = self.cache or self.folder
         print(f"features of {len(self.corpus)} pictures take about {_readable(total)} ({listed}); "
-              f"{_readable(free)} are free at {place}", flush=True)  # fmt: skip
-        if total - there > free:
-            raise TrainingError(
-                f"features would take about {_readable(total)} ({listed}), but {place} has {_readable(free)} free; "
-                "make room, take names out of training.cached, or set training.cache_precision to fp16"
-            )
+              f"{_readable(shutil.disk_usage(place).free)} are free at {place}", flush=True)  # fmt: skip
+        asked = [(place, total - sum(min(size, shelves[part].kept_bytes()) for part, size in needed.items()))]
+        if self.cache and not links(self.cache, self.folder):
+            asked.append((self.folder, total))
+        for place, _ in asked:
+            free = shutil.disk_usage(place).free
+            if sum(size for other, size in asked if other.stat().st_dev == place.stat().st_dev) > free:
+                raise TrainingError(
+                    f"features would take about {_readable(total)} ({listed}), but {place} has {_readable(free)} free; "
+                    "make room, take names out of training.cached, or set training.cache_precision to fp16"
+                )
 
-    def _encode_texts(self, part: str, make: Callable[[Sequence[str]], Tensors], rows: int) -> Shelf:
-        shelf, texts = self._shelf(part, rows), self.texts[part]
+    def _encode_texts(
+        self, shelf: Shelf, texts: list[str], make: Callable[[Sequence[str]], Tensors], rows: int
+    ) -> None:
         for number, run in enumerate(_runs(len(texts), rows)):
             if not shelf.take(number, len(run)):
                 batches = [make([texts[i] for i in batch]) for batch in _batches(run, BATCH)]
                 shelf.write(number, len(run), _joined(batches))
-        return shelf
 
-    def _encode_pictures(self, parts: dict[Shelf, _Part], rows: int) -> None:
+    def _encode_pictures(self, parts: list[_Part], rows: int) -> None:
         """Write what is missing of every shard; each picture is read once for all parts that lack it."""
         runs = list(self._picture_runs(rows))
         for number, run in enumerate(track(runs, "encoding shard", len(runs))):
-            missing = [part for part in parts.values() if not part.shelf.take(number, len(run))]
+            missing = [part for part in parts if not part.shelf.take(number, len(run))]
             made: dict[Shelf, list[Tensors]] = {part.shelf: [] for part in missing}
             size = self.sizes[run.start]
             for batch in _batches(run, pictures_at_once(size)) if missing else ():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,10 @@ class Shelf:
         """All shards, in order."""
         return [self._made[number] for number in sorted(self._made)]
 
+    def kept_bytes(self) -> int:
+        """Size of what is there from earlier tries."""
+        return sum(path.stat().st_size for path in self._kept.glob("*.safetensors")) if self._kept else 0
+
     def _place(self, number: int) -> Path:
         return self._kept / f"{number:05d}.safetensors" if self._kept else self._folder / self._name(number)
 
@@ -81,3 +86,15 @@ class Shelf:
             except OSError:
                 shutil.copyfile(self._place(number), target)
         self._made[number] = Shard(name=self._name(number), rows=rows, digest=digest)
+
+
+def links(cache: Path, folder: Path) -> bool:
+    """Whether files in ``cache`` can have hard links in ``folder``: elsewhere each shard takes room twice."""
+    with tempfile.NamedTemporaryFile(dir=cache) as probe:
+        link = folder / Path(probe.name).name
+        try:
+            os.link(probe.name, link)
+        except OSError:
+            return False
+        link.unlink()
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -106,6 +107,35 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
         encode_pictures(world.settings(), world.validated, tmp_path / "features")
     assert not list((tmp_path / "features").iterdir())
     assert "features of 24 pictures take about" in capsys.readouterr().out
+
+
+def test_only_kept_shards_that_fit_are_counted_as_there(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    encode_pictures(world.settings(), world.validated, tmp_path / "first", cache)
+    free = shutil._ntuple_diskusage(total=10**6, used=10**6 - 5000, free=5000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: free)
+    encode_pictures(world.settings(), world.validated, tmp_path / "again", cache)
+    other = save_validated(tmp_path / "validated", world.rows[:-1])
+    with pytest.raises(TrainingError, match=r"cache has 5 KB free"):
+        encode_pictures(world.settings(), other, tmp_path / "second", cache)
+
+
+def test_a_features_folder_without_room_for_copies_of_kept_shards_is_refused(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    cache = tmp_path / "cache"
+    encode_pictures(world.settings(), world.validated, tmp_path / "first", cache)
+    free = shutil._ntuple_diskusage(total=10**6, used=10**6 - 5000, free=5000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: free)
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(TrainingError, match=r"features would take about .* has 5 KB free"):
+        encode_pictures(world.settings(), world.validated, tmp_path / "features", cache)
+    assert not list((tmp_path / "features").iterdir())
 
 
 def test_the_estimate_is_what_is_written(world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
