@@ -17,16 +17,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from lineage.digests import code_digest, digest_file, digest_json, digest_path, packages_digest
 from lineage.progress import track
 from training.errors import TrainingError
 from training.families import family_of
-from training.families.family import CONDITIONING
 from training.features import CORPUS, Features
 from training.features_info import FeaturesInfo, longest_text, needed_parts, structure_of, write_info
-from training.frozen import BATCH, Frozen, Tensors, fitted, join_conditioning, pictures_at_once
+from training.frozen import Frozen, Tensors, fitted, pictures_at_once
 from training.phrases import Phrasebook
 from training.settings import Part, TrainingSettings
 from training.shelf import Shelf, links
@@ -212,8 +210,7 @@ class _Encoding:
     ) -> None:
         for number, run in enumerate(_runs(len(texts), rows)):
             if not shelf.take(number, len(run)):
-                batches = [make([texts[i] for i in batch]) for batch in _batches(run, BATCH)]
-                shelf.write(number, len(run), _joined(batches))
+                shelf.write(number, len(run), make(texts[run.start : run.stop]))
 
     def _encode_pictures(self, parts: list[_Part], rows: int) -> None:
         """Write what is missing of every shard; each picture is read once for all parts that lack it."""
@@ -222,8 +219,8 @@ class _Encoding:
             missing = [part for part in parts if not part.shelf.take(number, len(run))]
             made: dict[Shelf, list[Tensors]] = {part.shelf: [] for part in missing}
             size = self.sizes[run.start]
-            for batch in _batches(run, pictures_at_once(size)) if missing else ():
-                images = [fitted(image, size) for image in self.corpus.load([self.order[i] for i in batch])]
+            for batch in _runs(len(run), pictures_at_once(size)) if missing else ():
+                images = [fitted(image, size) for image in self.corpus.load([self.order[run[i]] for i in batch])]
                 for part in missing:
                     tensors = part.encode(images)
                     made[part.shelf].append({"sum": tensors["sum"]} if part.sums else tensors)
@@ -292,14 +289,8 @@ def _runs(count: int, size: int) -> Iterator[range]:
         yield range(start, min(start + size, count))
 
 
-def _batches(run: range, size: int) -> Iterator[range]:
-    for start in range(0, len(run), size):
-        yield run[start : start + size]
-
-
-def _joined(batches: list[Tensors]) -> dict[str, Tensor]:
-    rest = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0] if name not in CONDITIONING}
-    return rest | join_conditioning(batches)
+def _joined(batches: list[Tensors]) -> Tensors:
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _bytes(tensors: Tensors) -> int:

@@ -22,14 +22,17 @@ from lineage.digests import digest_path
 from tests.training.conftest import World
 from tests.training.tiny import save_teacher, save_validated
 from tests.training.tiny_families import save_flux, save_qwen_image
-from training import encoding, phrases
+from training import encoding, frozen, phrases
 from training.errors import TrainingError
 from training.families import family_of
+from training.families.family import Encoders
 from training.features import Features
 from training.features_info import check_features, read_info
 from training.model import Batches, SupervisedTransformer
 from training.settings import SupervisionSettings, TrainingSettings
+from training.structure import StructureModel
 from training.supervision import Phase
+from training.teacher import Teacher
 
 ENCODE = """
 import sys
@@ -178,6 +181,32 @@ def test_what_is_not_cached_is_computed_with_equal_losses(
     everything = world.settings(processes=1)
     there = _losses(world, everything, world.features)
     assert _losses(world, settings, tmp_path / "features") == pytest.approx(there, rel=1e-5)
+
+
+def test_a_share_of_any_size_goes_through_frozen_models_a_few_at_a_time(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = world.settings(processes=1, cached=(), batch_size=8)
+    encode_pictures(settings, world.validated, tmp_path / "features")
+    there, seen = _losses(world, world.settings(processes=1, batch_size=8), world.features), dict[str, list[int]]()
+
+    def watch(owner: type, name: str) -> None:
+        method = getattr(owner, name)
+
+        def watched(self: Any, some: Any, *more: Any) -> Any:
+            seen.setdefault(name, []).append(len(some))
+            return method(self, some, *more)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(Encoders, "encode_images")
+    watch(Encoders, "encode_captions")
+    watch(Teacher, "patch_features")
+    watch(StructureModel, "structure")
+    monkeypatch.setattr(frozen, "BATCH", 3)
+    assert _losses(world, settings, tmp_path / "features") == pytest.approx(there, rel=1e-5)
+    assert seen.pop("patch_features") == [1] + 3 * [3, 3, 2], "one for its grid, and three steps"
+    assert seen == dict.fromkeys(["encode_images", "encode_captions", "structure"], 3 * [3, 3, 2])
 
 
 def test_half_precision_halves_latents_and_text(world: World, tmp_path: Path) -> None:
