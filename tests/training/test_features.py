@@ -23,7 +23,7 @@ from training.settings import SupervisionSettings
 def test_features_hold_what_training_reads(world: World) -> None:
     features = Features(world.features, world.settings())
     batch = features.batch([0, 5, 23], [False, True, False])
-    assert len(features) == 24 and features.latent_shape == (4, 8, 8) and features.teacher_width == 16
+    assert len(features) == 24 and features.teacher_width == 16
     assert batch.mean.shape == batch.std.shape == (3, 4, 8, 8) and (batch.std > 0).all()
     assert batch.conditioning["embeddings"].shape == (3, 40, 32) and batch.conditioning["pooled"].shape == (3, 24)
     assert batch.target is not None and batch.target.local.shape == (3, 16, 16)
