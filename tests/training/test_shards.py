@@ -1,4 +1,4 @@
-"""Features on disk: kept over a kill, checked when read, refused when they are of something else."""
+"""Features on disk: kept over a kill where they fit, checked when read, no more than there is room for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,13 @@ import torch
 from components.encode_features.pictures import encode_pictures
 from lineage.digests import digest_path
 from tests.training.conftest import World
-from tests.training.tiny import save_teacher, save_validated
+from tests.training.tiny import save_validated
 from tests.training.tiny_families import save_flux, save_qwen_image
 from training import encoding, frozen, phrases
 from training.errors import TrainingError
 from training.families import family_of
 from training.families.family import Encoders
 from training.features import Features
-from training.features_info import check_features, read_info
 from training.model import Batches, SupervisedTransformer
 from training.settings import SupervisionSettings, TrainingSettings
 from training.structure import StructureModel
@@ -218,62 +216,6 @@ def test_half_precision_halves_latents_and_text(world: World, tmp_path: Path) ->
     assert sizes[0] < 0.6 * sizes[1]
     there = _losses(world, world.settings(processes=1), world.features)
     assert _losses(world, settings, tmp_path / "features") == pytest.approx(there, rel=1e-2)
-
-
-REFUSED: list[tuple[str, Callable[[World, Path], dict[str, Any]]]] = [
-    ("made with another teacher", lambda world, tmp: {"teacher": save_teacher(tmp / "teacher", seed=9)}),
-    ("made with another vision model", lambda world, tmp: {"structure_model": save_teacher(tmp / "model", seed=9)}),
-    ("or other depths", lambda world, tmp: {"supervision": SupervisionSettings(structure_depths=(0.5,))}),
-    ("another grid", lambda world, tmp: {"supervision": SupervisionSettings(structure_grid=3)}),
-    ("are in fp32, but", lambda world, tmp: {"cache_precision": "fp16"}),
-    (
-        "another training.max_sequence_length: they name 256, asked for is 128",
-        lambda world, tmp: {"max_sequence_length": 128},
-    ),
-    (
-        "are of pictures of 32 x 32 pixels, but .* asks for 64 x 32, 32 x 64",
-        lambda world, tmp: {"buckets": ((64, 32), (32, 64))},
-    ),
-]
-
-
-@pytest.mark.parametrize(("reproach", "changes"), REFUSED, ids=[reproach for reproach, _ in REFUSED])
-def test_features_of_other_settings_are_refused(
-    world: World, tmp_path: Path, reproach: str, changes: Callable[[World, Path], dict[str, Any]]
-) -> None:
-    check_features(world.settings(), world.features)
-    with pytest.raises(TrainingError, match=reproach):
-        check_features(world.settings(**changes(world, tmp_path)), world.features)
-
-
-def test_features_of_equal_settings_said_otherwise_are_taken(world: World) -> None:
-    check_features(world.settings(max_sequence_length=256, buckets=((32, 32), (64, 32))), world.features)
-
-
-def test_features_of_buckets_are_refused_where_the_base_models_own_square_is_asked_for(
-    world: World, tmp_path: Path
-) -> None:
-    encode_pictures(world.settings(buckets=((64, 32),)), world.validated, tmp_path / "features")
-    with pytest.raises(TrainingError, match=r"are of pictures of 64 x 32 pixels, but .* asks for 32 x 32; encode"):
-        check_features(world.settings(), tmp_path / "features")
-
-
-def test_captions_that_are_read_while_training_may_be_of_another_length(world: World, tmp_path: Path) -> None:
-    settings = world.settings(cached=("latents",))
-    assert encode_pictures(settings, world.validated, tmp_path / "features").longest is None
-    check_features(world.settings(cached=("latents",), max_sequence_length=128), tmp_path / "features")
-
-
-def test_features_of_another_snapshot_are_refused(world: World) -> None:
-    check_features(world.settings(), world.features, read_info(world.features).manifest)
-    with pytest.raises(TrainingError, match=r"are of another snapshot: they name sha256:.* asked for is sha256:0"):
-        check_features(world.settings(), world.features, "sha256:0")
-
-
-def test_features_without_a_part_that_should_be_cached_are_refused(world: World, tmp_path: Path) -> None:
-    encode_pictures(world.settings(cached=("latents",)), world.validated, tmp_path / "features")
-    with pytest.raises(TrainingError, match="lack text, teacher, structure, which"):
-        check_features(world.settings(cached=("latents", "text", "teacher", "structure")), tmp_path / "features")
 
 
 def test_another_snapshot_takes_no_kept_shard(world: World, tmp_path: Path) -> None:
