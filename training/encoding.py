@@ -1,7 +1,8 @@
 """Encoding: from pictures and captions to the features folder, each picture read once.
 
 Which features are kept is a setting. What is kept goes into shards (`training.shelf`); a second try takes up what
-the first one finished. The disk that all of it needs is reckoned from one blank picture before anything is written.
+the first one finished. The disk that all of it needs is reckoned from one blank picture and the longest texts before
+anything is written.
 """
 
 from __future__ import annotations
@@ -16,19 +17,17 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from lineage.digests import digest_file, digest_json, digest_path
+from lineage.digests import code_digest, digest_file, digest_json, digest_path, packages_digest
 from lineage.progress import track
 from training.errors import TrainingError
 from training.families import family_of
-from training.families.family import CONDITIONING
 from training.features import CORPUS, Features
-from training.features_info import FeaturesInfo, needed_parts, structure_of, write_info
-from training.frozen import BATCH, Frozen, Tensors, fitted, join_conditioning, pictures_at_once
+from training.features_info import FeaturesInfo, longest_text, needed_parts, structure_of, write_info
+from training.frozen import Frozen, Tensors, fitted, pictures_at_once
 from training.phrases import Phrasebook
 from training.settings import Part, TrainingSettings
-from training.shelf import Shelf
+from training.shelf import Shelf, links
 from training.structure import check_grid
 
 SHARD_ROWS = 1024
@@ -88,7 +87,10 @@ class _Encoding:
         self.frozen, self.parts = Frozen(settings), needed_parts(settings)
         self.captions = list(dict.fromkeys(["", *corpus.captions]))
         self.strings = Phrasebook.of(self.captions).strings if "teacher" in self.parts else []
+        self.texts = {"text": self.captions} if "text" in self._kept() else {}
+        self.texts |= {"strings": self.strings} if self.strings else {}
         self.family = family_of(settings.base_model)
+        self.longest = longest_text(settings)
         side = self.family.resolution
         sizes = corpus.sizes or [(side, side)] * len(corpus)
         self.family.check_sizes(set(sizes))
@@ -99,20 +101,22 @@ class _Encoding:
         teacher = settings.teacher if "teacher" in self.parts else None
         self.encoders = self.family.encoders_digest()
         self.teacher = digest_path(teacher) if teacher else None
+        self.makers = {"code": code_digest("training"), "packages": packages_digest()}
 
     def run(self) -> FeaturesInfo:
         self._check_grids()
         bytes_a_row = self._measure()
-        self._check_room(bytes_a_row)
-        rows = max(1, min(SHARD_ROWS, SHARD_BYTES // max(bytes_a_row.values(), default=1)))
-        shelves: dict[str, Shelf] = {}
-        if "text" in self._kept():
-            shelves["text"] = self._encode_texts("text", self.captions, self.frozen.text, rows)
-        if self.strings:
-            shelves["strings"] = self._encode_texts("strings", self.strings, self.frozen.strings, rows)
-        pictures = self._picture_parts(rows)
-        self._encode_pictures({part.shelf: part for part in pictures.values()}, rows)
-        shelves |= {name: part.shelf for name, part in pictures.items()}
+        # Texts do not decide how pictures are cut: another length of texts costs no picture.
+        rows = {part: _rows_of(bytes_a_row[part]) for part in self.texts}
+        pictures = _rows_of(max((n for part, n in bytes_a_row.items() if part not in self.texts), default=1))
+        parts = self._picture_parts(pictures)
+        shelves = {part: self._shelf(part, rows[part]) for part in self.texts}
+        shelves |= {name: part.shelf for name, part in parts.items()}
+        self._check_room(bytes_a_row, shelves)
+        for part, make in (("text", self.frozen.text), ("strings", self.frozen.strings)):
+            if part in self.texts:
+                self._encode_texts(shelves[part], self.texts[part], make, rows[part])
+        self._encode_pictures(list(parts.values()), pictures)
         return self._finish(shelves)
 
     def _kept(self) -> list[Part]:
@@ -123,15 +127,20 @@ class _Encoding:
         model: Any = self.encoders if part in ("latents", "text") else self.teacher
         if part == "structure" and self.structure:
             model = self.structure.model_dump(mode="json")
-        return {
+        key: dict[str, Any] = self.makers | {
             "manifest": self.corpus.manifest,
             "sizes": self.layout,
             "rows": rows,
             "model": model,
-            "precision": self.settings.cache_precision,
-            "longest": self.settings.max_sequence_length or 0,
             "kept": part in self.settings.cached,
         }
+        if part in self.texts:
+            key["texts"] = digest_json(self.texts[part])
+        if part in ("latents", "text"):
+            key["precision"] = self.settings.cache_precision
+        if part == "text":
+            key["longest"] = self.longest
+        return key
 
     def _shelf(self, part: str, rows: int) -> Shelf:
         return Shelf(self.folder, self.cache, part, self._key(part, rows))
@@ -150,20 +159,21 @@ class _Encoding:
         return made
 
     def _measure(self) -> dict[str, int]:
-        """Bytes that one row of each kept part takes, from a blank picture of the largest size."""
+        """Bytes that one row of each kept part takes at most, from a blank picture of the largest size and the text
+        of the most characters: Qwen-Image pads texts to the longest of a shard only."""
         size = max(self.sizes, key=lambda size: size[0] * size[1])
         blank = [Image.new("RGB", size)]
         kept, measured = self._kept(), {}
         if "latents" in kept:
             measured["latents"] = _bytes(self.frozen.latents(blank))
         if "text" in kept:
-            measured["text"] = _bytes(self.frozen.text([""]))
+            measured["text"] = _bytes(self.frozen.text([max(self.captions, key=len)]))
         if "teacher" in kept:
             measured["teacher"] = _bytes(self.frozen.teacher_patches(blank))
         if "structure" in kept:
             measured["structure"] = _bytes(self.frozen.structure(blank))
         if self.strings:
-            measured["strings"] = _bytes(self.frozen.strings([""]))
+            measured["strings"] = _bytes(self.frozen.strings([max(self.strings, key=len)]))
         return measured
 
     def _check_grids(self) -> None:
@@ -176,39 +186,41 @@ class _Encoding:
             for patches in finest:
                 check_grid(self.family.grid(height // factor, width // factor), patches)
 
-    def _check_room(self, bytes_a_row: dict[str, int]) -> None:
-        counts = {"text": len(self.captions), "strings": len(self.strings)}
+    def _check_room(self, bytes_a_row: dict[str, int], shelves: dict[str, Shelf]) -> None:
+        counts = {part: len(texts) for part, texts in self.texts.items()}
         needed = {part: size * counts.get(part, len(self.corpus)) for part, size in bytes_a_row.items()}
-        place = self.cache or self.folder
-        place.mkdir(parents=True, exist_ok=True)
-        there = sum(f.stat().st_size for f in place.glob("*-*/*.safetensors")) if self.cache else 0
-        total, free = sum(needed.values()), shutil.disk_usage(place).free
+        total = sum(needed.values())
         listed = ", ".join(f"{part} {_readable(size)}" for part, size in needed.items())
+        place = self.cache or self.folder
         print(f"features of {len(self.corpus)} pictures take about {_readable(total)} ({listed}); "
-              f"{_readable(free)} are free at {place}", flush=True)  # fmt: skip
-        if total - there > free:
-            raise TrainingError(
-                f"features would take about {_readable(total)} ({listed}), but {place} has {_readable(free)} free; "
-                "make room, take names out of training.cached, or set training.cache_precision to fp16"
-            )
+              f"{_readable(shutil.disk_usage(place).free)} are free at {place}", flush=True)  # fmt: skip
+        asked = [(place, total - sum(min(size, shelves[part].kept_bytes()) for part, size in needed.items()))]
+        if self.cache and not links(self.cache, self.folder):
+            asked.append((self.folder, total))
+        for place, _ in asked:
+            free = shutil.disk_usage(place).free
+            if sum(size for other, size in asked if other.stat().st_dev == place.stat().st_dev) > free:
+                raise TrainingError(
+                    f"features would take about {_readable(total)} ({listed}), but {place} has {_readable(free)} free; "
+                    "make room, take names out of training.cached, or set training.cache_precision to fp16"
+                )
 
-    def _encode_texts(self, part: str, texts: list[str], make: Callable[[Sequence[str]], Tensors], rows: int) -> Shelf:
-        shelf = self._shelf(part, rows)
+    def _encode_texts(
+        self, shelf: Shelf, texts: list[str], make: Callable[[Sequence[str]], Tensors], rows: int
+    ) -> None:
         for number, run in enumerate(_runs(len(texts), rows)):
             if not shelf.take(number, len(run)):
-                batches = [make([texts[i] for i in batch]) for batch in _batches(run, BATCH)]
-                shelf.write(number, len(run), _joined(batches))
-        return shelf
+                shelf.write(number, len(run), make(texts[run.start : run.stop]))
 
-    def _encode_pictures(self, parts: dict[Shelf, _Part], rows: int) -> None:
+    def _encode_pictures(self, parts: list[_Part], rows: int) -> None:
         """Write what is missing of every shard; each picture is read once for all parts that lack it."""
         runs = list(self._picture_runs(rows))
         for number, run in enumerate(track(runs, "encoding shard", len(runs))):
-            missing = [part for part in parts.values() if not part.shelf.take(number, len(run))]
+            missing = [part for part in parts if not part.shelf.take(number, len(run))]
             made: dict[Shelf, list[Tensors]] = {part.shelf: [] for part in missing}
             size = self.sizes[run.start]
-            for batch in _batches(run, pictures_at_once(size)) if missing else ():
-                images = [fitted(image, size) for image in self.corpus.load([self.order[i] for i in batch])]
+            for batch in _runs(len(run), pictures_at_once(size)) if missing else ():
+                images = [fitted(image, size) for image in self.corpus.load([self.order[run[i]] for i in batch])]
                 for part in missing:
                     tensors = part.encode(images)
                     made[part.shelf].append({"sum": tensors["sum"]} if part.sums else tensors)
@@ -250,6 +262,7 @@ class _Encoding:
             images=len(self.corpus),
             captions=len(self.captions),
             phrases=len(self.strings),
+            longest=self.longest if "text" in self.texts else None,
             truncated_captions=None,
             sizes=[(count, width, height) for width, height, count in self._size_runs()],
             corpus=digest_file(self.folder / CORPUS),
@@ -266,19 +279,18 @@ class _Encoding:
         return info
 
 
+def _rows_of(bytes_a_row: int) -> int:
+    """Rows of a shard."""
+    return max(1, min(SHARD_ROWS, SHARD_BYTES // bytes_a_row))
+
+
 def _runs(count: int, size: int) -> Iterator[range]:
     for start in range(0, count, size):
         yield range(start, min(start + size, count))
 
 
-def _batches(run: range, size: int) -> Iterator[range]:
-    for start in range(0, len(run), size):
-        yield run[start : start + size]
-
-
-def _joined(batches: list[Tensors]) -> dict[str, Tensor]:
-    rest = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0] if name not in CONDITIONING}
-    return rest | join_conditioning(batches)
+def _joined(batches: list[Tensors]) -> Tensors:
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _bytes(tensors: Tensors) -> int:

@@ -36,7 +36,8 @@ def export_candidate(
     partial = candidate.with_name(f".{candidate.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)
-    shutil.copytree(base, partial)
+    # Where the base is a candidate itself, the adapter that it came with is no part of this one.
+    shutil.copytree(base, partial, ignore=lambda place, _: [lora.FOLDER] if Path(place) == base else [])
     left = dict(weights)
     if adapter:
         left = lora.merged(base / "transformer", weights, adapter)

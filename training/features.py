@@ -118,11 +118,6 @@ class Features:
         return self.info.images
 
     @cached_property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(C, h, w) of the first sample."""
-        return tuple(self.latents([0])[0].shape[1:])
-
-    @cached_property
     def teacher_width(self) -> int:
         """d, the size of the teacher's features; 0 without a teacher."""
         return int(self._parts["strings"].gather("features", [0]).shape[-1]) if self._strings else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +43,7 @@ class Structure(_Facts):
 class FeaturesInfo(_Facts):
     """``features.json``."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     manifest: str
     """Digest of the manifest whose pictures and captions these are."""
     base_model: str
@@ -62,6 +63,8 @@ class FeaturesInfo(_Facts):
     """Distinct captions, the empty one included."""
     phrases: int
     """Distinct strings that the teacher read: captions, clauses, phrases."""
+    longest: int | None
+    """Most tokens that are read of a caption; None where text is not cached."""
     truncated_captions: int | None
     """Captions longer than the text encoders read; None where text is not cached."""
     sizes: list[tuple[int, int, int]]
@@ -71,7 +74,7 @@ class FeaturesInfo(_Facts):
     cached: tuple[Part, ...]
     """The parts that are read from here; others are computed while training."""
     parts: dict[str, list[Shard]]
-    """The shards of each part that is cached, and of the teacher's ``strings`` and ``statistics``."""
+    """The shards of each part that is cached, and of the teacher's ``strings`` and the sums of its patches."""
     alignment: dict[str, float]
     """How decided the vision-aligned target is: means over the first pictures of the entropy of A in nats, the
     variance of C across patches, and A's mass on the null row."""
@@ -116,8 +119,13 @@ def check_features(settings: TrainingSettings, folder: Path, manifest: str | Non
     """
     info = read_info(folder)
     _same(folder, "of another snapshot", info.manifest, manifest or info.manifest)
+    family = family_of(settings.base_model)
     _same(folder, f"made with other encoders than those of {settings.base_model}", info.encoders,
-          family_of(settings.base_model).encoders_digest())  # fmt: skip
+          family.encoders_digest())  # fmt: skip
+    if info.longest is not None:
+        _same(folder, "of captions read to another training.max_sequence_length", info.longest,
+              longest_text(settings))  # fmt: skip
+    _check_sizes(folder, info, settings.buckets or ((family.resolution, family.resolution),))
     if settings.supervision.enabled:
         if settings.teacher is None or info.teacher is None:
             raise TrainingError(f"the features at {folder} were made without a teacher; encode them again with one")
@@ -141,6 +149,11 @@ def check_features(settings: TrainingSettings, folder: Path, manifest: str | Non
     return info
 
 
+def longest_text(settings: TrainingSettings) -> int:
+    """Most tokens that are read of a caption."""
+    return settings.max_sequence_length or family_of(settings.base_model).longest_text
+
+
 def needed_parts(settings: TrainingSettings) -> tuple[Part, ...]:
     """The parts that training with these settings reads."""
     needed: tuple[Part, ...] = ("latents", "text")
@@ -149,6 +162,16 @@ def needed_parts(settings: TrainingSettings) -> tuple[Part, ...]:
     if settings.supervision.structured:
         needed += ("structure",)
     return needed
+
+
+def _check_sizes(folder: Path, info: FeaturesInfo, asked: Sequence[tuple[int, int]]) -> None:
+    other = [f"{width} x {height}" for _, width, height in info.sizes if (width, height) not in asked]
+    if other:
+        sizes = ", ".join(f"{width} x {height}" for width, height in asked)
+        raise TrainingError(
+            f"the features at {folder} are of pictures of {', '.join(other)} pixels, but training.buckets (without "
+            f"any, the base model's own square) asks for {sizes}; encode them again or change the setting"
+        )
 
 
 def _same(folder: Path, reproach: str, found: Any, asked: Any) -> None:

@@ -1,12 +1,14 @@
 """The frozen models at work: pictures and captions to features, the same while encoding and while training.
 
+However many are asked for, a model sees no more of them at once than `BATCH` and `BATCH_PIXELS` say.
+
 Values are rounded here to the number format that shards are kept in, so that it makes no difference whether a
 feature was read from disk or computed in the training step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from training.teacher import Teacher, pixel_tensor
 
 BATCH = 64
 BATCH_PIXELS = 16 * 1024 * 1024
-"""Most pictures, and most pixels, that one model sees at once."""
+"""Most pictures or texts, and most pixels, that one model sees at once."""
 
 Tensors = dict[str, Tensor]
 
@@ -56,27 +58,32 @@ class Frozen:
 
     def latents(self, images: Sequence[Image.Image]) -> Tensors:
         """``mean`` and ``std`` of the posterior of equal-sized pictures: (B, C, h, w) each."""
-        mean, std = self.encoders.encode_images(pixel_tensor(images, [0.5] * 3, [0.5] * 3))
-        return {"mean": mean.to(self._kept), "std": std.to(self._kept)}
+        half = [0.5] * 3
+        seen = [self.encoders.encode_images(pixel_tensor(some, half, half)) for some in _pictures(images)]
+        mean, std = (torch.cat(tensors).to(self._kept) for tensors in zip(*seen, strict=True))
+        return {"mean": mean, "std": std}
 
     def text(self, captions: Sequence[str]) -> Tensors:
         """Conditioning, by names of `CONDITIONING`, (B, ...) each, and ``truncated`` (1,), how many were cut."""
-        batch = self.encoders.encode_captions(captions, self._settings.max_sequence_length)
+        longest = self._settings.max_sequence_length
+        batch = join_captions([self.encoders.encode_captions(some, longest) for some in _texts(captions)])
         kept = {n: t.to(self._kept) if t.is_floating_point() else t for n, t in batch.conditioning.items()}
         return kept | {"truncated": torch.tensor([batch.truncated])}
 
     def teacher_patches(self, images: Sequence[Image.Image]) -> Tensors:
         """``patches`` V, (B, T_v, d) fp16, and their ``sum`` over pictures and patches, (1, d) fp64."""
-        seen = self.teacher.patch_features(self.teacher.prepare(images)).half()
+        teacher = self.teacher
+        seen = torch.cat([teacher.patch_features(teacher.prepare(some)).half() for some in _pictures(images)])
         return {"patches": seen, "sum": seen.double().sum(dim=(0, 1))[None]}
 
     def structure(self, images: Sequence[Image.Image]) -> Tensors:
         """``similarities``, G(F_m) above the diagonal: (B, layers, pairs) fp16."""
-        return {"similarities": self.structure_model.structure(images).half()}
+        seen = [self.structure_model.structure(some).half() for some in _pictures(images)]
+        return {"similarities": torch.cat(seen)}
 
     def strings(self, strings: Sequence[str]) -> Tensors:
         """``features``, the teacher's embedding of each string as it stands: (B, d) fp32."""
-        return {"features": self.teacher.text_features(strings)}
+        return {"features": torch.cat([self.teacher.text_features(some) for some in _texts(strings)])}
 
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -90,6 +97,17 @@ def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def pictures_at_once(size: tuple[int, int]) -> int:
     """How many pictures of ``size`` (width, height) go through a model together."""
     return max(1, min(BATCH, BATCH_PIXELS // (size[0] * size[1])))
+
+
+def _pictures(images: Sequence[Image.Image]) -> Iterator[Sequence[Image.Image]]:
+    """``images`` in runs of as many as go through a model together."""
+    most = min(pictures_at_once(image.size) for image in images)
+    return (images[start : start + most] for start in range(0, len(images), most))
+
+
+def _texts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """``texts`` in runs of as many as go through a model together."""
+    return (texts[start : start + BATCH] for start in range(0, len(texts), BATCH))
 
 
 def join_conditioning(batches: Sequence[Tensors]) -> Tensors:

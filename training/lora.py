@@ -38,18 +38,26 @@ def add_adapter(backbone: Any, settings: LoraSettings, seed: int) -> None:
     """Freeze ``backbone`` and put an adapter into it, its first weights decided by ``seed``.
 
     Raises:
-        TrainingError: no module of the backbone has one of the names asked for.
+        TrainingError: no linear layer of the backbone has one of the names asked for, or another module has it too.
     """
     import torch
 
     backbone.requires_grad_(False)
     torch.manual_seed(seed)
     known = [name for name, module in backbone.named_modules() if isinstance(module, torch.nn.Linear)]
-    unknown = [t for t in settings.target_modules if not any(name == t or name.endswith(f".{t}") for name in known)]
+    unknown = [t for t in settings.target_modules if not any(f".{name}".endswith(f".{t}") for name in known)]
     if unknown:
         raise TrainingError(
             f"lora.target_modules names {', '.join(unknown)}, which no linear layer of {type(backbone).__name__} ends "
             f"in; it has, among others, {', '.join(sorted({name.split('.', 2)[-1] for name in known})[:8])}"
+        )
+    ends = tuple(f".{target}" for target in settings.target_modules)
+    named = {name: module for name, module in backbone.named_modules() if f".{name}".endswith(ends)}
+    other = [f"{name} ({type(module).__name__})" for name, module in named.items() if name not in known]
+    if other:
+        raise TrainingError(
+            f"lora.target_modules also names {', '.join(other[:3])}, but only a linear layer can have an adapter; name "
+            f"linear layers by more of their names, such as {next(name for name in named if name in known)}"
         )
     backbone.add_adapter(adapter_config(settings))
 

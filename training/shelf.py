@@ -3,14 +3,16 @@
     <cache>/latents-<key>/00000.safetensors     a finished shard
     <cache>/latents-<key>/00000.digest          its digest, written after it
 
-The key is a digest of all that decides a shard's content: snapshot, model, settings. The features folder gets hard
-links to kept shards, or copies where links are not possible. A kill costs the shard it fell on.
+The key is a digest of all that decides a shard's content: snapshot, texts, model, settings, code, packages. The
+features folder gets hard links to kept shards, or copies where links are not possible. A kill costs the shard it fell
+on.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,10 @@ class Shelf:
         """All shards, in order."""
         return [self._made[number] for number in sorted(self._made)]
 
+    def kept_bytes(self) -> int:
+        """Size of what is there from earlier tries."""
+        return sum(path.stat().st_size for path in self._kept.glob("*.safetensors")) if self._kept else 0
+
     def _place(self, number: int) -> Path:
         return self._kept / f"{number:05d}.safetensors" if self._kept else self._folder / self._name(number)
 
@@ -80,3 +86,15 @@ class Shelf:
             except OSError:
                 shutil.copyfile(self._place(number), target)
         self._made[number] = Shard(name=self._name(number), rows=rows, digest=digest)
+
+
+def links(cache: Path, folder: Path) -> bool:
+    """Whether files in ``cache`` can have hard links in ``folder``: elsewhere each shard takes room twice."""
+    with tempfile.NamedTemporaryFile(dir=cache) as probe:
+        link = folder / Path(probe.name).name
+        try:
+            os.link(probe.name, link)
+        except OSError:
+            return False
+        link.unlink()
+    return True

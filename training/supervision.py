@@ -42,7 +42,7 @@ class Tap:
                 "choose one of these, or leave it out for one at about a third of the depth"
             )
         self._stream: Tensor | None = None
-        self._hook = blocks[index].register_forward_hook(self._catch)
+        blocks[index].register_forward_hook(self._catch)
 
     def _catch(self, block: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
         if self._stream is None:
@@ -61,10 +61,6 @@ class Tap:
         if self._stream is None:
             raise TrainingError("the tapped joint block did not run; the backbone skips it")
         return self._stream
-
-    def remove(self) -> None:
-        """Take the hook off the block."""
-        self._hook.remove()
 
 
 def default_tap(depth: int) -> int:

@@ -126,7 +126,6 @@ def test_the_tap_gives_the_image_stream_of_every_joint_block(family: Family, con
         tap = Tap(backbone, index)
         family.predict(backbone, noise(8, 12), torch.tensor([900.0, 300.0]), conditioning, GUIDANCE)
         assert tap.stream().shape == (2, 24, 32) and tap.stream().requires_grad
-        tap.remove()
     with pytest.raises(TrainingError, match="joint blocks 0 to 2"):
         Tap(backbone, 3)
 
@@ -136,7 +135,6 @@ def losses(family: Family, backbone: Any, conditioning: dict[str, Tensor], tappe
     tap = Tap(backbone, 1)
     predicted = family.predict(backbone, noise(), torch.tensor([900.0, 300.0]), conditioning, GUIDANCE)
     loss = (predicted.float() - noise().flip(0)).square().mean()
-    tap.remove()
     return loss + tap.stream().float().square().mean() if tapped else loss
 
 

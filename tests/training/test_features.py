@@ -1,9 +1,11 @@
-"""Encoding: equal to what the pipeline computes, the same bytes twice, and only of what was validated."""
+"""Encoding: equal to what the pipeline computes, the same bytes twice, only of what was validated; what is refused."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +15,18 @@ from PIL import Image
 from components.encode_features.pictures import encode_pictures
 from lineage.digests import digest_path
 from tests.training.conftest import World
-from tests.training.tiny import NO_T5, save_validated
+from tests.training.tiny import NO_T5, save_teacher, save_validated
 from training.errors import TrainingError
 from training.families import family_of
 from training.features import Features
+from training.features_info import check_features, read_info
 from training.settings import SupervisionSettings
 
 
 def test_features_hold_what_training_reads(world: World) -> None:
     features = Features(world.features, world.settings())
     batch = features.batch([0, 5, 23], [False, True, False])
-    assert len(features) == 24 and features.latent_shape == (4, 8, 8) and features.teacher_width == 16
+    assert len(features) == 24 and features.teacher_width == 16
     assert batch.mean.shape == batch.std.shape == (3, 4, 8, 8) and (batch.std > 0).all()
     assert batch.conditioning["embeddings"].shape == (3, 40, 32) and batch.conditioning["pooled"].shape == (3, 24)
     assert batch.target is not None and batch.target.local.shape == (3, 16, 16)
@@ -110,3 +113,59 @@ def test_an_empty_manifest_is_refused(world: World, tmp_path: Path) -> None:
 def test_unfinished_features_are_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"features\.json is missing"):
         Features(tmp_path, world.settings())
+
+
+REFUSED: list[tuple[str, Callable[[World, Path], dict[str, Any]]]] = [
+    ("made with another teacher", lambda world, tmp: {"teacher": save_teacher(tmp / "teacher", seed=9)}),
+    ("made with another vision model", lambda world, tmp: {"structure_model": save_teacher(tmp / "model", seed=9)}),
+    ("or other depths", lambda world, tmp: {"supervision": SupervisionSettings(structure_depths=(0.5,))}),
+    ("another grid", lambda world, tmp: {"supervision": SupervisionSettings(structure_grid=3)}),
+    ("are in fp32, but", lambda world, tmp: {"cache_precision": "fp16"}),
+    (
+        "another training.max_sequence_length: they name 256, asked for is 128",
+        lambda world, tmp: {"max_sequence_length": 128},
+    ),
+    (
+        "are of pictures of 32 x 32 pixels, but .* asks for 64 x 32, 32 x 64",
+        lambda world, tmp: {"buckets": ((64, 32), (32, 64))},
+    ),
+]
+
+
+@pytest.mark.parametrize(("reproach", "changes"), REFUSED, ids=[reproach for reproach, _ in REFUSED])
+def test_features_of_other_settings_are_refused(
+    world: World, tmp_path: Path, reproach: str, changes: Callable[[World, Path], dict[str, Any]]
+) -> None:
+    check_features(world.settings(), world.features)
+    with pytest.raises(TrainingError, match=reproach):
+        check_features(world.settings(**changes(world, tmp_path)), world.features)
+
+
+def test_features_of_equal_settings_said_otherwise_are_taken(world: World) -> None:
+    check_features(world.settings(max_sequence_length=256, buckets=((32, 32), (64, 32))), world.features)
+
+
+def test_features_of_buckets_are_refused_where_the_base_models_own_square_is_asked_for(
+    world: World, tmp_path: Path
+) -> None:
+    encode_pictures(world.settings(buckets=((64, 32),)), world.validated, tmp_path / "features")
+    with pytest.raises(TrainingError, match=r"are of pictures of 64 x 32 pixels, but .* asks for 32 x 32; encode"):
+        check_features(world.settings(), tmp_path / "features")
+
+
+def test_captions_that_are_read_while_training_may_be_of_another_length(world: World, tmp_path: Path) -> None:
+    settings = world.settings(cached=("latents",))
+    assert encode_pictures(settings, world.validated, tmp_path / "features").longest is None
+    check_features(world.settings(cached=("latents",), max_sequence_length=128), tmp_path / "features")
+
+
+def test_features_of_another_snapshot_are_refused(world: World) -> None:
+    check_features(world.settings(), world.features, read_info(world.features).manifest)
+    with pytest.raises(TrainingError, match=r"are of another snapshot: they name sha256:.* asked for is sha256:0"):
+        check_features(world.settings(), world.features, "sha256:0")
+
+
+def test_features_without_a_part_that_should_be_cached_are_refused(world: World, tmp_path: Path) -> None:
+    encode_pictures(world.settings(cached=("latents",)), world.validated, tmp_path / "features")
+    with pytest.raises(TrainingError, match="lack text, teacher, structure, which"):
+        check_features(world.settings(cached=("latents", "text", "teacher", "structure")), tmp_path / "features")

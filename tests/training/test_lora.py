@@ -89,3 +89,22 @@ def test_layers_that_are_not_there_are_refused(tmp_path: Path) -> None:
     backbone = family_of(save_sd3(tmp_path)).load_transformer()
     with pytest.raises(TrainingError, match=r"names to_qkv, which no linear layer .* attn\.to_q"):
         add_adapter(backbone, LoraSettings(target_modules=("to_q", "to_qkv")), seed=0)
+
+
+def test_a_layer_that_is_not_linear_is_refused_before_training(tmp_path: Path) -> None:
+    backbone = family_of(save_sd3(tmp_path)).load_transformer()
+    with pytest.raises(TrainingError, match=r"also names pos_embed\.proj \(Conv2d\), but .* such as trans.*\.proj$"):
+        add_adapter(backbone, LoraSettings(target_modules=("proj",)), seed=0)
+
+
+def test_the_adapter_of_a_base_that_is_a_candidate_is_no_part_of_the_next(tmp_path: Path) -> None:
+    base = save_sd3(tmp_path / "base")
+    backbone = family_of(base).load_transformer()
+    weights = {name: p.detach() for name, p in backbone.named_parameters()}
+    export_candidate(base, weights, tmp_path / "plain")
+    add_adapter(backbone, SETTINGS, seed=0)
+    adapter = {name: p.detach() for name, p in backbone.named_parameters() if p.requires_grad}
+    export_candidate(base, adapter, tmp_path / "adapted", SETTINGS)
+    assert (tmp_path / "adapted" / ADAPTER).is_file()
+    export_candidate(tmp_path / "adapted", weights, tmp_path / "next")
+    assert digest_path(tmp_path / "next") == digest_path(tmp_path / "plain")

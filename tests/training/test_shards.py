@@ -1,14 +1,15 @@
-"""Features on disk: kept over a kill, checked when read, refused when they are of something else."""
+"""Features on disk: kept over a kill where they fit, checked when read, no more than there is room for."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ import torch
 from components.encode_features.pictures import encode_pictures
 from lineage.digests import digest_path
 from tests.training.conftest import World
-from tests.training.tiny import save_teacher, save_validated
-from training import encoding
+from tests.training.tiny import save_validated
+from tests.training.tiny_families import save_flux, save_qwen_image
+from training import encoding, frozen, phrases
 from training.errors import TrainingError
 from training.families import family_of
+from training.families.family import Encoders
 from training.features import Features
-from training.features_info import check_features, read_info
 from training.model import Batches, SupervisedTransformer
 from training.settings import SupervisionSettings, TrainingSettings
+from training.structure import StructureModel
 from training.supervision import Phase
+from training.teacher import Teacher
 
 ENCODE = """
 import sys
@@ -106,11 +110,55 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
     assert "features of 24 pictures take about" in capsys.readouterr().out
 
 
+def test_only_kept_shards_that_fit_are_counted_as_there(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    encode_pictures(world.settings(), world.validated, tmp_path / "first", cache)
+    free = shutil._ntuple_diskusage(total=10**6, used=10**6 - 5000, free=5000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: free)
+    encode_pictures(world.settings(), world.validated, tmp_path / "again", cache)
+    other = save_validated(tmp_path / "validated", world.rows[:-1])
+    with pytest.raises(TrainingError, match=r"cache has 5 KB free"):
+        encode_pictures(world.settings(), other, tmp_path / "second", cache)
+
+
+def test_a_features_folder_without_room_for_copies_of_kept_shards_is_refused(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    cache = tmp_path / "cache"
+    encode_pictures(world.settings(), world.validated, tmp_path / "first", cache)
+    free = shutil._ntuple_diskusage(total=10**6, used=10**6 - 5000, free=5000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: free)
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(TrainingError, match=r"features would take about .* has 5 KB free"):
+        encode_pictures(world.settings(), world.validated, tmp_path / "features", cache)
+    assert not list((tmp_path / "features").iterdir())
+
+
 def test_the_estimate_is_what_is_written(world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     encode_pictures(world.settings(), world.validated, tmp_path / "features")
     size = sum(path.stat().st_size for path in (tmp_path / "features").glob("*.safetensors"))
-    told = float(capsys.readouterr().out.partition("about ")[2].partition(" KB")[0])
-    assert size / 1000 == pytest.approx(told, rel=0.05)
+    assert size / 1000 == pytest.approx(_told(capsys), rel=0.05)
+
+
+def test_the_estimate_holds_where_texts_are_padded_to_the_longest(
+    world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    base = save_qwen_image(tmp_path / "base")
+    plain = {"base_model": base, "buckets": ((32, 32),), "supervision": SupervisionSettings(enabled=False)}
+    rows = [world.rows[0] | {"text": "a portrait with a beard " * 20}, *world.rows[1:]]
+    encode_pictures(world.settings(**plain), save_validated(tmp_path / "validated", rows), tmp_path / "features")
+    size = sum(path.stat().st_size for path in (tmp_path / "features").glob("*.safetensors"))
+    assert size / 1000 == pytest.approx(_told(capsys), rel=0.05)
+
+
+def _told(capsys: pytest.CaptureFixture[str]) -> float:
+    """The estimate that was printed, in KB."""
+    return float(capsys.readouterr().out.partition("about ")[2].partition(" KB")[0])
 
 
 def _losses(world: World, settings: TrainingSettings, folder: Path) -> list[float]:
@@ -133,6 +181,32 @@ def test_what_is_not_cached_is_computed_with_equal_losses(
     assert _losses(world, settings, tmp_path / "features") == pytest.approx(there, rel=1e-5)
 
 
+def test_a_share_of_any_size_goes_through_frozen_models_a_few_at_a_time(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = world.settings(processes=1, cached=(), batch_size=8)
+    encode_pictures(settings, world.validated, tmp_path / "features")
+    there, seen = _losses(world, world.settings(processes=1, batch_size=8), world.features), dict[str, list[int]]()
+
+    def watch(owner: type, name: str) -> None:
+        method = getattr(owner, name)
+
+        def watched(self: Any, some: Any, *more: Any) -> Any:
+            seen.setdefault(name, []).append(len(some))
+            return method(self, some, *more)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(Encoders, "encode_images")
+    watch(Encoders, "encode_captions")
+    watch(Teacher, "patch_features")
+    watch(StructureModel, "structure")
+    monkeypatch.setattr(frozen, "BATCH", 3)
+    assert _losses(world, settings, tmp_path / "features") == pytest.approx(there, rel=1e-5)
+    assert seen.pop("patch_features") == [1] + 3 * [3, 3, 2], "one for its grid, and three steps"
+    assert seen == dict.fromkeys(["encode_images", "encode_captions", "structure"], 3 * [3, 3, 2])
+
+
 def test_half_precision_halves_latents_and_text(world: World, tmp_path: Path) -> None:
     settings = world.settings(processes=1, cache_precision="fp16")
     encode_pictures(settings, world.validated, tmp_path / "features")
@@ -144,36 +218,6 @@ def test_half_precision_halves_latents_and_text(world: World, tmp_path: Path) ->
     assert _losses(world, settings, tmp_path / "features") == pytest.approx(there, rel=1e-2)
 
 
-REFUSED: list[tuple[str, Callable[[World, Path], dict[str, Any]]]] = [
-    ("made with another teacher", lambda world, tmp: {"teacher": save_teacher(tmp / "teacher", seed=9)}),
-    ("made with another vision model", lambda world, tmp: {"structure_model": save_teacher(tmp / "model", seed=9)}),
-    ("or other depths", lambda world, tmp: {"supervision": SupervisionSettings(structure_depths=(0.5,))}),
-    ("another grid", lambda world, tmp: {"supervision": SupervisionSettings(structure_grid=3)}),
-    ("are in fp32, but", lambda world, tmp: {"cache_precision": "fp16"}),
-]
-
-
-@pytest.mark.parametrize(("reproach", "changes"), REFUSED, ids=[reproach for reproach, _ in REFUSED])
-def test_features_of_other_settings_are_refused(
-    world: World, tmp_path: Path, reproach: str, changes: Callable[[World, Path], dict[str, Any]]
-) -> None:
-    check_features(world.settings(), world.features)
-    with pytest.raises(TrainingError, match=reproach):
-        check_features(world.settings(**changes(world, tmp_path)), world.features)
-
-
-def test_features_of_another_snapshot_are_refused(world: World) -> None:
-    check_features(world.settings(), world.features, read_info(world.features).manifest)
-    with pytest.raises(TrainingError, match=r"are of another snapshot: they name sha256:.* asked for is sha256:0"):
-        check_features(world.settings(), world.features, "sha256:0")
-
-
-def test_features_without_a_part_that_should_be_cached_are_refused(world: World, tmp_path: Path) -> None:
-    encode_pictures(world.settings(cached=("latents",)), world.validated, tmp_path / "features")
-    with pytest.raises(TrainingError, match="lack text, teacher, structure, which"):
-        check_features(world.settings(cached=("latents", "text", "teacher", "structure")), tmp_path / "features")
-
-
 def test_another_snapshot_takes_no_kept_shard(world: World, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     encode_pictures(world.settings(), world.validated, tmp_path / "first", cache)
@@ -181,6 +225,56 @@ def test_another_snapshot_takes_no_kept_shard(world: World, tmp_path: Path) -> N
     other = save_validated(tmp_path / "validated", world.rows[:-1])
     encode_pictures(world.settings(), other, tmp_path / "second", cache)
     assert len(set(cache.iterdir()) - kept) == len(kept)
+
+
+def _new_shelves(cache: Path, settings: TrainingSettings, validated: Path, folder: Path) -> list[str]:
+    """The parts of which nothing was kept in ``cache`` that fits ``settings``."""
+    kept = set(cache.iterdir())
+    encode_pictures(settings, validated, folder, cache)
+    return sorted(path.name.partition("-")[0] for path in set(cache.iterdir()) - kept)
+
+
+@pytest.mark.parametrize("digest", ["code_digest", "packages_digest"])
+def test_other_code_or_packages_take_no_kept_shard(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest: str
+) -> None:
+    cache = tmp_path / "cache"
+    encode_pictures(world.settings(), world.validated, tmp_path / "first", cache)
+    assert _new_shelves(cache, world.settings(), world.validated, tmp_path / "again") == []
+    monkeypatch.setattr(encoding, digest, lambda *packages: "sha256:0")
+    anew = _new_shelves(cache, world.settings(), world.validated, tmp_path / "second")
+    assert anew == ["latents", "strings", "structure", "teacher", "text"]
+
+
+def test_other_strings_of_the_same_captions_take_no_kept_shard(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    encode_pictures(world.settings(), world.validated, tmp_path / "first", cache)
+    monkeypatch.setattr(phrases, "_PUNCTUATION", re.compile(";"))
+    assert _new_shelves(cache, world.settings(), world.validated, tmp_path / "second") == ["strings"]
+    encode_pictures(world.settings(), world.validated, tmp_path / "without")
+    assert digest_path(tmp_path / "second") == digest_path(tmp_path / "without")
+
+
+def test_another_precision_keeps_what_it_does_not_decide(world: World, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    encode_pictures(world.settings(), world.validated, tmp_path / "first", cache)
+    half = world.settings(cache_precision="fp16")
+    assert _new_shelves(cache, half, world.validated, tmp_path / "second") == ["latents", "text"]
+
+
+def test_another_length_of_captions_encodes_no_picture_again(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, base = tmp_path / "cache", save_flux(tmp_path / "base")
+    monkeypatch.setattr(encoding, "SHARD_BYTES", 16 * 1024)
+    short, long = (
+        world.settings(base_model=base, buckets=((32, 32),), max_sequence_length=tokens) for tokens in (16, 64)
+    )
+    encode_pictures(short, world.validated, tmp_path / "first", cache)
+    assert len(list(cache.glob("latents-*/*.safetensors"))) > 1
+    assert _new_shelves(cache, long, world.validated, tmp_path / "second") == ["text"]
 
 
 def test_places_of_pictures_are_kept_only_where_training_reads_them(world: World, tmp_path: Path) -> None:
