@@ -105,7 +105,7 @@ def newest(folder: Path | None) -> str:
 
 
 def _found(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.glob(f"{PREFIX}*") if not p.suffix), reverse=True)
+    return sorted((p for p in folder.glob(f"{PREFIX}*") if p.is_dir() and not p.suffix), reverse=True)
 
 
 def _check_fits(path: Path, saved: RunIdentity, run: RunIdentity) -> None:
