@@ -3,9 +3,9 @@
 The bare loop is forward, backward, clipping and AdamW over the same transformer and the same cached tensors, and
 nothing else. All sides live in one process, with the threads and the allocator of a training process, and take turns,
 block by block; the last line is the median of the ratios of neighbouring blocks: our samples/s over the bare loop's
-(one process, average off). Before it: step time with
-supervision over step time without. `--processes 2` instead reports what a second process costs, through the launcher:
-the share of two processes' time a step that one process of half the batch does not need.
+(one process, average off). Before it: step time with supervision over step time without. `--processes 2` instead
+reports what a second process costs, through the launcher: the share of two processes' time a step that one process of
+half the batch does not need.
 """
 
 from __future__ import annotations

@@ -23,6 +23,11 @@ POINT, PICTURE = "@point ", "@picture "
 JOB, RESULT = "job.json", "result.json"
 
 
+def pictures_beside(curves: Path) -> Path:
+    """The folder of the pictures that a run draws, beside its ``curves``."""
+    return curves.with_name(f"{curves.stem}-samples")
+
+
 class Job(BaseModel):
     """``job.json``."""
 
@@ -40,7 +45,7 @@ class Job(BaseModel):
     @property
     def samples(self) -> Path:
         """Where pictures go."""
-        return self.curves.with_name(f"{self.curves.stem}-samples")
+        return pictures_beside(self.curves)
 
     def report(self, point: CurvePoint) -> None:
         """Keep a point of the curves and announce it."""

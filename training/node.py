@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from lineage.digests import code_digest, digest_path
 from training.curves import CurvePoint
 from training.errors import TrainingError
-from training.job import POINT
+from training.job import POINT, pictures_beside
 from training.launch import RECORD, fine_tune, join
 from training.settings import TrainingSettings
 from training.topology import Topology
@@ -31,8 +31,7 @@ from training.transfer import Place
 from training.watching import Terminal
 
 REQUEST, CANDIDATE, CURVES, CHECKPOINTS = "request.json", "candidate", "curves.jsonl", "checkpoints"
-PICTURES = "curves-samples"
-"""Beside `CURVES`, as `training.job.Job.samples` has it."""
+PICTURES = pictures_beside(Path(CURVES)).name
 
 
 class Request(BaseModel):

@@ -20,7 +20,7 @@ from components.fine_tune.trainer_api import COMPLETE, FAILED, Job, Taken, Train
 from lineage.digests import digest_path
 from training.curves import CurvePoint
 from training.errors import StorageError, TrainingError
-from training.job import POINT
+from training.job import POINT, pictures_beside
 from training.launch import LINES_KEPT, RECORD, TrainingRecord
 from training.node import CANDIDATE, CHECKPOINTS, CURVES, PICTURES, REQUEST, Request, input_digests
 from training.processes import termination_as_exit
@@ -161,7 +161,7 @@ def _collect(place: Place, request: Request, candidate: Path, curves: Path, watc
         raise TrainingError(
             f"the candidate at {place.uri} is {found}, and its record says {record.candidate}; train again"
         )
-    pictures = curves.with_name(f"{curves.stem}-samples")
+    pictures = pictures_beside(curves)
     (place / PICTURES).download(pictures)
     for picture in sorted(pictures.glob("*.png")):
         watcher.picture(picture)
