@@ -1,8 +1,8 @@
 """Digests: the names by which evidence is bound together.
 
-A digest is written ``sha256:<hex>``. A file's digest is of its bytes, a directory's of the sorted list of its
-files (relative path and file digest), a value's of its canonical JSON. Equal digests mean equal content,
-wherever it lies.
+A digest is written ``<kind>:<hex>``. ``sha256:`` is of bytes: a file's, or a value's canonical JSON. ``tree-sha256:``
+is of a folder: of the sorted list of its files (relative path and file digest), as canonical JSON. Folders have a kind
+of their own because a file could hold such a list. Equal digests mean equal content, wherever it lies.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "sha256:"
+TREE = "tree-sha256:"
 
 
 class LineageError(Exception):
@@ -53,8 +54,26 @@ def canonical(value: Any) -> bytes:
         raise LineageError(f"this has no canonical JSON: {error}") from error
 
 
+def hex_of(digest: str) -> str:
+    """The 64 hexadecimal digits of a digest, for a file's name; it does not say any more of what it is the digest."""
+    return digest.rpartition(":")[2]
+
+
+def short(digest: str) -> str:
+    """A digest cut for people to read: its kind and 12 digits."""
+    return f"{digest[: len(digest) - len(hex_of(digest)) + 12]}…"
+
+
+def digest_set(digest: str) -> dict[str, str]:
+    """A digest as in-toto and SLSA write it: kind -> hex.
+
+    https://github.com/in-toto/attestation/blob/main/spec/v1/digest_set.md allows kinds of one's own.
+    """
+    return {digest.rpartition(":")[0]: hex_of(digest)}
+
+
 def digest_path(path: Path | str) -> str:
-    """The digest of a file, or of a directory as the sorted list of its files.
+    """The digest of a file, ``sha256:``, or of a folder as the sorted list of its files, ``tree-sha256:``.
 
     Raises:
         LineageError: nothing is there, or something that has no digest: a link to a directory, a pipe, a socket.
@@ -70,7 +89,7 @@ def digest_path(path: Path | str) -> str:
             files.append(inner.relative_to(path).as_posix())
         elif inner.is_symlink() or not inner.is_dir():
             raise LineageError(f"{inner} is neither a file nor a directory of its own, so {path} has no digest")
-    return digest_json([[name, digest_file(path / name)] for name in sorted(files)])
+    return TREE + hex_of(digest_json([[name, digest_file(path / name)] for name in sorted(files)]))
 
 
 def manifest_digest(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from lineage.digests import PREFIX
+from lineage.digests import digest_set
 
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import RunEvent
@@ -33,7 +33,7 @@ NAMESPACE = "triptych"
 """Of jobs and datasets."""
 PIPELINE = "retraining"
 PRODUCER = "urn:triptych:lineage"
-SCHEMA = "urn:triptych:openlineage-facets:1-0-0"
+SCHEMA = "urn:triptych:openlineage-facets:1-1-0"
 """``$id`` of ``openlineage.json`` beside this module: the schema of our own facets."""
 ENDPOINT = "api/v1/lineage"
 
@@ -152,7 +152,8 @@ def _digest_facet(name: str, digest: str) -> DatasetFacet:
         def _get_schema() -> str:
             return f"{SCHEMA}#/$defs/TriptychDigestDatasetFacet"
 
-    return TriptychDigestDatasetFacet(name, "sha256", digest.removeprefix(PREFIX), producer=PRODUCER)
+    [(algorithm, value)] = digest_set(digest).items()
+    return TriptychDigestDatasetFacet(name, algorithm, value, producer=PRODUCER)
 
 
 def _dataset(kind: Any, name: str, digest: str) -> Any:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import fsspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from lineage.digests import PREFIX, LineageError, code_digest, digest_json, digest_path, packages_digest
+from lineage.digests import PREFIX, TREE, LineageError, code_digest, digest_json, digest_path, packages_digest
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
@@ -132,7 +132,7 @@ class StepRecord(BaseModel):
 
 
 def _digest(content: Path | str) -> str:
-    if isinstance(content, str) and content.startswith(PREFIX):
+    if isinstance(content, str) and content.startswith((PREFIX, TREE)):
         return content
     return digest_path(content)
 

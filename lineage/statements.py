@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from securesystemslib.signer import Key, Signer
 
-from lineage.digests import PREFIX, LineageError, canonical, digest_path
+from lineage.digests import LineageError, canonical, digest_path, digest_set
 from lineage.signing import IN_TOTO, open_envelope, sign
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -45,17 +45,16 @@ class Statement(BaseModel):
             LineageError: the statement is not about it.
         """
         for subject in self.subject:
-            if subject.name == name and "sha256" in subject.digest:
-                return PREFIX + subject.digest["sha256"]
-        raise LineageError(f"the statement ({self.predicateType}) names no subject {name!r}")
+            if subject.name == name and len(subject.digest) == 1:
+                [(kind, value)] = subject.digest.items()
+                return f"{kind}:{value}"
+        raise LineageError(f"the statement ({self.predicateType}) names no subject {name!r} by one digest")
 
 
 def make_statement(predicate_type: str, subjects: Mapping[str, str], predicate: dict[str, Any]) -> Statement:
     """A statement about ``subjects`` (name -> digest)."""
     return Statement(
-        subject=tuple(
-            Subject(name=name, digest={"sha256": digest.removeprefix(PREFIX)}) for name, digest in subjects.items()
-        ),
+        subject=tuple(Subject(name=name, digest=digest_set(digest)) for name, digest in subjects.items()),
         predicateType=predicate_type,
         predicate=predicate,
     )

@@ -22,7 +22,7 @@ from typing import Any
 from PIL import Image
 
 from components.evaluate.evaluation_set import EvaluationError, EvaluationSet, Prompt
-from lineage.digests import code_digest, digest_file, digest_json, digest_path, packages_digest
+from lineage.digests import code_digest, digest_file, digest_json, digest_path, hex_of, packages_digest
 from lineage.progress import track
 from training.families import sampling_arguments
 
@@ -50,7 +50,7 @@ class Terms:
 
     def folder(self, store: Path) -> Path:
         """Where the store keeps what was drawn under these terms."""
-        return store / digest_json(asdict(self)).removeprefix("sha256:")
+        return store / hex_of(digest_json(asdict(self)))
 
 
 def describe_machine() -> dict[str, Any]:

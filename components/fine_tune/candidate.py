@@ -9,7 +9,7 @@ from typing import Any
 
 from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainjob import train_on_cluster
-from lineage.digests import PREFIX, digest_json
+from lineage.digests import digest_json, hex_of
 from lineage.registry import fetch_weights
 from training.curves import draw_curves, read_points
 from training.features_info import check_features
@@ -61,7 +61,7 @@ def train_candidate(
 
 def _key(settings: TrainingSettings, features: Path) -> str:
     """A folder name for all attempts at the same training, and for no other."""
-    return digest_json(run_identity(settings, features).model_dump()).removeprefix(PREFIX)[:16]
+    return hex_of(digest_json(run_identity(settings, features).model_dump()))[:16]
 
 
 def fetch_candidate(

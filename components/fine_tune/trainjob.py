@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from components.fine_tune.pod_log import PodLog
 from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainer_api import COMPLETE, FAILED, Job, Taken, TrainerApi
-from lineage.digests import digest_path
+from lineage.digests import digest_path, hex_of
 from training.curves import CurvePoint
 from training.errors import StorageError, TrainingError
 from training.job import POINT, pictures_beside
@@ -91,7 +91,7 @@ def _start(
             "change either"
         )
     digests = input_digests(settings, features)
-    shared = Place(trainjob.storage) / "features" / digests["features"].removeprefix("sha256:")
+    shared = Place(trainjob.storage) / "features" / hex_of(digests["features"])
     request = Request(settings=settings, features=(shared / "files").uri, digests=digests)
     job = api.find(name)
     if job is not None and (job.ended == FAILED or job.leaving):

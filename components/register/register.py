@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from components.register.model_folder import write_model_folder
-from lineage.digests import LineageError, digest_path
+from lineage.digests import LineageError, digest_path, short
 from lineage.documents.bom import ml_bom
 from lineage.documents.candidate import Candidate
 from lineage.documents.croissant import croissant
@@ -153,7 +153,7 @@ def describe(candidate: Candidate, mlflow_run: str) -> str:
     predicate = candidate.verdict.predicate
     links = " · ".join(f"[{name}]({_artifact(mlflow_run, path)})" for name, path in DOCUMENTS.items())
     lines = [
-        f"**{predicate['decision']}** against `{predicate['evaluation']['incumbent']['digest'][:19]}…`",
+        f"**{predicate['decision']}** against `{short(predicate['evaluation']['incumbent']['digest'])}`",
         "",
         *(f"- {reason}" for reason in predicate["reasons"]),
         "",

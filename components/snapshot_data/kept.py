@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from lineage.digests import digest_bytes, digest_file
+from lineage.digests import digest_bytes, digest_file, hex_of
 
 FILES, INDEX = "files.parquet", "index.json"
 
@@ -30,7 +30,7 @@ class Kept:
     """The folder of one source among the unfinished work of a pipeline; without ``state`` nothing is kept."""
 
     def __init__(self, state: Path | None, source: str) -> None:
-        name = digest_bytes(source.encode()).removeprefix("sha256:")[:16]
+        name = hex_of(digest_bytes(source.encode()))[:16]
         self.folder = state / "data" / name if state else None
         self.files: dict[str, Measured] | None = None
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from components.snapshot_data.folder import SnapshotError
 from components.snapshot_data.settings import DataSettings
-from lineage.digests import PREFIX
+from lineage.digests import hex_of
 from lineage.pictures import PictureError, filesystem_of, reaching
 
 
@@ -41,7 +41,7 @@ class Store:
 
     def place(self, digest: str) -> str:
         """The URI of a copy."""
-        name = digest.removeprefix(PREFIX)
+        name = hex_of(digest)
         return f"{self.uri}/{name[:2]}/{name}"
 
     def has(self, digest: str) -> bool:

@@ -27,7 +27,7 @@ from docker.errors import ImageNotFound
 from infra.docker import ContainerError
 from infra.docker.engine import SYSTEM_PATH, cache_folder, connect, engine
 from infra.images.base import DOCKERFILE, ensure_base
-from lineage.digests import PREFIX, digest_file, digest_json
+from lineage.digests import digest_file, digest_json, hex_of
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 EXTRAS = ("data", "training", "evaluation", "registry", "avatars", "cluster")
@@ -48,13 +48,13 @@ class Content:
     def wheels(self) -> str:
         """The hex digest that names this set of wheels."""
         parts = [list(self.requirements), self.constraints, list(PYTHON)]
-        return digest_json(parts).removeprefix(PREFIX)
+        return hex_of(digest_json(parts))
 
     def tag(self) -> str:
         """The image's name and content hash."""
         sources = [[source.as_posix(), digest_file(CHECKOUT / source)] for source in self.sources]
         recipe = digest_file(DOCKERFILE)
-        return f"triptych:{digest_json([self.wheels, sources, recipe]).removeprefix(PREFIX)[:16]}"
+        return f"triptych:{hex_of(digest_json([self.wheels, sources, recipe]))[:16]}"
 
 
 def content() -> Content:

@@ -12,10 +12,12 @@ from importlib.metadata import Distribution, distributions
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
-from lineage.digests import PREFIX, digest_file
+from lineage.digests import digest_file, hex_of
 from lineage.documents.candidate import NOT_STATED, Candidate
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cyclonedx.model import HashType
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import Component
@@ -25,7 +27,11 @@ MODEL, DATA, EVALUATION = "model", "training-data", "evaluation-set"
 
 
 def ml_bom(candidate: Candidate) -> str:
-    """The bill as JSON: the model with each of its files, what it was made from, and every installed package."""
+    """The bill as JSON: the model with each of its files, what it was made from, and every installed package.
+
+    A hash in CycloneDX is of bytes, so only files have one. What is a folder, or rows of a manifest, has its digest as
+    its version.
+    """
     from cyclonedx.output.json import JsonV1Dot6
 
     bill: dict[str, Any] = json.loads(JsonV1Dot6(_bill(candidate)).output_as_string())
@@ -45,7 +51,6 @@ def _bill(candidate: Candidate) -> Bom:
         bom_ref=MODEL,
         name=candidate.model_name,
         version=candidate.digest,
-        hashes=_hashes(candidate.digest),
         licenses=_licences([candidate.license] if candidate.license else []),
         components=_files(candidate),
     )
@@ -55,7 +60,6 @@ def _bill(candidate: Candidate) -> Bom:
             bom_ref=DATA,
             name=f"{candidate.model_name} training data",
             version=candidate.data_digest,
-            hashes=_hashes(candidate.data_digest),
             licenses=_licences([name for name in candidate.stated("license") if name != NOT_STATED]),
         ),
         Component(
@@ -63,7 +67,6 @@ def _bill(candidate: Candidate) -> Bom:
             bom_ref=EVALUATION,
             name=f"evaluation set {candidate.evaluation['evaluation_set']['name']}",
             version=candidate.evaluation["evaluation_set"]["digest"],
-            hashes=_hashes(candidate.evaluation["evaluation_set"]["digest"]),
         ),
         *(
             Component(
@@ -71,7 +74,6 @@ def _bill(candidate: Candidate) -> Bom:
                 bom_ref=name,
                 name=name.replace("_", " "),
                 version=digest,
-                hashes=_hashes(digest),
             )
             for name in ("base_model", "teacher")
             if (digest := candidate.input(name))
@@ -145,7 +147,7 @@ def _files(candidate: Candidate) -> list[Component]:
     files = sorted(path for path in candidate.weights.rglob("*") if path.is_file())
     names = [path.relative_to(candidate.weights).as_posix() for path in files]
     return [
-        Component(type=ComponentType.FILE, bom_ref=f"file:{name}", name=name, hashes=_hashes(digest_file(path)))
+        Component(type=ComponentType.FILE, bom_ref=f"file:{name}", name=name, hashes=_hashes(path))
         for path, name in zip(files, names, strict=True)
     ]
 
@@ -185,7 +187,7 @@ def _licences(names: list[str]) -> list[License]:
     return [make.make_from_string(names[0])] if len(names) == 1 else [make.make_with_name(name) for name in names]
 
 
-def _hashes(digest: str) -> list[HashType]:
+def _hashes(path: Path) -> list[HashType]:
     from cyclonedx.model import HashAlgorithm, HashType
 
-    return [HashType(alg=HashAlgorithm.SHA_256, content=digest.removeprefix(PREFIX))]
+    return [HashType(alg=HashAlgorithm.SHA_256, content=hex_of(digest_file(path)))]

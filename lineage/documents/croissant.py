@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lineage.digests import PREFIX, digest_file
+from lineage.digests import digest_file, hex_of
 from lineage.documents.candidate import Candidate, stated
 from lineage.pictures import manifest_rows
 
@@ -60,7 +60,7 @@ def describe_manifest(
         content_url=place,
         content_size=f"{manifest.stat().st_size} B",
         encoding_formats=[mlc.EncodingFormat.PARQUET],
-        sha256=digest_file(manifest).removeprefix(PREFIX),
+        sha256=hex_of(digest_file(manifest)),
     )
     suffixes = _suffixes(manifest)
     pictures = mlc.FileSet(

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from lineage.digests import PREFIX, LineageError
+from lineage.digests import LineageError, digest_set
 from lineage.records import StepRecord
 from lineage.statements import Statement, make_statement
 
@@ -48,7 +48,7 @@ def provenance(run_id: str, records: Mapping[str, StepRecord], candidate: str) -
                     for step, record in records.items()
                 },
                 "resolvedDependencies": [
-                    {"name": name, "digest": _digest_set(digest)} for name, digest in dependencies(records)
+                    {"name": name, "digest": digest_set(digest)} for name, digest in dependencies(records)
                 ]
                 + _commits(records)
                 + _reused(records, candidate),
@@ -61,7 +61,7 @@ def provenance(run_id: str, records: Mapping[str, StepRecord], candidate: str) -
                     **({"finishedOn": _timestamp(max(ended))} if ended else {}),
                 },
                 "byproducts": [
-                    {"name": f"step record {step}", "digest": _digest_set(record.digest())}
+                    {"name": f"step record {step}", "digest": digest_set(record.digest())}
                     for step, record in records.items()
                 ],
             },
@@ -99,11 +99,7 @@ def _commits(records: Mapping[str, StepRecord]) -> list[dict[str, Any]]:
 def _reused(records: Mapping[str, StepRecord], candidate: str) -> list[dict[str, Any]]:
     """A candidate that was fetched, not trained, by this run says so."""
     uris = [record.facts["reused"] for record in records.values() if "reused" in record.facts]
-    return [{"name": "reused candidate", "uri": uri, "digest": _digest_set(candidate)} for uri in uris]
-
-
-def _digest_set(digest: str) -> dict[str, str]:
-    return {"sha256": digest.removeprefix(PREFIX)}
+    return [{"name": "reused candidate", "uri": uri, "digest": digest_set(candidate)} for uri in uris]
 
 
 def _timestamp(moment: str) -> str:

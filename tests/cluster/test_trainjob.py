@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 
 from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainer_api import pod_patch
-from lineage.digests import digest_path
+from lineage.digests import digest_path, hex_of
 from tests.cluster.conftest import NAME, RUN, RealJob, Step, leave_results, train_for_real, use
 from tests.cluster.kubernetes import CLOSED, SILENT, Cluster, Server
 from training.errors import StorageError, TrainingError
@@ -53,7 +53,7 @@ def put_job(step: Step, **status: str) -> None:
         },
         "portraits",
     )
-    shared = step.root / "shared" / "features" / digest_path(step.world.features).removeprefix("sha256:") / "files"
+    shared = step.root / "shared" / "features" / hex_of(digest_path(step.world.features)) / "files"
     settings, features = step.world.settings(), step.world.features
     request = Request(settings=settings, features=str(shared), digests=input_digests(settings, features))
     step.place.mkdir(parents=True)

@@ -8,15 +8,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lineage.digests import digest_bytes, digest_path
+from lineage.digests import TREE, digest_bytes, digest_path, hex_of
 from lineage.documents.candidate import Candidate
 from lineage.records import StepRecord
 from lineage.statements import VERDICT, Statement, make_statement
 
 RUN = "retraining-1"
-BASE, TEACHER, SNAPSHOT, METADATA, FEATURES, SET = (
-    digest_bytes(name) for name in (b"base", b"teacher", b"snapshot", b"metadata", b"features", b"set")
+SNAPSHOT, METADATA = digest_bytes(b"snapshot"), digest_bytes(b"metadata")
+BASE, TEACHER, FEATURES, SET = (
+    TREE + hex_of(digest_bytes(name)) for name in (b"base", b"teacher", b"features", b"set")
 )
+"""Of folders."""
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 3.0, "max_sequence_length": 1, "height": 32, "width": 32}
 
 

@@ -11,7 +11,7 @@ from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import Statement as InTotoStatement
 from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
 
-from lineage.digests import LineageError, digest_bytes, digest_path
+from lineage.digests import LineageError, digest_bytes, digest_path, digest_set
 from lineage.documents.provenance import SLSA, dependencies, provenance
 from tests.documents import example
 
@@ -48,7 +48,8 @@ def test_everything_that_went_in_is_named_by_digest(predicate: Provenance) -> No
     wanted = {"snapshot": example.SNAPSHOT, "base_model": example.BASE, "teacher": example.TEACHER}
     wanted |= {"incumbent": example.BASE, "evaluation set": example.SET, "metadata": example.METADATA}
     for name, digest in wanted.items():
-        assert named[name] == {"sha256": digest.removeprefix("sha256:")}
+        assert named[name] == digest_set(digest)
+    assert set(named["base_model"]) == {"tree-sha256"}, "a folder's digest is no SHA-256 of bytes"
     assert named["commit"] == {"gitCommit": "a" * 40}
     assert {"code", "packages", "scorer avatars-alignment"} <= named.keys()
     assert not {"features", "candidate"} & named.keys(), "what the run made itself is no dependency"

@@ -137,7 +137,7 @@ def test_set_level_scorers_give_features_of_their_backbones(clip: Path, dinov2: 
         assert isinstance(scorer, FeatureScorer) and not isinstance(scorer, PictureScorer)
         seen = scorer.features(PICTURES)
         assert seen.shape == (40, width) and np.isfinite(seen).all()
-        assert scorer.digest.startswith("sha256:") and scorer.backbone
+        assert scorer.digest.startswith("tree-sha256:") and scorer.backbone
     assert np.linalg.norm(Cmmd(str(clip)).features(PICTURES), axis=1) == pytest.approx(np.ones(40))
     assert not isinstance(ClipScore(str(clip)), FeatureScorer)
 

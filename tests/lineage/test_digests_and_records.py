@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from lineage.closing import close, outcome
-from lineage.digests import LineageError, code_digest, digest_json, digest_path
+from lineage.digests import TREE, LineageError, canonical, code_digest, digest_json, digest_path, hex_of, short
 from lineage.keys import by_content
 from lineage.records import RunContext, read_records, recording
-from lineage.statements import VERDICT, make_statement, read_statement, write_statement
+from lineage.statements import VERDICT, Subject, make_statement, read_statement, write_statement
 from tests.runs import run_context
 
 DIGEST = "sha256:" + "0" * 64
@@ -30,6 +30,36 @@ def test_a_folder_is_named_by_what_it_holds(tmp_path: Path) -> None:
     assert digest_path(tmp_path / "one") != digest_path(tmp_path / "two")
     with pytest.raises(LineageError, match="nothing to take a digest of"):
         digest_path(tmp_path / "absent")
+
+
+def test_no_file_has_the_digest_of_a_folder(tmp_path: Path) -> None:
+    """Not even one that holds what a folder's digest is taken of."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "folder" / "a").write_text("content")
+    listing = tmp_path / "listing"
+    for folder, listed in (("folder", [["a", digest_path(tmp_path / "folder" / "a")]]), ("empty", [])):
+        listing.write_bytes(canonical(listed))
+        digest = digest_path(tmp_path / folder)
+        assert hex_of(digest) == hex_of(digest_path(listing)), "this is what the digest is taken of"
+        assert digest.startswith(TREE) and digest != digest_path(listing)
+
+
+def test_a_statement_says_of_what_its_digests_are(tmp_path: Path) -> None:
+    """A reader of the statement can tell a file from a folder, and gets the digest back as it was."""
+    file, folder = DIGEST, f"tree-{DIGEST}"
+    statement = make_statement(VERDICT, {"file": file, "folder": folder}, {})
+    assert [subject.digest for subject in statement.subject] == [{"sha256": "0" * 64}, {"tree-sha256": "0" * 64}]
+    assert (statement.subject_digest("file"), statement.subject_digest("folder")) == (file, folder)
+    with pytest.raises(LineageError, match="names no subject 'other'"):
+        statement.subject_digest("other")
+    both = Subject(name="both", digest={"sha256": "0" * 64, "tree-sha256": "1" * 64})
+    with pytest.raises(LineageError, match="names no subject 'both' by one digest"):
+        statement.model_copy(update={"subject": (both,)}).subject_digest("both")
+
+
+def test_a_digest_cut_for_reading_still_says_its_kind() -> None:
+    assert (short(DIGEST), short(f"tree-{DIGEST}")) == ("sha256:000000000000…", "tree-sha256:000000000000…")
 
 
 def test_a_folder_with_something_unseen_in_it_has_no_digest(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from components.register.register import DOCUMENTS
 from lineage.audit import Report, write_text
-from lineage.digests import LineageError
+from lineage.digests import LineageError, canonical, digest_file, digest_path, hex_of
 from lineage.entries import LedgerError
 from lineage.records import read_records
 from lineage.registry import fetch_weights
@@ -114,6 +114,30 @@ def test_evidence(world: World, name: str, operation: Operation) -> None:
         assert world.audit("2").holds, "both versions hold the same"
     else:
         named(world.audit("2"), f"evidence/{name}", "the evidence of version 2")
+
+
+def become_its_listing(folder: Path) -> None:
+    """Put in a folder's place a file that holds what the folder's digest was taken of."""
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    listing = canonical([[name, digest_file(folder / name)] for name in files])
+    shutil.rmtree(folder)
+    folder.write_bytes(listing)
+
+
+@pytest.mark.parametrize("name", ["records", "scores", "validated", "verdict"])
+def test_a_folder_of_evidence_exchanged_for_a_file_that_lists_it(world: World, name: str) -> None:
+    become_its_listing(world.evidence("2") / name)
+    named(world.audit("2"), f"evidence/{name}", "the evidence of version 2")
+
+
+def test_weights_exchanged_for_a_file_that_lists_them(world: World, tmp_path: Path) -> None:
+    """Refused by the digest alone, signature or not."""
+    digest = digest_path(world.weights("2"))
+    become_its_listing(world.weights("2"))
+    named(world.audit("2"), "the weights of version 2")
+    assert hex_of(digest_path(world.weights("2"))) == hex_of(digest)
+    with pytest.raises(LineageError, match="models:/portraits/2 have digest sha256:"):
+        fetch_weights(world.store.tracking_uri, f"models:/{MODEL}/2", digest, tmp_path)
 
 
 @pytest.mark.parametrize("operation", FILE_OPERATIONS)
