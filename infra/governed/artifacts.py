@@ -9,17 +9,15 @@ from __future__ import annotations
 import asyncio
 import os
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, _UnsupportedMultipartUploadException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry as repositories
 from mlflow.utils.file_utils import local_file_uri_to_path
-
-from lineage.registry import EVIDENCE_FOLDER, MODEL_FOLDER
 
 PROXIED = "/mlflow-artifacts/artifacts/"
 
@@ -44,40 +42,39 @@ def place(uri: str, destination: str) -> str:
 class GuardedFolders:
     """The folders of governed versions, and the check that nothing in them is touched."""
 
-    def __init__(self, destination: str, protected: Callable[[], dict[str, str]]) -> None:
-        """Guard what ``protected`` gives at each check: URI of a version's files -> the version's name."""
+    def __init__(self, destination: str, protected: Callable[[], Mapping[str, str]]) -> None:
+        """Guard what ``protected`` gives at each check: the `place` of a version's folder -> the version's name."""
         self.destination, self.protected = destination, protected
 
     def check_write(self, target: str) -> None:
-        """Refuse a target inside a governed version's folders.
+        """Refuse a target inside a governed version's folder.
 
         Raises:
             MlflowException: it is one (HTTP 403).
         """
-        self._check(target, lambda found, kept: _inside(found, kept))
+        kept = self.protected()
+        self._refuse(next((kept[above] for above in _upwards(self._place(target)) if above in kept), None), target)
 
     def check_delete(self, target: str) -> None:
-        """Refuse a target inside a governed version's folders, or one that holds such a folder.
+        """Refuse a target inside a governed version's folder, or one that holds such a folder.
 
         Raises:
             MlflowException: it is one (HTTP 403).
         """
-        self._check(target, lambda found, kept: _inside(found, kept) or _inside(kept, found))
+        self.check_write(target)
+        found = self._place(target)
+        self._refuse(next((name for kept, name in self.protected().items() if inside(kept, found)), None), target)
 
-    def _check(self, target: str, touches: Callable[[str, str], bool]) -> None:
+    def _place(self, target: str) -> str:
         if ".." in _unquoted(target).split("/"):
             raise MlflowException(f"{target} goes up with '..'; name the place itself", error_code=PERMISSION_DENIED)
-        found = place(target, self.destination)
-        for uri, name in self.protected().items():
-            if any(touches(found, kept) for kept in self._kept(uri)):
-                raise MlflowException(
-                    f"the ledger keeps {name}: its files never change ({target})", error_code=PERMISSION_DENIED
-                )
+        return place(target, self.destination)
 
-    def _kept(self, uri: str) -> list[str]:
-        folder = place(uri, self.destination)
-        above, _, last = folder.rpartition("/")
-        return [folder, f"{above}/{EVIDENCE_FOLDER}"] if last == MODEL_FOLDER else [folder]
+    def _refuse(self, name: str | None, target: str) -> None:
+        if name:
+            raise MlflowException(
+                f"the ledger keeps {name}: its files never change ({target})", error_code=PERMISSION_DENIED
+            )
 
     def install(self) -> None:
         """Guard every artifact repository made in this process; ``mlflow-artifacts:`` means the destination itself."""
@@ -106,8 +103,15 @@ def _unquoted(path: str) -> str:
     return path
 
 
-def _inside(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(f"{folder.rstrip('/')}/")
+def inside(path: str, folder: str) -> bool:
+    """Whether a `place` is ``folder`` or lies in it."""
+    return folder in _upwards(path)
+
+
+def _upwards(path: str) -> Iterator[str]:
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
 
 
 class _GuardedWrites:
@@ -147,6 +151,9 @@ class _GuardedWrites:
 
     def create_multipart_upload(self, local_file: str, num_parts: int = 1, artifact_path: str | None = None) -> Any:
         self._check(artifact_path, posixpath.basename(local_file))
+        # Elsewhere (Azure) a part's URL writes the whole file, and long after this check.
+        if not self.artifact_uri.startswith(("s3:", "gs:")):
+            raise _UnsupportedMultipartUploadException()
         return super().create_multipart_upload(local_file, num_parts, artifact_path)  # type: ignore[misc]
 
     def complete_multipart_upload(
@@ -156,5 +163,8 @@ class _GuardedWrites:
         return super().complete_multipart_upload(local_file, upload_id, parts, artifact_path)  # type: ignore[misc]
 
     def create_presigned_upload_url(self, artifact_path: str, expiration: int = 900) -> Any:
-        self._check(artifact_path)
-        return super().create_presigned_upload_url(artifact_path, expiration)  # type: ignore[misc]
+        raise MlflowException(
+            "this server gives no URLs that write: they would still count when the ledger keeps what lies there; "
+            "upload through the server",
+            error_code=PERMISSION_DENIED,
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,17 +16,21 @@ from typing import Any
 
 import requests
 
-from lineage.digests import digest_bytes, digest_path
+from lineage.artifacts import WEIGHTS_FOLDER, folder_digest, listing
+from lineage.digests import digest_path
 from lineage.embedded import Embedded
-from lineage.entries import Judged, Registered
-from lineage.ledger import Ledger
-from lineage.registry import CHAMPION, Registry, Version
+from lineage.entries import Judged, Moved, PolicySet, Registered
+from lineage.ledger import Ledger, open_database
+from lineage.policy import policy_digest
+from lineage.registry import CHAMPION, Registry, Version, new_attempt
 from lineage.signing import make_keys, open_signer
 
 ADMIN, OFFICER, EDITOR, READER = "admin", "olga", "erik", "rita"
 PASSWORD = "a long enough password"
-BASE = f"sha256:{'0' * 64}"
+BASE = f"tree-sha256:{'0' * 64}"
 """Digest of the base model, the incumbent where there is no champion."""
+EVALUATION, GATE = {"set": BASE}, {"margin": 0.02}
+POLICY = policy_digest(EVALUATION, GATE)
 PATIENCE = 180.0
 
 
@@ -45,7 +50,12 @@ class Server:
 
     def ledger(self) -> Ledger:
         """The ledger in its database, read and checked from its first entry on."""
-        return Ledger(self.environment["TRIPTYCH_LEDGER"], self.root)
+        return Ledger.open(self.environment["TRIPTYCH_LEDGER"], self.root)
+
+    def moves(self, model: str) -> list[Moved]:
+        """The moves of a model's champion, in order."""
+        bodies = [entry.body for entry in self.ledger().entries()]
+        return [body for body in bodies if isinstance(body, Moved) and body.model == model]
 
     def ask(self, method: str, path: str, user: str = ADMIN, **more: Any) -> requests.Response:
         """One plain HTTP request."""
@@ -57,15 +67,26 @@ class Server:
         body = {"name": model, "version": version, "alias": alias}
         return self.ask("POST", "/api/2.0/mlflow/registered-models/alias", json=body, **more)
 
-    def move(self, action: str, model: str, version: str, reason: str, **more: Any) -> requests.Response:
+    def move(self, action: str, model: str, version: str, reason: str = "", **more: Any) -> requests.Response:
         body = {"action": action, "model": model, "version": version, "reason": reason}
         return self.ask("POST", "/api/2.0/triptych/moves", json=body, **more)
+
+    def reconcile(self, model: str, **more: Any) -> requests.Response:
+        return self.ask("POST", "/api/2.0/triptych/reconcile", json={"model": model}, **more)
 
     def champion(self, model: str) -> str:
         """The version to which the registry's alias points; empty if to none."""
         body = {"name": model, "alias": CHAMPION}
         answer = self.ask("GET", "/api/2.0/mlflow/registered-models/alias", params=body)
         return str(answer.json()["model_version"]["version"]) if answer.ok else ""
+
+    def database(self) -> sqlite3.Connection:
+        """MLflow's database, behind the server's back."""
+        return sqlite3.connect(self.backend.removeprefix("sqlite:///"))
+
+    def log(self) -> str:
+        """What the server wrote."""
+        return (self.folder / "server.log").read_text()
 
 
 def free_port() -> int:
@@ -79,7 +100,7 @@ def settings(folder: Path, ledger: str = "", authentication: str = "none", **mor
     home = Embedded(folder)
     public = make_keys(home.keys)
     url = ledger or home.url
-    Ledger.open(url, public, open_signer(home.uri("root")))
+    open_database(url, public, lambda: open_signer(home.uri("root")))
     said = {
         "TRIPTYCH_LEDGER": url,
         "TRIPTYCH_ROOT": home.root,
@@ -152,6 +173,17 @@ def governed(
             process.wait(60)
 
 
+def refusal_to_start(folder: Path, environment: Mapping[str, str], *more: str, backend: str = "") -> str:
+    """What the command says that does not start a server."""
+    backend = backend or f"sqlite:///{folder / 'mlflow.db'}"
+    line = command(folder, free_port(), 2, backend, str(folder / "artifacts"), *more)
+    whole = clean_environment() | dict(environment)
+    done = subprocess.run(line, env=whole, capture_output=True, text=True, timeout=PATIENCE, cwd=folder, check=False)
+    assert done.returncode == 1, done.stderr
+    (said,) = [row for row in done.stderr.splitlines() if "the governed server does not start: " in row]
+    return said
+
+
 def _await(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until and process.poll() is None:
@@ -172,11 +204,11 @@ def _people(server: Server) -> None:
 @contextmanager
 def signed_in(server: Server, user: str = ADMIN) -> Iterator[None]:
     """MLflow's client acts as ``user`` as long as the block lasts."""
-    if server.authentication != "basic-auth":
-        yield
-        return
     before = dict(os.environ)
-    os.environ.update(MLFLOW_TRACKING_USERNAME=user, MLFLOW_TRACKING_PASSWORD=PASSWORD)
+    if server.authentication == "basic-auth":
+        os.environ.update(MLFLOW_TRACKING_USERNAME=user, MLFLOW_TRACKING_PASSWORD=PASSWORD)
+    if server.authentication == "header":
+        os.environ.update(MLFLOW_TRACKING_HEADERS=f"X-User: {user}")
     try:
         yield
     finally:
@@ -199,27 +231,50 @@ class Pipeline:
 
     def _candidate(self, model: str, name: str, incumbent: str, decision: str) -> Version:
         weights, card, verdict = write_candidate(self.server.folder / "runs" / f"{model}-{name}", decision)
-        digest, envelope = digest_path(weights), digest_bytes(verdict.read_bytes())
-        ledger = Ledger(self.server.url, self.server.root)
-        judged = Judged(run=name, candidate=digest, incumbent=incumbent, decision=decision, verdict=envelope)
-        ledger.append(judged, self.gate_signer)
+        digest, envelope = digest_path(weights), digest_path(verdict)
+        ledger = Ledger.open(self.server.url, self.server.root)
+        ledger.append(judgement(model, name, digest, incumbent, decision, envelope), self.gate_signer)
         registry = Registry(self.server.url, model)
         run = registry.open_run(name)
+        source = registry.upload(run, card, weights, {"verdict.json": verdict}, new_attempt())
         tags = {"candidate": digest, "verdict": envelope, "decision": decision}
-        made = registry.register(run, weights, card, {"verdict.json": verdict}, tags, f"the gate says {decision}")
-        registered = Registered(
-            run=name,
-            model=model,
-            version=made.number,
-            candidate=digest,
-            verdict=envelope,
-            training_key="",
-            evaluation_key="",
-            mlflow_run=run,
-            evidence={"verdict.json": envelope},
-        )
-        ledger.append(registered, self.run_signer)
+        made = registry.create(run, source, tags, f"the gate says {decision}")
+        ledger.append(registration(made, name, digest, folder_of(card, weights), envelope), self.run_signer)
         return made
+
+
+def judgement(model: str, run: str, candidate: str, incumbent: str, decision: str, verdict: str) -> Judged:
+    return Judged(
+        run=run,
+        model=model,
+        candidate=candidate,
+        incumbent=incumbent,
+        decision=decision,
+        verdict=verdict,
+        evaluation=BASE,
+        policy=POLICY,
+    )
+
+
+def registration(version: Version, run: str, candidate: str, folder: str, verdict: str) -> Registered:
+    return Registered(
+        run=run,
+        model=version.name,
+        version=version.number,
+        candidate=candidate,
+        folder=folder,
+        verdict=verdict,
+        training_key="",
+        evaluation_terms="",
+        mlflow_run=version.mlflow_run,
+        evidence={"verdict.json": verdict},
+    )
+
+
+def pin_policy(server: Server, model: str) -> None:
+    """Pin the policy by the root key, as before a server runs."""
+    body = PolicySet(model=model, digest=POLICY, gate=GATE, evaluation=EVALUATION, user="root", reason="the first one")
+    server.ledger().append(body, open_signer(Embedded(server.folder).uri("root")))
 
 
 def write_candidate(folder: Path, decision: str) -> tuple[Path, Path, Path]:
@@ -231,6 +286,12 @@ def write_candidate(folder: Path, decision: str) -> tuple[Path, Path, Path]:
     (card / "README.md").write_text("a model card\n")
     verdict.write_text(f'{{"decision": "{decision}", "about": "{folder.name}"}}')
     return weights, card, verdict
+
+
+def folder_of(card: Path, weights: Path) -> str:
+    """The digest of the model folder that the two make."""
+    inner = [file._replace(name=f"{WEIGHTS_FOLDER}/{file.name}") for file in listing(weights)]
+    return folder_digest(sorted([*listing(card), *inner]))
 
 
 def digest_of(version: Version) -> str:
