@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from lineage.artifacts import WEIGHTS_FOLDER, without_credentials
 from lineage.digests import LineageError, hex_of
-from lineage.stores import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,8 +30,6 @@ TAG = "triptych."
 ATTEMPT = "candidate-"
 """Begins the name of the folder that holds a version's files; each attempt to register has its own."""
 MODEL_FOLDER = "model"
-WEIGHTS_FOLDER = "artifacts/weights"
-"""Inside the model folder, where MLflow's own loader looks for them."""
 EVIDENCE_FOLDER = "evidence"
 
 
@@ -188,9 +186,7 @@ class Registry:
         if found is not None:
             self.client.set_terminated(found, status=status)
 
-    def upload(
-        self, mlflow_run: str, folder: Path, weights: Path, evidence: Mapping[str, Path], attempt: str
-    ) -> str:
+    def upload(self, mlflow_run: str, folder: Path, weights: Path, evidence: Mapping[str, Path], attempt: str) -> str:
         """Store a candidate's files in a fresh folder of an MLflow run; gives the URI of its model folder.
 
         Args:
@@ -221,7 +217,7 @@ class Registry:
         return self._version(made, {})
 
     def delete_leftovers(self, mlflow_run: str, known: Collection[str]) -> None:
-        """Delete versions that an MLflow run logged and that are not ``known``: of attempts that died, or strangers'."""
+        """Delete versions of an MLflow run that are not ``known``: of attempts that died, or strangers'."""
         for version in self.versions():
             if version.mlflow_run == mlflow_run and version.number not in known:
                 self.client.delete_model_version(self.model_name, version.number)
@@ -242,7 +238,7 @@ class Registry:
         if not location.startswith("mlflow-artifacts:") and location.rstrip("/") != (self.artifacts or "").rstrip("/"):
             raise LineageError(
                 f"experiment {self.model_name!r} keeps its files in {location}, past the server at "
-                f"{without_password(self.tracking_uri)}; remove it, or set registry.artifacts to this place"
+                f"{without_credentials(self.tracking_uri)}; remove it, or set registry.artifacts to this place"
             )
 
     def _create_experiment(self) -> str:
