@@ -67,7 +67,8 @@ class Guard:
         self._channel: Publisher | None = None
         if settings.channel:
             life = timedelta(hours=settings.channel_life)
-            self._channel = Publisher(settings.channel, self._signer, self.witness.signer, life)
+            mark = settings.mark.with_suffix(".channel")
+            self._channel = Publisher(settings.channel, self._signer, self.witness.signer, life, mark)
         self.folder_of: Callable[[Registered], str] = lambda registered: ""
         """Finds the `place` of a version's folder, or refuses one that is not in its run's own; see `stores.install`."""
         self._found: dict[tuple[str, str, str], str] = {}

@@ -8,7 +8,7 @@ import pytest
 
 from lineage.registry import Version
 from tests.servers.engines import database, postgresql, s3
-from tests.servers.governed import EDITOR, Pipeline, Server, digest_of, governed, settings, signed_in
+from tests.servers.governed import EDITOR, Pipeline, Server, digest_of, governed, pin_policy, settings, signed_in
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -76,6 +76,7 @@ class Portraits:
 
 def portraits_on(server: Server, model: str) -> Portraits:
     pipeline = Pipeline(server)
+    pin_policy(server, model)
     first = pipeline.candidate(model, "first")
     assert server.set_alias(model, first.number).ok
     rejected = pipeline.candidate(model, "rejected", digest_of(first), "reject")

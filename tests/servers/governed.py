@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from lineage.ledger import Ledger, open_database
 from lineage.policy import policy_digest
 from lineage.registry import CHAMPION, Registry, Version, new_attempt
 from lineage.signing import make_keys, open_signer
+from tests.servers.proxy import HEADER, proxied
 
 ADMIN, OFFICER, EDITOR, READER = "admin", "olga", "erik", "rita"
 PASSWORD = "a long enough password"
@@ -39,10 +40,13 @@ class Server:
     """A running governed server."""
 
     url: str
+    """Of the proxy, where there is one."""
     folder: Path
     environment: Mapping[str, str]
     backend: str
     authentication: str
+    behind: str
+    """Past the proxy."""
 
     @property
     def root(self) -> str:
@@ -59,9 +63,8 @@ class Server:
 
     def ask(self, method: str, path: str, user: str = ADMIN, **more: Any) -> requests.Response:
         """One plain HTTP request."""
-        credentials = (user, PASSWORD) if self.authentication == "basic-auth" else None
-        headers = {"X-User": user} if self.authentication == "header" else {}
-        return requests.request(method, f"{self.url}{path}", auth=credentials, headers=headers, timeout=120, **more)
+        credentials = None if self.authentication == "none" else (user, PASSWORD)
+        return requests.request(method, f"{self.url}{path}", auth=credentials, timeout=120, **more)
 
     def set_alias(self, model: str, version: str, alias: str = CHAMPION, **more: Any) -> requests.Response:
         body = {"name": model, "version": version, "alias": alias}
@@ -125,7 +128,7 @@ def settings(folder: Path, ledger: str = "", authentication: str = "none", **mor
             "MLFLOW_FLASK_SERVER_SECRET_KEY": "the same in all workers",
         }
     if authentication == "header":
-        said |= {"TRIPTYCH_OFFICERS": OFFICER, "TRIPTYCH_USER_HEADER": "X-User"}
+        said |= {"TRIPTYCH_OFFICERS": OFFICER, "TRIPTYCH_USER_HEADER": HEADER}
     return said | more
 
 
@@ -156,7 +159,7 @@ def governed(
     backend = backend or f"sqlite:///{folder / 'mlflow.db'}"
     line = command(folder, port, workers, backend, destination or str(folder / "artifacts"))
     log = folder / "server.log"
-    server = Server(f"http://127.0.0.1:{port}", folder, environment, backend, environment["TRIPTYCH_AUTHENTICATION"])
+    authentication, behind = environment["TRIPTYCH_AUTHENTICATION"], f"http://127.0.0.1:{port}"
     with (
         log.open("w") as stream,
         subprocess.Popen(
@@ -164,10 +167,12 @@ def governed(
         ) as process,
     ):
         try:
-            _await(server.url, process, log)
-            if server.authentication == "basic-auth":
-                _people(server)
-            yield server
+            _await(behind, process, log)
+            with proxied(behind) if authentication == "header" else nullcontext(behind) as url:
+                server = Server(url, folder, environment, backend, authentication, behind)
+                if authentication == "basic-auth":
+                    _people(server)
+                yield server
         finally:
             process.terminate()
             process.wait(60)
@@ -205,10 +210,8 @@ def _people(server: Server) -> None:
 def signed_in(server: Server, user: str = ADMIN) -> Iterator[None]:
     """MLflow's client acts as ``user`` as long as the block lasts."""
     before = dict(os.environ)
-    if server.authentication == "basic-auth":
+    if server.authentication != "none":
         os.environ.update(MLFLOW_TRACKING_USERNAME=user, MLFLOW_TRACKING_PASSWORD=PASSWORD)
-    if server.authentication == "header":
-        os.environ.update(MLFLOW_TRACKING_HEADERS=f"X-User: {user}")
     try:
         yield
     finally:
