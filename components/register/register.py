@@ -122,7 +122,8 @@ def _store(
     tags: Mapping[str, str],
     folder: Path,
 ) -> Version:
-    write_model_folder(folder, candidate.model_name, candidate.digest, candidate.evaluation.get("sampling", {}))
+    sampling = candidate.evaluation.get("sampling", {})
+    write_model_folder(folder, candidate.model_name, candidate.digest, sampling, candidate.ended)
     for figure in candidate.figures:
         for part in ("incumbent", "candidate", "difference", "lower", "upper"):
             name = f"gate/{figure['name']}/{part}"
