@@ -72,11 +72,8 @@ def digest_set(digest: str) -> dict[str, str]:
     return {digest.rpartition(":")[0]: hex_of(digest)}
 
 
-def digest_path(path: Path | str, without: str = "") -> str:
+def digest_path(path: Path | str) -> str:
     """The digest of a file, ``sha256:``, or of a folder as the sorted list of its files, ``tree-sha256:``.
-
-    Args:
-        without: a file that a folder is taken without, relative to it; empty: none.
 
     Raises:
         LineageError: nothing is there, or something that has no digest: a link to a directory, a pipe, a socket.
@@ -89,20 +86,10 @@ def digest_path(path: Path | str, without: str = "") -> str:
     files = []
     for inner in path.rglob("*"):
         if inner.is_file():
-            if (name := inner.relative_to(path).as_posix()) != without:
-                files.append(name)
+            files.append(inner.relative_to(path).as_posix())
         elif inner.is_symlink() or not inner.is_dir():
             raise LineageError(f"{inner} is neither a file nor a directory of its own, so {path} has no digest")
     return TREE + hex_of(digest_json([[name, digest_file(path / name)] for name in sorted(files)]))
-
-
-def digest_model_folder(folder: Path) -> str:
-    """The digest of an MLflow model folder: ``MLmodel``, requirements and weights, as they were stored.
-
-    ``mlflow.pyfunc.load_model("models:/NAME/1")`` notes name and version in a file there, in a store of local files in
-    the very folder of the store. MLflow reads it nowhere (3.17.2), and it does not count here.
-    """
-    return digest_path(folder, without="registered_model_meta")
 
 
 def manifest_digest(rows: Iterable[Mapping[str, Any]]) -> str:

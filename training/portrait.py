@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lineage.digests import LineageError, digest_path
+from lineage.artifacts import digest_of, listing
+from lineage.digests import LineageError
 from training.families.drawing import Drawer
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class PortraitModel:
     """
 
     def __init__(self, weights: Path, model_name: str, digest: str, sampling: Mapping[str, Any]) -> None:
-        if (found := digest_path(weights)) != digest:
+        if (found := digest_of(listing(weights))) != digest:
             raise LineageError(f"the weights at {weights} have digest {found}, not {digest}: do not use them")
         self._claims = {"model": model_name, "model-digest": digest}
         self._sampling = dict(sampling)

@@ -12,7 +12,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 import yaml
 
-from lineage.registry import WEIGHTS_FOLDER
+from lineage.artifacts import WEIGHTS_FOLDER
 from training import portrait
 
 NEEDS = ("diffusers", "mlflow", "numpy", "pandas", "pillow", "rfc8785", "safetensors", "torch", "transformers")
@@ -25,7 +25,7 @@ WITHOUT_TRIPTYCH = (
 
 
 def write_model_folder(target: Path, model_name: str, digest: str, sampling: Mapping[str, Any], created: str) -> None:
-    """Write the folder without the weights, which `lineage.registry.WEIGHTS_FOLDER` then holds, untouched.
+    """Write the folder without the weights, which `lineage.artifacts.WEIGHTS_FOLDER` then holds, untouched.
 
     Equal arguments give equal bytes, wherever the same packages are installed.
 

@@ -11,8 +11,8 @@ import pytest
 from mlflow import MlflowClient
 
 from components.register.model_folder import write_model_folder
-from lineage.digests import LineageError, digest_model_folder, digest_path
-from lineage.registry import WEIGHTS_FOLDER
+from lineage.artifacts import WEIGHTS_FOLDER, folder_digest, listing
+from lineage.digests import LineageError, digest_path
 from tests.servers.governed import Server
 from tests.training.test_portrait import MADE, SAMPLING
 from tests.training.tiny_families import save_sd3
@@ -29,7 +29,7 @@ def test_the_model_that_a_server_keeps_loads_and_is_what_was_stored(open_server:
     client.create_registered_model("drawn")
     client.create_model_version("drawn", f"{run.artifact_uri}/model", run.run_id)
     fetched = Path(mlflow.artifacts.download_artifacts("models:/drawn/1", dst_path=str(tmp_path / "fetched")))
-    assert digest_model_folder(fetched) == digest_model_folder(tmp_path / "model")
+    assert folder_digest(listing(fetched)) == folder_digest(listing(tmp_path / "model"))
     model = mlflow.pyfunc.load_model("models:/drawn/1")
     (png,) = model.predict(pd.DataFrame({"prompt": ["a portrait"], "seed": [7]}))["image"]
     assert png.startswith(b"\x89PNG")

@@ -20,8 +20,8 @@ from PIL import Image
 from components.evaluate.evaluation_set import EvaluationSet, Prompt, SetDescription
 from components.evaluate.sampling import draw
 from components.register.model_folder import write_model_folder
-from lineage.digests import LineageError, digest_model_folder, digest_path
-from lineage.registry import WEIGHTS_FOLDER
+from lineage.artifacts import WEIGHTS_FOLDER, folder_digest, listing
+from lineage.digests import LineageError, digest_path
 from tests.training.tiny_families import save_flux, save_qwen_image, save_sd3, save_sd3_with_t5
 from training.errors import TrainingError
 from training.families import family_of
@@ -164,12 +164,12 @@ def test_mlflow_names_what_must_be_installed(registered: Path) -> None:
 
 
 def test_loading_leaves_the_digest_of_the_folder_as_it_was(registered: Path) -> None:
-    before = digest_model_folder(registered)
+    before = folder_digest(listing(registered))
     mlflow.pyfunc.load_model("models:/portraits/1")
-    assert digest_model_folder(registered) == before
+    assert folder_digest(listing(registered)) == before
     assert digest_path(registered) != before, "MLflow notes the version there"
     (registered / WEIGHTS_FOLDER / "registered_model_meta").write_text("anything")
-    assert digest_model_folder(registered) != before, "only at the folder's top"
+    assert folder_digest(listing(registered)) != before, "only at the folder's top"
 
 
 def test_changed_weights_do_not_load(registered: Path) -> None:
