@@ -10,8 +10,6 @@ The entry decides. What follows it only repeats the ledger, and is made again by
 from __future__ import annotations
 
 import json
-import os
-import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from securesystemslib.signer import Signer
 from lineage.artifacts import Artifacts, Listed, folder_digest, listing, weights_digest, without_credentials
 from lineage.digests import LineageError
 from lineage.entries import Action, Judged, LedgerError, Moved, Registered
+from lineage.faults import boundary
 from lineage.ledger import Ledger
 from lineage.registry import CHALLENGER, CHAMPION, Registry, Version
 from lineage.rules import Standing, State
@@ -33,19 +32,11 @@ from lineage.witness import WitnessWriter
 if TYPE_CHECKING:
     from lineage.channel.publisher import Publisher
 
-FAULT_VARIABLE = "TRIPTYCH_FAULT"
-"""Names a boundary at which the process kills itself, for tests of what a crash leaves."""
 BOUNDARIES = ("before-moved", "after-moved", "after-tags", "after-alias", "after-channel", "after-checkpoint")
 MOVE_PATIENCE = 600.0
 """Seconds: a server reads and checks all weights before it moves."""
 ROUNDS = 10
 """How often the projections are made again because the champion moved meanwhile."""
-
-
-def boundary(name: str) -> None:
-    """A point between two steps of a move."""
-    if os.environ.get(FAULT_VARIABLE) == name:
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Mover(Protocol):
