@@ -136,6 +136,8 @@ def _check_options() -> None:
             raise LineageError(f"--{name.replace('_', '-')} does not go with the governed server: {why}")
     if not options.get("serve_artifacts", True):
         raise LineageError("--no-serve-artifacts does not go with it: only what the server writes can be guarded")
+    if str(options.get("static_prefix") or "").startswith(("/static", "/health", "/favicon.ico")):
+        raise LineageError("--static-prefix begins with a path that MLflow's log-in lets pass; choose another one")
     backend = options.get("backend_store_uri")
     if options.get("registry_store_uri") not in (None, backend):
         raise LineageError("--registry-store-uri must be the backend store: runs and versions belong together")

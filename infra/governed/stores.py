@@ -31,6 +31,9 @@ KEPT_TAGS = (TAG, "mlflow.prompt.")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names of aliases and of new models. No two of them look alike, and no database takes one for another."""
 
+NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+"""Versions as MLflow itself writes them; ``02`` would be another one in the ledger and the same one in MLflow."""
+
 
 @contextmanager
 def refusing() -> Iterator[None]:
@@ -128,8 +131,10 @@ class GuardedRegistry(RegistryStore):  # type: ignore[misc]
             LedgerError: there is no such version of this run, or its files are not in the run's own folder.
         """
         what = f"version {registered.version} of {registered.model}"
+        if not NUMBER.fullmatch(registered.version):
+            raise LedgerError(f"{what}: MLflow has no version of this name")
         columns = SqlModelVersion.storage_location, SqlModelVersion.source, SqlRun.artifact_uri
-        with self.ManagedSessionMaker() as session:
+        with self.ManagedSessionMaker(read_only=False) as session:  # not from a replica that lags behind
             query = session.query(*columns).join(SqlRun, SqlRun.run_uuid == SqlModelVersion.run_id)
             found = query.filter(
                 SqlModelVersion.name == registered.model,
@@ -214,7 +219,7 @@ class GuardedTracking(TrackingStore):  # type: ignore[misc]
 
     def _refuse_if_governed(self, experiment_id: str, why: str) -> None:
         found = self.get_experiment(experiment_id)  # MLflow takes "01" for experiment 1
-        with self.ManagedSessionMaker() as session:
+        with self.ManagedSessionMaker(read_only=False) as session:
             rows = session.query(SqlRun.run_uuid).filter(SqlRun.experiment_id == int(found.experiment_id))
             runs = {run for (run,) in rows}
         with refusing():

@@ -263,7 +263,7 @@ def test_a_version_whose_files_are_not_its_runs_own(portraits: Portraits, client
 
 def test_a_version_that_the_ledger_does_not_know_blocks_nobody(portraits: Portraits, client: MlflowClient) -> None:
     client.create_registered_model("squatter")
-    client.create_model_version("squatter", "s3://everything", run_id=portraits.rejected.mlflow_run)
+    client.create_model_version("squatter", "s3://everything/here", run_id=portraits.rejected.mlflow_run)
     mine = client.get_run(portraits.rejected.mlflow_run).info.artifact_uri
     client.create_model_version("squatter", mine, run_id=portraits.rejected.mlflow_run)
     client.log_text(portraits.rejected.mlflow_run, "seen", "notes/seen.txt")
@@ -274,7 +274,7 @@ def test_a_version_that_the_ledger_does_not_know_blocks_nobody(portraits: Portra
 def test_a_version_enters_the_ledger_only_with_files_of_its_own_run(portraits: Portraits, client: MlflowClient) -> None:
     server, version = portraits.server, portraits.rejected
     client.create_registered_model("remade")
-    client.create_model_version("remade", "s3://everything", run_id=version.mlflow_run)
+    client.create_model_version("remade", "s3://everything/here", run_id=version.mlflow_run)
     client.create_model_version("remade", version.source, run_id=version.mlflow_run)
     signer = open_signer(Embedded(server.folder).uri("run"))
     for number, run in (("1", version.mlflow_run), ("2", portraits.next.mlflow_run), ("3", "r"), ("02", "r"), ("x", "r")):
