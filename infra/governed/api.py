@@ -30,7 +30,6 @@ from starlette.routing import Route
 
 from infra.governed.guard import Guard
 from infra.governed.identity import current_user, require_officer, require_update
-from lineage.channel.errors import UnreachableError
 from lineage.channel.places import open_place, read
 from lineage.digests import LineageError
 from lineage.entries import Action, PolicySet, read_entry
@@ -40,7 +39,7 @@ from lineage.stores import API, ConflictError, export
 Answer = tuple[Response, int] | Response
 Said = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Index = Annotated[int, Field(ge=0, lt=2**31)]
-FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]*(/[A-Za-z0-9_][A-Za-z0-9_. -]*)*")
+FILE = re.compile(r"(metadata|targets)(/[A-Za-z0-9_][A-Za-z0-9_. -]{0,200}){1,9}")
 """Names of files in a channel: no part of one is empty or begins with a dot."""
 
 
@@ -156,7 +155,7 @@ def channel_route(uri: str) -> Route:
         name = request.path_params["name"]
         try:
             content = read(place, name) if FILE.fullmatch(name) else None
-        except UnreachableError:
+        except OSError:
             return PlainTextResponse("the place of the channel does not answer", 503)
         if content is None:
             return PlainTextResponse("there is no such file in the channel", 404)

@@ -13,12 +13,22 @@ from typing import Any
 import click
 from fastapi import FastAPI
 from mlflow.exceptions import MlflowException
+from mlflow.server import ARTIFACTS_DESTINATION_ENV_VAR, BACKEND_STORE_URI_ENV_VAR, _bootstrap_basic_auth
+from mlflow.server import app as flask_app
+from mlflow.server.assistant.api import assistant_router
+from mlflow.server.fastapi_app import create_fastapi_app
+from mlflow.server.handlers import _add_static_prefix
 from mlflow.utils.uri import extract_db_type_from_uri
 
+from infra.governed.api import channel_route, routes
+from infra.governed.artifacts import place
 from infra.governed.guard import Guard
+from infra.governed.identity import NamedUsersOnly
 from infra.governed.settings import Settings, read_settings
+from infra.governed.stores import install
 from lineage.database import DIALECTS
 from lineage.digests import LineageError
+from lineage.stores import API
 
 SERVER = "_MLFLOW_SGI_NAME"
 """The variable in which MLflow tells its workers which server runs them."""
@@ -51,17 +61,6 @@ def __getattr__(name: str) -> Any:
 
 def _create_app() -> FastAPI:
     """The application of one worker."""
-    from mlflow.server import ARTIFACTS_DESTINATION_ENV_VAR, BACKEND_STORE_URI_ENV_VAR
-    from mlflow.server import app as flask_app
-    from mlflow.server.assistant.api import assistant_router
-    from mlflow.server.handlers import _add_static_prefix
-
-    from infra.governed.api import channel_route, routes
-    from infra.governed.artifacts import place
-    from infra.governed.identity import NamedUsersOnly
-    from infra.governed.stores import install
-    from lineage.stores import API
-
     if os.environ.get(SERVER) != "uvicorn":
         raise LineageError(f"start it with: mlflow server --app-name triptych ({REFUSED['gunicorn_opts']})")
     settings, destination = read_settings(), os.environ[ARTIFACTS_DESTINATION_ENV_VAR]
@@ -86,8 +85,6 @@ def _create_app() -> FastAPI:
 
 
 def _application(settings: Settings) -> FastAPI:
-    from mlflow.server import app as flask_app
-
     if settings.authentication == "basic-auth":
         from mlflow.server import auth
 
@@ -98,8 +95,6 @@ def _application(settings: Settings) -> FastAPI:
                 auth.BEFORE_REQUEST_VALIDATORS.update(known)
         guarded: FastAPI = auth.create_app()
         return guarded
-    from mlflow.server.fastapi_app import create_fastapi_app
-
     plain: FastAPI = create_fastapi_app(flask_app)
     return plain
 
@@ -121,10 +116,7 @@ def check_start() -> None:
     if os.environ.setdefault(JOBS, "false").lower() not in ("false", "0"):
         raise LineageError(f"{JOBS} is on, but jobs run users' code beside the promotion key; unset it")
     if settings.authentication == "basic-auth":
-        from mlflow import server
-
-        # MLflow does it only for its own app of that name.
-        server._bootstrap_basic_auth()
+        _bootstrap_basic_auth()  # MLflow does it only for its own app of that name
         os.environ["_MLFLOW_AUTH_ADMIN_BOOTSTRAPPED"] = "true"
 
 

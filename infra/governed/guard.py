@@ -12,6 +12,7 @@ from threading import Lock
 from typing import Any
 
 from infra.governed.settings import Settings
+from infra.governed.writes import Writes
 from lineage.channel.publisher import Publisher
 from lineage.entries import Action, Entry, LedgerError, PolicySet, Registered
 from lineage.ledger import Ledger
@@ -64,13 +65,14 @@ class Guard:
         self.witness = LoggedWitness(
             open_witness(settings.witness), self._ledger.signer("witness", settings.witness_key)
         )
+        self.writes = Writes(settings.mark.with_suffix(".writes"))
         self._channel: Publisher | None = None
         if settings.channel:
             life = timedelta(hours=settings.channel_life)
             mark = settings.mark.with_suffix(".channel")
             self._channel = Publisher(settings.channel, self._signer, self.witness.signer, life, mark)
         self.folder_of: Callable[[Registered], str] = lambda registered: ""
-        """Finds the `place` of a version's folder, or refuses one that is not in its run's own; see `stores.install`."""
+        """Finds the `place` of a version's folder, refuses one that is not in its run's own; see `stores.install`."""
         self._found: dict[tuple[str, str, str], str] = {}
         self._folders: tuple[str, Mapping[str, str]] = "", {}
 
@@ -111,8 +113,10 @@ class Guard:
         with self.state() as state:
             if self._folders[0] != state.head:
                 known = [registered for versions in state.versions.values() for registered in versions.values()]
-                named = {self._folder(one): f"version {one.version} of {one.model}" for one in known}
-                self._folders = state.head, {folder: name for folder, name in named.items() if folder}
+                self._folders = (
+                    state.head,
+                    {self._folder(one): f"version {one.version} of {one.model}" for one in known},
+                )
             return self._folders[1]
 
     def _folder(self, known: Registered) -> str:
@@ -164,6 +168,7 @@ class Guard:
             registered = mover.ledger.refresh().registered(model, version)
             if registered and action != "withdraw":
                 self.folder_of(registered)
+                self.writes.await_end(registered.mlflow_run)
             return mover.move(action, version, reason)
 
     def reconcile(self, model: str, user: str) -> list[str]:

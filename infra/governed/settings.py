@@ -7,7 +7,7 @@
 ``TRIPTYCH_WITNESS``        where checkpoints go: a folder, or ``s3://bucket/prefix`` with object lock
 ``TRIPTYCH_WITNESS_KEY``    URI of the key that signs checkpoints, and the channel's timestamp
 ``TRIPTYCH_MARK``           file in which this server remembers how long the ledger was; shared by its workers
-``TRIPTYCH_CHANNEL``        where the promotion channel is published: a folder, or ``s3://bucket/prefix``; none by default
+``TRIPTYCH_CHANNEL``        where the promotion channel is, a folder or ``s3://bucket/prefix``; none by default
 ``TRIPTYCH_CHANNEL_LIFE``   hours for which the channel's timestamp counts, 24 by default
 ``TRIPTYCH_AUTHENTICATION`` ``none``, ``basic-auth`` (MLflow's own, on top of which the guard runs) or ``header``
 ``TRIPTYCH_USER_HEADER``    with ``header``: the one in which the proxy names the user, and which it never lets through

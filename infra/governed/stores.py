@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ from lineage.digests import LineageError
 from lineage.entries import LedgerError, Registered
 from lineage.registry import CHAMPION, TAG
 
+LOG = logging.getLogger(__name__)
 KEPT_TAGS = (TAG, "mlflow.prompt.")
 """Prefixes of tags that only the ledger's projection sets; the second one would hide a model among the prompts."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -72,10 +74,11 @@ class GuardedRegistry(RegistryStore):  # type: ignore[misc]
             return
         number = str(self.get_model_version(name, version).version)
         with refusing():
-            self.guard.move("promote", name, number, current_user(self.guard.settings))
+            said = self.guard.move("promote", name, number, current_user(self.guard.settings))
+        LOG.info("%s", "; ".join(said))
 
     def delete_registered_model_alias(self, name: str, alias: str) -> None:
-        if alias.casefold() == CHAMPION:
+        if alias.lower() == CHAMPION:
             self._refuse_if_governed(name, "its champion is taken away by: triptych withdraw")
         super().delete_registered_model_alias(name, alias)
 
@@ -147,10 +150,10 @@ class GuardedRegistry(RegistryStore):  # type: ignore[misc]
         return self._own_folder(what, stored or source, artifacts)
 
     def _own_folder(self, what: str, stored: str, artifacts: str) -> str:
-        files = place(stored, self.destination)
-        if not inside(files.rpartition("/")[0], place(artifacts, self.destination)):
+        folder = place(stored, self.destination).rpartition("/")[0]
+        if not inside(folder, place(artifacts, self.destination)):
             raise LedgerError(f"the files of {what} are not in the artifact folder of its own run: {stored}")
-        return files.rpartition("/")[0]
+        return folder
 
     def _stored(self, source: str) -> str:
         if not source.startswith("models:"):
@@ -186,31 +189,18 @@ class GuardedTracking(TrackingStore):  # type: ignore[misc]
     def create_experiment(self, name: str, artifact_location: str | None = None, tags: Any = None) -> Any:
         self._refuse_name(name)
         if artifact_location:
-            self.files.check_write(artifact_location)
+            with self.files.writing(artifact_location):
+                return super().create_experiment(name, artifact_location, tags)
         return super().create_experiment(name, artifact_location, tags)
 
     def delete_experiment(self, experiment_id: str) -> None:
         self._refuse_if_governed(experiment_id, "it cannot be deleted")
         super().delete_experiment(experiment_id)
 
-    def restore_experiment(self, experiment_id: str) -> None:
-        self._refuse_if_governed(experiment_id, "it cannot be restored")
-        super().restore_experiment(experiment_id)
-
     def rename_experiment(self, experiment_id: str, new_name: str) -> None:
         self._refuse_if_governed(experiment_id, "it keeps its name")
         self._refuse_name(new_name)
         super().rename_experiment(experiment_id, new_name)
-
-    def set_experiment_tag(self, experiment_id: str, tag: Any) -> None:
-        if tag.key.casefold().startswith(KEPT_TAGS):
-            self._refuse_if_governed(experiment_id, f"its tag {tag.key} is not for editing")
-        super().set_experiment_tag(experiment_id, tag)
-
-    def delete_experiment_tag(self, experiment_id: str, key: str) -> None:
-        if key.casefold().startswith(KEPT_TAGS):
-            self._refuse_if_governed(experiment_id, f"its tag {key} is not for editing")
-        super().delete_experiment_tag(experiment_id, key)
 
     def _refuse_name(self, name: str) -> None:
         with refusing():
@@ -236,16 +226,12 @@ def install(guard: Guard, destination: str) -> None:
         store.guard, store.destination = guard, destination
         return store
 
-    def folder_of(registered: Registered) -> str:
-        store: GuardedRegistry = handlers._get_model_registry_store()
-        return store.folder_of(registered)
-
     def protected() -> Mapping[str, str]:
         with refusing():
             return guard.folders()
 
-    guard.folder_of = folder_of
-    files = GuardedFolders(destination, protected)
+    guard.folder_of = lambda registered: str(handlers._get_model_registry_store().folder_of(registered))
+    files = GuardedFolders(destination, guard.writes, protected)
 
     def tracking(store_uri: str, artifact_uri: str) -> GuardedTracking:
         store = GuardedTracking(store_uri, artifact_uri, read_db_uri=replica)

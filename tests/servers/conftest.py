@@ -51,7 +51,7 @@ def storage() -> Iterator[dict[str, str]]:
 def large_server(cluster: str, storage: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """PostgreSQL for backend and ledger, S3 for artifacts and witness, three workers, users named by a proxy."""
     folder = tmp_path_factory.mktemp("large")
-    more = storage | {"TRIPTYCH_WITNESS": "s3://witness/checkpoints"}
+    more = storage | {"TRIPTYCH_WITNESS": "s3://witness/checkpoints", "TRIPTYCH_CHANNEL": "s3://artifacts/channel"}
     environment = settings(folder, database(cluster, "ledger"), "header", **more)
     with governed(folder, environment, 3, database(cluster, "mlflow"), "s3://artifacts/models") as server:
         yield server

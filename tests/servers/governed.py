@@ -8,15 +8,17 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import requests
+from securesystemslib.signer import Signer
 
 from lineage.artifacts import WEIGHTS_FOLDER, folder_digest, listing
+from lineage.channel.publisher import init
 from lineage.digests import digest_path
 from lineage.embedded import Embedded
 from lineage.entries import Judged, Moved, PolicySet, Registered
@@ -24,12 +26,14 @@ from lineage.ledger import Ledger, open_database
 from lineage.policy import policy_digest
 from lineage.registry import CHAMPION, Registry, Version, new_attempt
 from lineage.signing import make_keys, open_signer
+from lineage.statements import VERDICT, VERDICT_FILE, make_statement, write_statement
 from tests.servers.proxy import HEADER, proxied
 
 ADMIN, OFFICER, EDITOR, READER = "admin", "olga", "erik", "rita"
 PASSWORD = "a long enough password"
 BASE = f"tree-sha256:{'0' * 64}"
 """Digest of the base model, the incumbent where there is no champion."""
+TERMS = f"sha256:{'1' * 64}"
 EVALUATION, GATE = {"set": BASE}, {"margin": 0.02}
 POLICY = policy_digest(EVALUATION, GATE)
 PATIENCE = 180.0
@@ -102,8 +106,9 @@ def settings(folder: Path, ledger: str = "", authentication: str = "none", **mor
     """The environment of a governed server whose keys and ledger are made in ``folder``."""
     home = Embedded(folder)
     public = make_keys(home.keys)
-    url = ledger or home.url
+    url, channel = ledger or home.url, more.get("TRIPTYCH_CHANNEL", str(folder / "channel"))
     open_database(url, public, lambda: open_signer(home.uri("root")))
+    (folder / "channel-root.json").write_bytes(init(channel, public, open_signer(home.uri("root"))))
     said = {
         "TRIPTYCH_LEDGER": url,
         "TRIPTYCH_ROOT": home.root,
@@ -111,6 +116,7 @@ def settings(folder: Path, ledger: str = "", authentication: str = "none", **mor
         "TRIPTYCH_WITNESS": str(folder / "witness"),
         "TRIPTYCH_WITNESS_KEY": home.uri("witness"),
         "TRIPTYCH_MARK": str(folder / "mark.json"),
+        "TRIPTYCH_CHANNEL": channel,
         "TRIPTYCH_AUTHENTICATION": authentication,
     }
     if authentication == "basic-auth":
@@ -227,22 +233,41 @@ class Pipeline:
         keys = Embedded(server.folder)
         self.run_signer, self.gate_signer = open_signer(keys.uri("run")), open_signer(keys.uri("gate"))
 
-    def candidate(self, model: str, name: str, incumbent: str = BASE, decision: str = "promote") -> Version:
-        """Register weights of their own, judged against ``incumbent``; ``name`` is the run's."""
-        with signed_in(self.server):
-            return self._candidate(model, name, incumbent, decision)
+    def candidate(
+        self,
+        model: str,
+        name: str,
+        incumbent: str = BASE,
+        decision: str = "promote",
+        uploaded: Callable[[str], None] = lambda source: None,
+    ) -> Version:
+        """Register weights of their own, judged against ``incumbent``.
 
-    def _candidate(self, model: str, name: str, incumbent: str, decision: str) -> Version:
-        weights, card, verdict = write_candidate(self.server.folder / "runs" / f"{model}-{name}", decision)
-        digest, envelope = digest_path(weights), digest_path(verdict)
+        Args:
+            name: the run's.
+            uploaded: called with the URI of the model folder, before there is a version.
+        """
+        with signed_in(self.server):
+            return self._candidate(model, name, incumbent, decision, uploaded)
+
+    def _candidate(
+        self, model: str, name: str, incumbent: str, decision: str, uploaded: Callable[[str], None]
+    ) -> Version:
+        folder = self.server.folder / "runs" / f"{model}-{name}"
+        weights, card, verdict = write_candidate(folder, decision, self.gate_signer)
+        digest, envelope = digest_path(weights), digest_path(verdict / VERDICT_FILE)
         ledger = Ledger.open(self.server.url, self.server.root)
         ledger.append(judgement(model, name, digest, incumbent, decision, envelope), self.gate_signer)
         registry = Registry(self.server.url, model)
         run = registry.open_run(name)
-        source = registry.upload(run, card, weights, {"verdict.json": verdict}, new_attempt())
-        tags = {"candidate": digest, "verdict": envelope, "decision": decision}
+        source = registry.upload(run, card, weights, {"verdict": verdict}, new_attempt())
+        uploaded(source)
+        tags = {"standing": "candidate", "candidate": digest, "verdict": envelope, "decision": decision}
+        tags |= {"incumbent": incumbent, "training_key": TERMS, "evaluation_terms": TERMS}
         made = registry.create(run, source, tags, f"the gate says {decision}")
-        ledger.append(registration(made, name, digest, folder_of(card, weights), envelope), self.run_signer)
+        registered = registration(made, name, digest, folder_of(card, weights), envelope)
+        evidence = {"verdict": digest_path(verdict)}
+        ledger.append(registered.model_copy(update={"evidence": evidence}), self.run_signer)
         return made
 
 
@@ -267,10 +292,10 @@ def registration(version: Version, run: str, candidate: str, folder: str, verdic
         candidate=candidate,
         folder=folder,
         verdict=verdict,
-        training_key="",
-        evaluation_terms="",
+        training_key=TERMS,
+        evaluation_terms=TERMS,
         mlflow_run=version.mlflow_run,
-        evidence={"verdict.json": verdict},
+        evidence={},
     )
 
 
@@ -280,14 +305,15 @@ def pin_policy(server: Server, model: str) -> None:
     server.ledger().append(body, open_signer(Embedded(server.folder).uri("root")))
 
 
-def write_candidate(folder: Path, decision: str) -> tuple[Path, Path, Path]:
-    """Weights, a model folder without them, and a verdict."""
-    weights, card, verdict = folder / "weights", folder / "model", folder / "verdict.json"
-    weights.mkdir(parents=True)
-    card.mkdir()
+def write_candidate(folder: Path, decision: str, gate: Signer) -> tuple[Path, Path, Path]:
+    """Weights, a model folder without them, and a folder with a signed verdict."""
+    weights, card, verdict = folder / "weights", folder / "model", folder / "verdict"
+    for made in (weights, card, verdict):
+        made.mkdir(parents=True)
     (weights / "unet.bin").write_text(f"weights of {folder.name}")
     (card / "README.md").write_text("a model card\n")
-    verdict.write_text(f'{{"decision": "{decision}", "about": "{folder.name}"}}')
+    said = {"decision": decision, "figures": [{"axis": "realism", "lower": 0.1}], "about": folder.name}
+    write_statement(make_statement(VERDICT, {"candidate": digest_path(weights)}, said), verdict / VERDICT_FILE, gate)
     return weights, card, verdict
 
 

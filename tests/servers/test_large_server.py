@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +16,7 @@ from botocore.exceptions import ClientError
 from mlflow import MlflowClient
 
 from infra.governed.artifacts import GuardedFolders
+from infra.governed.writes import Writes
 from lineage.artifacts import fetch_weights
 from lineage.digests import LineageError
 from lineage.witness import S3Witness, check_against, hear
@@ -118,7 +121,9 @@ def test_uploads_in_parts(large: Portraits, bucket: Any) -> None:
 def test_weights_that_changed_in_the_bucket_are_not_promoted(large_server: Server, bucket: Any) -> None:
     portraits = portraits_on(large_server, "swapped")
     listed = bucket.list_objects_v2(Bucket="artifacts")["Contents"]
-    (key,) = [row["Key"] for row in listed if portraits.next.mlflow_run in row["Key"] and row["Key"].endswith("unet.bin")]
+    (key,) = [
+        row["Key"] for row in listed if portraits.next.mlflow_run in row["Key"] and row["Key"].endswith("unet.bin")
+    ]
     bucket.put_object(Bucket="artifacts", Key=key, Body=b"other weights")
     assert "the weights of version" in reason_in(large_server.set_alias("swapped", portraits.next.number))
 
@@ -153,7 +158,7 @@ def test_no_url_that_writes_is_given_away(large: Portraits) -> None:
         assert "gives no URLs that write" in reason_in(answer)
 
 
-def test_urls_of_parts_are_given_only_where_they_write_no_more_than_a_part() -> None:
+def test_urls_of_parts_are_given_only_where_they_write_no_more_than_a_part(tmp_path: Path) -> None:
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repo import MultipartUploadMixin
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
@@ -167,10 +172,24 @@ def test_urls_of_parts_are_given_only_where_they_write_no_more_than_a_part() -> 
 
         complete_multipart_upload = abort_multipart_upload = create_multipart_upload
 
-    guarded = GuardedFolders("s3://artifacts", dict)._guarded(Store)
+    guarded = GuardedFolders("s3://artifacts", Writes(tmp_path), dict)._guarded(Store)
     assert guarded("s3://artifacts/1").create_multipart_upload("unet.bin") == "a URL"
-    with pytest.raises(MlflowException, match="^Multipart upload is not supported"):  # so its client takes another way
+    with pytest.raises(MlflowException, match=r"^Multipart upload is not supported"):  # so its client takes another way
         guarded("wasbs://artifacts@account.blob.core.windows.net/1").create_multipart_upload("unet.bin")
+
+
+def test_a_move_waits_for_what_is_being_uploaded_into_its_run(large_server: Server) -> None:
+    # As a worker holds it that copies a large file to the bucket.
+    portraits = portraits_on(large_server, "waiting")
+    writes = Writes(large_server.folder / "mark.writes")
+    with ThreadPoolExecutor(1) as other:
+        with writes.into([portraits.next.mlflow_run]):
+            asked = other.submit(large_server.set_alias, "waiting", portraits.next.number)
+            time.sleep(3)
+            assert not asked.done()
+            assert large_server.champion("waiting") == portraits.champion.number
+        assert asked.result().ok
+    assert large_server.champion("waiting") == portraits.next.number
 
 
 def test_a_foreign_version_stops_nobody_from_writing(large: Portraits) -> None:

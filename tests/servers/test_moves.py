@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
+from urllib.parse import urlsplit
+
 import pytest
 
 from lineage.embedded import Embedded
@@ -19,6 +22,7 @@ from tests.servers.governed import (
     GATE,
     OFFICER,
     READER,
+    Pipeline,
     Server,
     digest_of,
     judgement,
@@ -155,7 +159,8 @@ def test_setting_the_same_champion_again_changes_nothing(portraits: Portraits) -
 
 
 @pytest.mark.parametrize(
-    ("file", "reason"), [("artifacts/weights/unet.bin", "the weights of"), ("README.md", "what lies around the weights")]
+    ("file", "reason"),
+    [("artifacts/weights/unet.bin", "the weights of"), ("README.md", "what lies around the weights")],
 )
 def test_a_model_that_changed_on_the_disk_is_not_promoted(open_server: Server, file: str, reason: str) -> None:
     model = f"changed-{file[:6].lower()}"
@@ -166,10 +171,30 @@ def test_a_model_that_changed_on_the_disk_is_not_promoted(open_server: Server, f
     assert open_server.champion(model) == portraits.champion.number
 
 
+@pytest.mark.parametrize("file", ["model/README.md", "model/artifacts/weights/unet.bin", "evidence/new.txt"])
+def test_an_upload_that_began_before_there_was_a_version_does_not_end_in_it(open_server: Server, file: str) -> None:
+    model = f"slow-{file[-5:].replace('.', '-')}"
+    portraits = portraits_on(open_server, model)
+    upload = http.client.HTTPConnection(urlsplit(open_server.url).netloc, timeout=60)
+
+    def begin(source: str) -> None:
+        folder = source.removeprefix("mlflow-artifacts:/").removesuffix("/model")
+        upload.putrequest("PUT", f"/api/2.0/mlflow-artifacts/artifacts/{folder}/{file}")
+        upload.putheader("Content-Length", "14")
+        upload.endheaders(b"other w")
+
+    made = Pipeline(open_server).candidate(model, "late", digest_of(portraits.champion), uploaded=begin)
+    upload.send(b"eights!")
+    answer = upload.getresponse()
+    assert answer.status == 403 and b"its files never change" in answer.read()
+    assert open_server.set_alias(model, made.number).ok
+    assert ServerMover(open_server.url, model).reconcile() == []
+
+
 def test_what_was_done_behind_its_back_is_put_right(open_server: Server) -> None:
     portraits = portraits_on(open_server, "behind")
     mover = ServerMover(open_server.url, "behind")
-    mover.reconcile()
+    assert mover.reconcile() == []
     with open_server.database() as database:
         database.execute(
             "UPDATE registered_model_aliases SET version = ? WHERE name = 'behind'", (portraits.rejected.number,)

@@ -28,7 +28,7 @@ WRONG = [
     ("TRIPTYCH_LEDGER", "", "TRIPTYCH_LEDGER: is not set"),
     ("TRIPTYCH_LEDGER", "mysql+pymysql://u:secret@db/m", "is in mysql; use SQLite or PostgreSQL"),
     ("TRIPTYCH_LEDGER", "postgresql+psycopg://u:secret@127.0.0.1:1/m", "cannot be used"),
-    ("TRIPTYCH_LEDGER", "postgresql+psycopg://u:secret@[/m", "is no database"),
+    ("TRIPTYCH_LEDGER", "postgresql+psycopg://u:secret@h:port/m", "is no database"),
     ("TRIPTYCH_ROOT", "0" * 64, "was opened by another root key"),
     ("TRIPTYCH_PROMOTION_KEY", "file2:/nowhere/key.pem", "there is no usable key at file2:/nowhere/key.pem"),
     ("TRIPTYCH_MARK", "/tmp/mark", "TRIPTYCH_MARK must name a .json file"),
@@ -81,7 +81,9 @@ with click.Context(click.Command("server")) as context:
 """
 
 
-@pytest.mark.parametrize("url", ["mysql+pymysql://u:secret@db/m", "mssql+pyodbc://u:secret@db/m", "oracle://u:secret@db"])
+@pytest.mark.parametrize(
+    "url", ["mysql+pymysql://u:secret@db/m", "mssql+pyodbc://u:secret@db/m", "oracle://u:secret@db"]
+)
 def test_databases_that_take_one_name_for_another_are_refused(tmp_path: Path, url: str) -> None:
     # MLflow connects to its database before it asks for the app, so here the app is asked as the command asks it.
     line = [sys.executable, "-c", BACKEND.format(url=url, looked_up=LOOKED_UP)]
