@@ -204,7 +204,7 @@ def test_a_store_that_is_not_there_is_named_without_its_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(UnreachableError, match="127.0.0.1:9") as raised:
+    with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9") as raised:
         reader(tmp_path).open("http://ann:secret@127.0.0.1:9/api/2.0/mlflow-artifacts/artifacts/1")
     assert "secret" not in str(raised.value)
 
