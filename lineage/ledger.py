@@ -1,250 +1,88 @@
 """The ledger: the append-only, hash-chained, signed list that says what was done and who is champion.
 
-It lies in a database (SQLite by default, PostgreSQL in a cluster) or behind a governed MLflow server, which is asked
-over HTTP. Whoever reads it checks every entry; whoever writes holds the key of the role that may say so.
+    ledger = Ledger.open("sqlite:////work/ledger.db", root, memory=Memory(Path("marks"), "pipeline"))
+    ledger.state.champion("portraits")
+    ledger.append(Closed(run="r1", outcome="judged"), signer)
+
+Whoever reads it checks every entry; whoever writes holds the key of a role that may say so.
 """
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Protocol
 
-import sqlalchemy as sql
-from pydantic import ValidationError
 from securesystemslib.signer import Key, Signer
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from lineage.entries import NAMES, Body, Entry, LedgerError, Opened, State, extend, replay
-from lineage.signing import key_facts
-
-API = "/api/2.0/triptych"
-PATIENCE = 30.0
-"""Seconds to wait for another writer."""
-
-Maker = Callable[[list[Entry]], Entry]
-"""Makes the next entry from those that came since it last looked."""
-
-
-class ConflictError(LedgerError):
-    """Another entry came first; read on and try again."""
-
-
-class Store(Protocol):
-    """Where the entries are."""
-
-    def entries(self, after: int) -> list[Entry]:
-        """Those from index ``after`` on."""
-        ...
-
-    def append(self, after: int, make: Maker) -> Entry:
-        """Append what ``make`` gives from the entries since ``after``; nothing comes between the two."""
-        ...
-
-
-TABLES = sql.MetaData()
-ENTRIES = sql.Table(
-    "triptych_ledger",
-    TABLES,
-    sql.Column("position", sql.Integer, primary_key=True, autoincrement=False),
-    sql.Column("ledger", sql.String(64), nullable=False),
-    sql.Column("previous", sql.String(80), nullable=False),
-    sql.Column("entry", sql.Text, nullable=False),
-    sql.UniqueConstraint("ledger", "previous"),
-)
-GUARDS = {
-    "sqlite": [
-        f"CREATE TRIGGER triptych_no_{verb} BEFORE {verb} ON triptych_ledger "
-        "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
-        for verb in ("UPDATE", "DELETE")
-    ],
-    "postgresql": [
-        "CREATE FUNCTION triptych_append_only() RETURNS trigger AS $$ "
-        "BEGIN RAISE EXCEPTION 'the ledger is append-only'; END $$ LANGUAGE plpgsql",
-        "CREATE TRIGGER triptych_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON triptych_ledger "
-        "FOR EACH STATEMENT EXECUTE FUNCTION triptych_append_only()",
-    ],
-}
-"""What keeps honest mistakes out; an owner of the database can drop it, which the chain and the witness then show."""
-for _dialect, _statements in GUARDS.items():
-    for _statement in _statements:
-        sql.event.listen(ENTRIES, "after_create", sql.DDL(_statement).execute_if(dialect=_dialect))
-
-
-class SqlStore:
-    """Entries in a database."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        waiting = {"timeout": PATIENCE} if url.startswith("sqlite") else {}
-        self.engine = sql.create_engine(url, connect_args=waiting)
-
-    def create(self) -> None:
-        """Make the table if it is not there."""
-        with self._errors():
-            TABLES.create_all(self.engine)
-
-    def entries(self, after: int) -> list[Entry]:
-        with self._errors(), self.engine.connect() as connection:
-            return self._entries(connection, after)
-
-    def append(self, after: int, make: Maker) -> Entry:
-        with self._errors(), self._exclusive() as connection:
-            entry = make(self._entries(connection, after))
-            connection.execute(ENTRIES.insert(), [_row(entry)])
-            return entry
-
-    def write(self, entries: Iterable[Entry]) -> None:
-        """Write entries as they are, all or none."""
-        with self._errors(), self._exclusive() as connection:
-            connection.execute(ENTRIES.insert(), [_row(entry) for entry in entries])
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[sql.Connection]:
-        with self.engine.connect() as connection:
-            if self.engine.dialect.name == "sqlite":
-                # Otherwise two writers read the same head, and one of them fails at its commit.
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            else:
-                connection.execute(sql.text("LOCK TABLE triptych_ledger IN EXCLUSIVE MODE"))
-            yield connection
-            connection.commit()
-
-    @staticmethod
-    def _entries(connection: sql.Connection, after: int) -> list[Entry]:
-        query = sql.select(ENTRIES.c.position, ENTRIES.c.entry).where(ENTRIES.c.position >= after)
-        return [_read_row(*row) for row in connection.execute(query.order_by(ENTRIES.c.position))]
-
-    @property
-    def _name(self) -> str:
-        return self.engine.url.render_as_string(hide_password=True)
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except IntegrityError as error:
-            raise ConflictError(f"another entry took this one's place in {self._name}") from error
-        except SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", error)).splitlines()[0]
-            raise LedgerError(f"the ledger {self._name} cannot be used: {reason}; nothing was written") from error
-
-
-def _read_row(position: int, line: str) -> Entry:
-    try:
-        return read_entry(line)
-    except LedgerError as error:
-        raise LedgerError(f"ledger row {position}: {error}") from error
-
-
-def _row(entry: Entry) -> dict[str, object]:
-    return {
-        "position": entry.index,
-        "ledger": entry.ledger,
-        "previous": entry.previous,
-        "entry": entry.model_dump_json(),
-    }
-
-
-class HttpStore:
-    """Entries behind a governed MLflow server."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-
-    def entries(self, after: int) -> list[Entry]:
-        # Not splitlines: a reason may hold a line separator of Unicode's.
-        answer = self.ask("GET", f"/entries?after={after}")
-        return [read_entry(line) for line in answer.split("\n") if line]
-
-    def append(self, after: int, make: Maker) -> Entry:
-        entry = make(self.entries(after))
-        self.ask("POST", "/entries", entry.model_dump_json())
-        return entry
-
-    def ask(self, method: str, path: str, content: str | None = None, patience: float = PATIENCE) -> str:
-        """The server's answer to a request under `API`.
-
-        Raises:
-            ConflictError: another entry came first.
-            LedgerError: it refuses, with its reason, or does not answer within ``patience`` seconds.
-        """
-        import requests
-        from mlflow.utils.credentials import get_default_host_creds
-        from mlflow.utils.rest_utils import http_request
-
-        try:
-            answer: requests.Response = http_request(
-                get_default_host_creds(self.url),
-                API + path,
-                method,
-                data=content,
-                timeout=patience,
-                max_retries=2,
-                raise_on_status=False,
-            )
-        except Exception as error:
-            raise LedgerError(f"the ledger at {self.url} does not answer: {error}") from error
-        if answer.status_code == 409:
-            raise ConflictError(message_of(answer.text))
-        if answer.status_code != 200:
-            raise LedgerError(f"the ledger at {self.url} refused ({answer.status_code}): {message_of(answer.text)}")
-        return str(answer.text)
+from lineage.entries import Body, Entry, KeyRevoked, LedgerError, Opened, entry_digest
+from lineage.memory import WORTH, Memory
+from lineage.rules import State, extend, replay
+from lineage.signing import key_facts, open_signer, sign_bytes
+from lineage.stores import PATIENCE, ConflictError, ServerStore, Store, without_password
+from lineage.witness import check_root
 
 
 class Ledger:
-    """A ledger, read and checked up to its head."""
+    """A ledger, read and checked up to its head when its `state` is first asked for."""
 
-    def __init__(self, url: str, root: str = "") -> None:
-        """Open the ledger at ``url``: ``sqlite:///…``, ``postgresql+psycopg://…``, ``http(s)://…``.
+    def __init__(self, store: Store, name: str, root: str, memory: Memory | None) -> None:
+        self.store, self.root, self.memory = store, root, memory
+        self.name = name
+        """Its URL without a password, for messages."""
+        self._state: State | None = None
+
+    @classmethod
+    def open(cls, url: str, root: str = "", memory: Memory | None = None) -> Ledger:
+        """The ledger at ``url``: ``sqlite:///…``, ``postgresql+psycopg://…``, ``http(s)://…``.
 
         Args:
             root: the id of the root key that must have opened it; empty: any.
+            memory: what this reader saw of it before.
 
         Raises:
-            LedgerError: it is not there, does not hold, or was opened by another root.
+            LedgerError: the URL names no such place.
         """
-        self.url, self.root = url, root
-        self.store: Store = HttpStore(url) if url.startswith("http") else SqlStore(url)
-        self.all: list[Entry] = []
-        self.state = State()
-        self.refresh()
-        if not self.state.size:
-            raise LedgerError(
-                f"the ledger {hidden(url)} is empty: it was never opened, or everything was taken out of it"
-            )
+        store: Store
+        if url.startswith(("http://", "https://")):
+            store = ServerStore(url)
+        else:
+            from lineage.database import DatabaseStore
 
-    @classmethod
-    def open(cls, url: str, keys: Mapping[str, Key], root: Signer, seen: bool = False) -> Ledger:
-        """The ledger at ``url``, a new one with ``keys`` (role -> public key) if none is there.
+            store = DatabaseStore(url)
+        return cls(store, without_password(url), root, memory)
 
-        Args:
-            seen: somebody saw entries there before, so that none now means that they were taken away.
+    @property
+    def state(self) -> State:
+        """What its entries add up to; read once, then kept up by `refresh` and `append`.
 
         Raises:
-            LedgerError: it cannot be used, does not hold, or lost its entries.
+            LedgerError: it is not there, does not hold, was opened by another root, or is shorter than it was.
         """
-        store = SqlStore(url)
-        store.create()
-        if not store.entries(0):
-            if seen:
-                raise LedgerError(f"the ledger {hidden(url)} is empty, but had entries before: restore it")
-            body = Opened(keys={role: key_facts(key) for role, key in keys.items()})
+        return self._state or self.refresh()
 
-            def first(there: list[Entry]) -> Entry:
-                return there[0] if there else _signed(State(ledger=uuid.uuid4().hex), body, root)
-
-            store.append(0, first)
-        return cls(url, root.public_key.keyid)
+    def entries(self, after: int = 0) -> list[Entry]:
+        """The entries from index ``after`` on, as they lie there."""
+        return self.store.entries(after)
 
     def refresh(self) -> State:
         """Read and check what is new; gives the state."""
-        return self._take(self.store.entries(len(self.all)))
+        # Read within the lock: a reader that is a moment behind another one would take the ledger for a shorter one.
+        with self.memory.locked() if self.memory else nullcontext():
+            if self._state is None:
+                self._state = self._read()
+            else:
+                self._state = self._take(self._state, self.store.entries(self._state.size))
+            if self.memory:
+                self.memory.check(self._state, self.digest_at)
+        return self._state
+
+    def digest_at(self, index: int) -> str:
+        """The digest of one entry; empty where there is none."""
+        found = self.store.entries(index, index + 1)
+        return entry_digest(found[0]) if found else ""
 
     def append(self, body: Body, signer: Signer) -> Entry:
         """Sign and append an entry; it is checked against the state at the moment it is written.
@@ -269,86 +107,95 @@ class Ledger:
 
         self._write(unchanged, patience=0)
 
-    def _write(self, make: Callable[[State], Entry], patience: float = PATIENCE) -> Entry:
-        def checked(new: list[Entry]) -> Entry:
-            entry = make(self._take(new))
-            self._take([entry], ours=True)
-            return entry
+    def signer(self, role: str, uri: str) -> Signer:
+        """The private key of a role at ``uri``: in a file, or in a key service by its own scheme.
 
-        until = time.monotonic() + patience
-        while True:
-            known = len(self.all)
-            try:
-                return self.store.append(known, checked)
-            except BaseException as error:
-                # What was taken in may not have been written; what was known before stands.
-                self.all, self.state = self.all[:known], replay(self.all[:known])
-                if not isinstance(error, ConflictError) or time.monotonic() > until:
-                    raise
+        Raises:
+            LineageError: there is none, or the ledger names another key for the role.
+        """
+        return open_signer(uri, self.state.key_of(role))  # type: ignore[arg-type]
 
-    def _take(self, new: list[Entry], ours: bool = False) -> State:
-        state = self.state
-        if any(entry.kind == "key-revoked" for entry in new):
-            state = replay([*self.all, *new])
-        elif ours:
-            state.apply(new[0])  # refused in plain words: it is no entry yet
-        else:
-            extend(state, new)
-        if self.root and new and not self.all and new[0].key != self.root:
-            raise LedgerError(f"the ledger {hidden(self.url)} was opened by another root key ({new[0].key[:12]})")
-        self.all += new
-        self.state = state
+    def _read(self) -> State:
+        state = (self.memory.recall(self.digest_at) if self.memory else None) or State()
+        remembered = state.size
+        state = self._take(state, self.store.entries(state.size))
+        if not state.size:
+            raise LedgerError(f"the ledger {self.name} is empty: it was never opened, or everything was taken out of it")
+        opener = next(iter(key for key, known in state.keys.items() if known.role == "root"))
+        if self.root and opener != self.root:
+            raise LedgerError(f"the ledger {self.name} was opened by another root key ({opener[:12]})")
+        if self.memory and state.size - remembered >= WORTH:
+            self.memory.keep(state)
         return state
 
+    def _take(self, state: State, new: Sequence[Entry]) -> State:
+        if any(isinstance(entry.body, KeyRevoked) for entry in new):
+            return replay(self.store.entries(0))
+        extend(state, new)
+        return state
 
-def _signed(state: State, body: Body, signer: Signer) -> Entry:
-    entry = Entry(
-        ledger=state.ledger,
-        index=state.size,
-        previous=state.head,
-        time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        kind=NAMES[type(body)],
-        body=body.model_dump(mode="json"),
-        key=signer.public_key.keyid,
-    )
-    return entry.model_copy(update={"signature": signer.sign(entry.signed_bytes()).signature})
+    def _write(self, make: Callable[[State], Entry], patience: float = PATIENCE) -> Entry:
+        until = time.monotonic() + patience
+        while True:
+            known = self.state.size
+            try:
+                entry = self.store.append(known, lambda new: self._next(new, make))
+            except BaseException as error:
+                if self._state and self._state.size > known and not self.store.checks:
+                    self._state = None  # it was applied, and may not have been written
+                if not isinstance(error, ConflictError) or time.monotonic() > until:
+                    raise
+                continue
+            if self.store.checks:
+                self._apply(entry)
+            return entry
+
+    def _next(self, new: Sequence[Entry], make: Callable[[State], Entry]) -> Entry:
+        """The next entry, after ``new``, which somebody else wrote meanwhile."""
+        self._state = self._take(self.state, new)
+        entry = make(self._state)
+        if not self.store.checks:
+            self._apply(entry)
+        return entry
+
+    def _apply(self, entry: Entry) -> None:
+        assert self._state is not None
+        if isinstance(entry.body, KeyRevoked):
+            before = self.store.entries(0, entry.index)
+            self._state = replay([*before, entry])
+        else:
+            self._state.apply(entry)
 
 
-def read_entry(line: str) -> Entry:
-    """One entry from its JSON.
+def open_database(url: str, keys: Mapping[str, Key], root: Callable[[], Signer], seen: bool = False) -> None:
+    """Make the ledger at ``url``, with ``keys`` (role -> public key), if none is there.
+
+    Args:
+        root: opens the root's private key, which is needed for a new ledger only.
+        seen: somebody saw entries there before, so that none now means that they were taken away.
 
     Raises:
-        LedgerError: it is not one.
+        LedgerError: it cannot be used, or lost its entries.
     """
+    from lineage.database import DatabaseStore
+
+    store = DatabaseStore(url)
+    store.create()
+    if store.entries(0, 1):
+        return
+    if seen:
+        raise LedgerError(f"the ledger {without_password(url)} is empty, but had entries before: restore it")
+    body, signer = Opened(keys={role: key_facts(key) for role, key in keys.items()}), root()
+
+    def first(there: list[Entry]) -> Entry:
+        if there:
+            raise ConflictError("another process opened the ledger first")
+        return _signed(State(ledger=uuid.uuid4().hex), body, signer)
+
     try:
-        return Entry.model_validate_json(line)
-    except ValidationError as error:
-        raise LedgerError(f"this is not a ledger entry: {line[:80]!r}: {error.errors()[0]['msg']}") from error
-
-
-def export(entries: Iterable[Entry]) -> str:
-    """Entries as JSON lines."""
-    return "".join(entry.model_dump_json() + "\n" for entry in entries)
-
-
-def read_export(path: Path) -> list[Entry]:
-    """The entries of an export, not yet checked.
-
-    Raises:
-        LedgerError: the file cannot be read, or a line is no entry.
-    """
-    try:
-        lines = path.read_text("utf-8").split("\n")
-        lines = lines[:-1] if not lines[-1] else lines
-    except (OSError, UnicodeDecodeError) as error:
-        raise LedgerError(f"the export {path} cannot be read: {error}") from error
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            entries.append(read_entry(line))
-        except LedgerError as error:
-            raise LedgerError(f"{path}, line {number}: {error}") from error
-    return entries
+        store.append(0, first)
+    except ConflictError:
+        return
 
 
 def import_entries(url: str, entries: Sequence[Entry], root: str) -> int:
@@ -357,25 +204,33 @@ def import_entries(url: str, entries: Sequence[Entry], root: str) -> int:
     Raises:
         LedgerError: they do not hold, another root opened them, or the database has a ledger already.
     """
+    from lineage.database import DatabaseStore
+
     state = replay(entries)
-    if not entries or entries[0].key != root:
-        raise LedgerError(f"the export was not opened by root key {root[:12]}")
-    store = SqlStore(url)
+    check_root(entries, root)
+    store = DatabaseStore(url)
     store.create()
-    if store.entries(0):
-        raise LedgerError(f"{hidden(url)} holds a ledger already; import into an empty database")
+    if store.entries(0, 1):
+        raise LedgerError(f"{without_password(url)} holds a ledger already; import into an empty database")
     store.write(entries)
     return state.size
 
 
-def hidden(url: str) -> str:
-    """A URL without its password."""
-    return url if url.startswith("http") else sql.make_url(url).render_as_string(hide_password=True)
+def now() -> str:
+    """The time as entries write it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def message_of(answer: str) -> str:
-    """The message in a server's JSON answer."""
-    try:
-        return str(json.loads(answer)["message"])
-    except (ValueError, KeyError, TypeError):
-        return answer[:200]
+def _signed(state: State, body: Body, signer: Signer) -> Entry:
+    entry = Entry.model_validate(
+        {
+            "ledger": state.ledger,
+            "index": state.size,
+            "previous": state.head,
+            "time": now(),
+            "body": body,
+            "key": signer.public_key.keyid,
+        }
+    )
+    return entry.model_copy(update={"signature": sign_bytes(entry.signed_bytes(), signer)})
+

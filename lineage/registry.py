@@ -1,22 +1,25 @@
-"""The model registry: versions, the champion, and the evidence each version carries, kept in MLflow.
+"""The model registry in MLflow: runs, versions, and where the files of a version lie.
 
-Everything that binds one thing to another is a digest; version numbers and tags only help to find it. Weights that
-come out of the registry are checked against the digest the caller expects.
+Everything that binds one thing to another is a digest in the ledger; version numbers and tags only help to find it.
+
+    <artifacts of the MLflow run>/candidate-<random>/model/       the model folder: what a version's source names
+                                                     .../artifacts/weights/
+                                  candidate-<random>/evidence/    what lies beside it
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Mapping
+import secrets
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from lineage.digests import PREFIX, LineageError, digest_path
+from lineage.digests import LineageError, hex_of
+from lineage.stores import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 TAG = "triptych."
+ATTEMPT = "candidate-"
+"""Begins the name of the folder that holds a version's files; each attempt to register has its own."""
 MODEL_FOLDER = "model"
 WEIGHTS_FOLDER = "artifacts/weights"
 """Inside the model folder, where MLflow's own loader looks for them."""
@@ -35,8 +40,8 @@ class RegistrySettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model_name: str
-    """The registered model, such as ``portrait-avatars``."""
+    model_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The registered model, such as ``portrait-avatars``. ASCII, so that no database takes it for another one."""
     mode: Literal["auto", "manual"] = "auto"
     """``auto``: a promote verdict moves ``champion``. ``manual``: it sets ``challenger`` and a person decides."""
     artifacts: str | None = None
@@ -59,15 +64,17 @@ class Version:
     number: str
     aliases: tuple[str, ...]
     tags: Mapping[str, str]
-    run: str
+    mlflow_run: str
     """The MLflow run that logged it."""
+    source: str
+    """URI of its model folder."""
     created: int
     """Milliseconds since the epoch."""
 
     @property
-    def uri(self) -> str:
-        """Where its weights are."""
-        return f"models:/{self.name}/{self.number}"
+    def evidence(self) -> str:
+        """URI of the folder with its evidence."""
+        return f"{self.source.rstrip('/').rpartition('/')[0]}/{EVIDENCE_FOLDER}"
 
 
 class Registry:
@@ -87,37 +94,36 @@ class Registry:
 
     def versions(self) -> list[Version]:
         """All versions, oldest first."""
-        found = self.client.search_model_versions(f"name = '{self.model_name}'")
+        found: list[Any] = []
+        page: str | None = ""
+        while page is not None:
+            some = self.client.search_model_versions(f"name = '{self.model_name}'", page_token=page or None)
+            found, page = [*found, *some], some.token or None
         aliases = self._aliases()
-        versions = [
-            Version(
-                name=self.model_name,
-                number=str(version.version),
-                aliases=tuple(sorted(a for a, number in aliases.items() if number == str(version.version))),
-                tags={k.removeprefix(TAG): v for k, v in version.tags.items() if k.startswith(TAG)},
-                run=version.run_id,
-                created=version.creation_timestamp,
-            )
-            for version in found
-        ]
-        return sorted(versions, key=lambda version: int(version.number))
+        return sorted((self._version(version, aliases) for version in found), key=lambda version: int(version.number))
 
-    def champion(self) -> Version | None:
-        """The version that holds the alias ``champion``, if any."""
-        return next((version for version in self.versions() if CHAMPION in version.aliases), None)
+    def version(self, number: str) -> Version | None:
+        """One version; None where there is none of this number."""
+        from mlflow.exceptions import MlflowException
 
-    def version_of(self, mlflow_run: str) -> Version | None:
-        """The version that an MLflow run logged, if it did."""
-        return next((version for version in self.versions() if version.run == mlflow_run), None)
+        try:
+            found = self.client.get_model_version(self.model_name, number)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+        return self._version(found, self._aliases())
 
-    def fetch_evidence(self, mlflow_run: str, target: Path) -> Path:
-        """Copy what is stored beside the weights into the folder ``target``; gives the copy.
-
-        Raises:
-            LineageError: the artifact store does not have it.
-        """
-        place = f"{self.client.get_run(mlflow_run).info.artifact_uri}/{EVIDENCE_FOLDER}"
-        return _fetch(self.tracking_uri, place, target)
+    def _version(self, version: Any, aliases: Mapping[str, str]) -> Version:
+        return Version(
+            name=self.model_name,
+            number=str(version.version),
+            aliases=tuple(sorted(alias for alias, number in aliases.items() if number == str(version.version))),
+            tags={k.removeprefix(TAG): v for k, v in version.tags.items() if k.startswith(TAG)},
+            mlflow_run=version.run_id,
+            source=version.source,
+            created=version.creation_timestamp,
+        )
 
     def metrics(self, prefix: str, suffix: str) -> dict[str, dict[str, float]]:
         """MLflow run -> the metrics whose name has both, by what stands between."""
@@ -150,6 +156,8 @@ class Registry:
                 f"experiment {self.model_name!r} keeps its files in {experiment.artifact_location}, and MLflow cannot "
                 f"move it to {self.artifacts}; set registry.artifacts to the former, or choose another model_name"
             )
+        if experiment and self.tracking_uri.startswith("http"):
+            self._check_served(experiment.artifact_location)
         experiment_id = experiment.experiment_id if experiment else self._create_experiment()
         tags = {f"{TAG}run": run}
         return str(self.client.create_run(experiment_id, run_name=run, tags=tags).info.run_id)
@@ -167,7 +175,7 @@ class Registry:
         place = source if "://" in source else f"file://{source}"
         shown = Dataset(
             name=place.rstrip("/").rpartition("/")[2][:500] or "data",
-            digest=digest.removeprefix(PREFIX)[:36],
+            digest=hex_of(digest)[:36],
             source_type=place.partition("://")[0],
             source=json.dumps({"uri": place}),
             profile=json.dumps({"digest": digest, **profile}),
@@ -180,31 +188,27 @@ class Registry:
         if found is not None:
             self.client.set_terminated(found, status=status)
 
-    def register(
-        self,
-        mlflow_run: str,
-        weights: Path,
-        folder: Path,
-        evidence: Mapping[str, Path],
-        tags: Mapping[str, str],
-        description: str,
-    ) -> Version:
-        """Store weights with their evidence as a new version; a repeated call gives the version already there.
+    def upload(
+        self, mlflow_run: str, folder: Path, weights: Path, evidence: Mapping[str, Path], attempt: str
+    ) -> str:
+        """Store a candidate's files in a fresh folder of an MLflow run; gives the URI of its model folder.
 
         Args:
             folder: an MLflow model folder without its weights, which are stored in its `WEIGHTS_FOLDER`.
             evidence: name -> a file of that name, or a folder.
+            attempt: name of the fresh folder, of `new_attempt`.
         """
-        if known := self.version_of(mlflow_run):
-            return known
-        self.client.log_artifacts(mlflow_run, str(folder), MODEL_FOLDER)
-        self.client.log_artifacts(mlflow_run, str(weights), f"{MODEL_FOLDER}/{WEIGHTS_FOLDER}")
+        self.client.log_artifacts(mlflow_run, str(folder), f"{attempt}/{MODEL_FOLDER}")
+        self.client.log_artifacts(mlflow_run, str(weights), f"{attempt}/{MODEL_FOLDER}/{WEIGHTS_FOLDER}")
         for name, path in evidence.items():
             if path.is_dir():
-                self.client.log_artifacts(mlflow_run, str(path), f"{EVIDENCE_FOLDER}/{name}")
+                self.client.log_artifacts(mlflow_run, str(path), f"{attempt}/{EVIDENCE_FOLDER}/{name}")
             else:
-                self.client.log_artifact(mlflow_run, str(path), EVIDENCE_FOLDER)
-        source = f"{self.client.get_run(mlflow_run).info.artifact_uri}/{MODEL_FOLDER}"
+                self.client.log_artifact(mlflow_run, str(path), f"{attempt}/{EVIDENCE_FOLDER}")
+        return f"{self.client.get_run(mlflow_run).info.artifact_uri}/{attempt}/{MODEL_FOLDER}"
+
+    def create(self, mlflow_run: str, source: str, tags: Mapping[str, str], description: str) -> Version:
+        """Make a new version of the model folder at ``source``."""
         if not self._exists():
             self.client.create_registered_model(self.model_name)
         made = self.client.create_model_version(
@@ -214,16 +218,32 @@ class Registry:
             tags={f"{TAG}{name}": value for name, value in tags.items()},
             description=description,
         )
-        return next(version for version in self.versions() if version.number == str(made.version))
+        return self._version(made, {})
 
-    def set_alias(self, alias: str, version: Version) -> None:
-        """Point ``alias`` at ``version``."""
-        self.client.set_registered_model_alias(self.model_name, alias, version.number)
+    def delete_leftovers(self, mlflow_run: str, known: Collection[str]) -> None:
+        """Delete versions that an MLflow run logged and that are not ``known``: of attempts that died, or strangers'."""
+        for version in self.versions():
+            if version.mlflow_run == mlflow_run and version.number not in known:
+                self.client.delete_model_version(self.model_name, version.number)
 
     def tag(self, version: Version, tags: Mapping[str, Any]) -> None:
         """Set our tags on ``version``."""
         for name, value in tags.items():
             self.client.set_model_version_tag(self.model_name, version.number, f"{TAG}{name}", str(value))
+
+    def point(self, alias: str, number: str | None) -> None:
+        """Point ``alias`` at a version; None: at none."""
+        if number is None:
+            self.client.delete_registered_model_alias(self.model_name, alias)
+        else:
+            self.client.set_registered_model_alias(self.model_name, alias, number)
+
+    def _check_served(self, location: str) -> None:
+        if not location.startswith("mlflow-artifacts:") and location.rstrip("/") != (self.artifacts or "").rstrip("/"):
+            raise LineageError(
+                f"experiment {self.model_name!r} keeps its files in {location}, past the server at "
+                f"{without_password(self.tracking_uri)}; remove it, or set registry.artifacts to this place"
+            )
 
     def _create_experiment(self) -> str:
         # A store without a server keeps its files beside the database, not in the folder we happen to run in.
@@ -247,53 +267,6 @@ class Registry:
         return str(found[0].info.run_id) if found else None
 
 
-def fetch_weights(tracking_uri: str, uri: str, digest: str, target: Path) -> Path:
-    """Copy the weights at ``uri`` (``models:/NAME/N``, or a local folder of weights) to ``target`` and check them.
-
-    Raises:
-        LineageError: nothing is there, or it is not what ``digest`` says; ``target`` is then left alone.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        found = _download(tracking_uri, uri, scratch) if uri.startswith("models:/") else _copy(Path(uri), scratch)
-        actual = digest_path(found)
-        if actual != digest:
-            raise LineageError(
-                f"the weights at {uri} have digest {actual}, expected {digest or 'one that is missing'}: they were "
-                "changed after they were recorded; restore them, or train anew with --force"
-            )
-        shutil.copytree(found, target, dirs_exist_ok=True)
-    return target
-
-
-def _copy(weights: Path, scratch: str) -> Path:
-    # What is checked is what is handed on, whatever happens to the original meanwhile.
-    try:
-        return Path(shutil.copytree(weights, Path(scratch) / "weights"))
-    except (OSError, shutil.Error) as error:
-        raise LineageError(f"the weights at {weights} cannot be read: {error}") from error
-
-
-def _download(tracking_uri: str, uri: str, scratch: str) -> Path:
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        # Not by its models:/ name: MLflow then fetches the whole model folder and writes a file of its own into it.
-        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-        stored = client.get_model_version_download_uri(*uri.removeprefix("models:/").split("/"))
-    except MlflowException as error:
-        raise LineageError(f"{uri} is not in the registry at {tracking_uri}: {error}") from error
-    return _fetch(tracking_uri, f"{stored}/{WEIGHTS_FOLDER}", Path(scratch))
-
-
-def _fetch(tracking_uri: str, place: str, target: Path) -> Path:
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    target.mkdir(parents=True, exist_ok=True)
-    try:
-        return Path(download_artifacts(artifact_uri=place, tracking_uri=tracking_uri, dst_path=str(target)))
-    except (MlflowException, OSError) as error:
-        raise LineageError(
-            f"{place} is not in the artifact store: {error}; restore it, or train anew with --force"
-        ) from error
+def new_attempt() -> str:
+    """A fresh name for the folder of a version's files, which nobody can know beforehand."""
+    return f"{ATTEMPT}{secrets.token_hex(8)}"

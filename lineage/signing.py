@@ -16,29 +16,35 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from securesystemslib.dsse import Envelope
-from securesystemslib.exceptions import VerificationError
-from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
+from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
+from securesystemslib.signer import CryptoSigner, Key, Signature, Signer, SSlibKey
 
 from lineage.digests import LineageError
 
 Role = Literal["root", "run", "gate", "promotion", "witness"]
 ROLES: tuple[Role, ...] = get_args(Role)
 SCHEME = "file2:"
+P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+"""Order of the curve P-256 (FIPS 186-4, D.1.2.3)."""
 IN_TOTO = "application/vnd.in-toto+json"
 """Payload type of a signed statement."""
 
 
 def make_keys(folder: Path, roles: Iterable[Role] = ROLES) -> dict[str, Key]:
-    """Make what is missing of ``<folder>/<role>.pem`` and its public half ``<role>.pub``; gives the public keys."""
+    """Make the pairs ``<folder>/<role>.pem`` and ``<role>.pub`` that are not there; gives the public keys.
+
+    A private key whose public half exists is never made: it may be kept elsewhere, as the root's should be.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     public: dict[str, Key] = {}
     for role in roles:
         private, shown = folder / f"{role}.pem", folder / f"{role}.pub"
-        if not private.exists():
+        if not shown.exists():
             signer = CryptoSigner.generate_ecdsa()
-            write_public(signer.public_key, shown)
             _write_private(private, signer.private_bytes)
+            write_public(signer.public_key, shown)
         public[role] = read_public(shown)
     return public
 
@@ -53,7 +59,9 @@ def _write_private(path: Path, content: bytes) -> None:
 
 def write_public(key: Key, path: Path) -> None:
     """Write a public key as JSON: id, type, scheme, PEM."""
-    path.write_text(json.dumps(key_facts(key), indent=2) + "\n", "utf-8")
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(key_facts(key), indent=2) + "\n", "utf-8")
+    partial.replace(path)
 
 
 def read_public(path: Path) -> Key:
@@ -110,6 +118,31 @@ def open_signer(uri: str, public: Key | None = None) -> Signer:
         raise LineageError(f"there is no usable key at {uri}: {error}") from error
 
 
+def sign_bytes(payload: bytes, signer: Signer) -> str:
+    """The signature of ``payload``, hexadecimal, in the one form that `check_signature` takes."""
+    return _one_form(signer.public_key, signer.sign(payload).signature)
+
+
+def check_signature(key: Key, signature: str, payload: bytes) -> bool:
+    """Whether ``key`` made the signature, and it is written in its one form.
+
+    An ECDSA signature (r, s) holds as (r, n - s) too; only the one with the smaller s counts, so that nobody can
+    rewrite a signature without its key.
+    """
+    try:
+        key.verify_signature(Signature(key.keyid, signature), payload)
+        return _one_form(key, signature) == signature
+    except (UnverifiedSignatureError, ValueError):
+        return False
+
+
+def _one_form(key: Key, signature: str) -> str:
+    if key.scheme != "ecdsa-sha2-nistp256":
+        return signature.lower()
+    r, s = decode_dss_signature(bytes.fromhex(signature))
+    return encode_dss_signature(r, min(s, P256_ORDER - s)).hex()
+
+
 def sign(payload: bytes, payload_type: str, signer: Signer) -> bytes:
     """A DSSE envelope of ``payload``, as JSON."""
     envelope = Envelope(payload, payload_type, {})
@@ -135,6 +168,6 @@ def open_envelope(content: bytes, payload_type: str, keys: Iterable[Key]) -> tup
         raise LineageError(
             f"the signature does not hold: none of the keys {[k.keyid[:12] for k in keys]} made it"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LineageError(f"this is not a signed envelope: {error}") from error
     return envelope.payload, next(iter(accepted))

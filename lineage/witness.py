@@ -1,15 +1,15 @@
 """Witnesses: what shows that a ledger was cut short or forked.
 
 A signed chain whose end is taken off still holds. So its length and head are written, signed by a key that cannot
-write the ledger, to a place where nothing is ever overwritten: a folder, or a bucket with object lock. And whoever
-reads the ledger keeps a high-water mark, and refuses one that is shorter than it was, or another one.
+write the ledger, to a place where nothing is ever overwritten: a folder, or a bucket with object lock.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -17,13 +17,16 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError
 from securesystemslib.signer import Key, Signer
 
-from lineage.digests import LineageError, canonical
-from lineage.entries import Entry, LedgerError, State, entry_digest, replay
+from lineage.digests import LineageError, canonical, digest_bytes
+from lineage.entries import Entry, LedgerError, entry_digest
+from lineage.rules import State, replay
 from lineage.signing import open_envelope, sign
 
 CHECKPOINT_TYPE = "application/vnd.triptych.checkpoint+json"
 RETENTION = timedelta(days=3650)
 """How long a bucket keeps a checkpoint from being removed."""
+LARGEST = 64 * 1024
+"""Bytes of a checkpoint that are read at most."""
 
 
 class Checkpoint(BaseModel):
@@ -36,16 +39,27 @@ class Checkpoint(BaseModel):
     head: str
     time: str
 
+    @classmethod
+    def of(cls, state: State) -> Checkpoint:
+        """How long a ledger is now."""
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        return cls(ledger=state.ledger, size=state.size, head=state.head, time=time)
+
+    @property
+    def stem(self) -> str:
+        """Its name, up to what tells it from others of the same length."""
+        return f"{self.ledger}-{self.size:010d}"
+
 
 class Witness(Protocol):
     """Where checkpoints are kept."""
 
-    def write(self, name: str, content: bytes) -> None:
-        """Keep ``content``; what is there already stays."""
+    def write(self, name: str, content: bytes) -> bool:
+        """Keep ``content``; False where the name is taken. What is there already stays."""
         ...
 
-    def read(self) -> dict[str, bytes]:
-        """All checkpoints, by name."""
+    def read(self, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+        """Name and content of all checkpoints whose name begins so; a name may come several times."""
         ...
 
 
@@ -55,17 +69,29 @@ class FileWitness:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> bool:
         self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f".{secrets.token_hex(8)}.partial"
+        partial.write_bytes(content)
+        partial.chmod(0o444)
         try:
-            descriptor = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
+            os.link(partial, self.folder / name)  # whole or not at all, and never over another one
         except FileExistsError:
-            return
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
+            return False
+        finally:
+            partial.unlink()
+        return True
 
-    def read(self) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in sorted(self.folder.glob("*.json"))}
+    def read(self, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+        for path in sorted(self.folder.glob("*.json")):
+            if path.name.startswith(prefix):
+                regular = path.is_file() and not path.is_symlink()
+                yield path.name, _head(path) if regular else b""
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(LARGEST)
 
 
 class S3Witness:
@@ -74,29 +100,26 @@ class S3Witness:
     def __init__(self, uri: str) -> None:
         import boto3
 
-        self.bucket, _, self.prefix = uri.removeprefix("s3://").partition("/")
+        self.bucket, _, self.folder = uri.removeprefix("s3://").partition("/")
         self.client = boto3.client("s3")
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> bool:
         self.client.put_object(
             Bucket=self.bucket,
-            Key=f"{self.prefix}/{name}",
+            Key=f"{self.folder}/{name}",
             Body=content,
             ObjectLockMode="COMPLIANCE",
             ObjectLockRetainUntilDate=datetime.now(UTC) + RETENTION,
         )
+        return True
 
-    def read(self) -> dict[str, bytes]:
-        # The first version of each: a later one under the same name is somebody's attempt to write over it.
-        first: dict[str, dict[str, str]] = {}
-        pages = self.client.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=f"{self.prefix}/")
-        versions = [version for page in pages for version in page.get("Versions", [])]
-        for version in sorted(versions, key=lambda version: version["LastModified"], reverse=True):
-            first[version["Key"]] = {"Key": version["Key"], "VersionId": version["VersionId"]}
-        return {
-            key.rsplit("/", 1)[-1]: self.client.get_object(Bucket=self.bucket, **which)["Body"].read()
-            for key, which in sorted(first.items())
-        }
+    def read(self, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+        # Every version: who may write here can put anything on top, but takes nothing away.
+        pages = self.client.get_paginator("list_object_versions")
+        for page in pages.paginate(Bucket=self.bucket, Prefix=f"{self.folder}/{prefix}"):
+            for version in page.get("Versions", []):
+                which = {"Bucket": self.bucket, "Key": version["Key"], "VersionId": version["VersionId"]}
+                yield version["Key"].rsplit("/", 1)[-1], self.client.get_object(**which)["Body"].read(LARGEST)
 
 
 def open_witness(uri: str) -> Witness:
@@ -104,17 +127,32 @@ def open_witness(uri: str) -> Witness:
     return S3Witness(uri) if uri.startswith("s3://") else FileWitness(Path(uri.removeprefix("file://")))
 
 
-def checkpoint(state: State, witness: Witness, signer: Signer) -> Checkpoint:
-    """Tell the witness how long the ledger is now."""
-    made = Checkpoint(
-        ledger=state.ledger,
-        size=state.size,
-        head=state.head,
-        time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-    )
-    content = sign(canonical(made.model_dump()), CHECKPOINT_TYPE, signer)
-    witness.write(f"{state.ledger}-{state.size:010d}.json", content)
-    return made
+@dataclass(frozen=True)
+class WitnessWriter:
+    """Tells the witness how long the ledger is."""
+
+    witness: Witness
+    signer: Signer
+
+    def write(self, state: State) -> Checkpoint:
+        """Keep a checkpoint, and see that it is there.
+
+        Raises:
+            LedgerError: the witness did not keep it.
+        """
+        made, keys = Checkpoint.of(state), [self.signer.public_key]
+        content = sign(canonical(made.model_dump()), CHECKPOINT_TYPE, self.signer)
+        if not self.witness.write(f"{made.stem}.json", content):
+            # Somebody took the name, perhaps with something else in it.
+            self.witness.write(f"{made.stem}-{digest_bytes(content)[7:23]}.json", content)
+        for _, kept in self.witness.read(made.stem):
+            try:
+                found = read_checkpoint(kept, keys)
+            except LineageError:
+                continue
+            if (found.ledger, found.size, found.head) == (made.ledger, made.size, made.head):
+                return made
+        raise LedgerError(f"the witness did not keep the checkpoint of {made.size} entries; look who may write there")
 
 
 def read_checkpoint(content: bytes, keys: Sequence[Key]) -> Checkpoint:
@@ -130,27 +168,70 @@ def read_checkpoint(content: bytes, keys: Sequence[Key]) -> Checkpoint:
         raise LedgerError(f"this is not a checkpoint: {error}") from error
 
 
-def latest_checkpoint(witness: Witness, state: State) -> Checkpoint | None:
-    """The furthest checkpoint of this ledger that the witness has.
+@dataclass(frozen=True)
+class Told:
+    """What a witness tells about one ledger."""
+
+    latest: Checkpoint | None
+    """The furthest checkpoint that holds."""
+    unreadable: dict[str, str]
+    """Name of what claims to be a checkpoint of this ledger and does not hold -> why."""
+
+
+def hear(witness: Witness, state: State) -> Told:
+    """All that a witness tells about a ledger. A revoked key's word is neither proof nor alarm."""
+    latest: Checkpoint | None = None
+    unreadable: dict[str, str] = {}
+    for name, content in witness.read(state.ledger):
+        try:
+            found = read_checkpoint(content, checkpoint_keys(state))
+        except LineageError as error:
+            if not told_by_revoked(content, state):
+                unreadable[name] = str(error)
+            continue
+        if not name.startswith(found.stem):
+            unreadable[name] = f"it is a checkpoint of {found.size} entries of ledger {found.ledger} under another name"
+        elif latest is None or found.size > latest.size:
+            latest = found
+    return Told(latest, unreadable)
+
+
+def checkpoint_keys(state: State) -> list[Key]:
+    """The keys that may sign checkpoints of this ledger."""
+    return [known.key for known in state.keys.values() if known.role == "witness" and known.distrusted is None]
+
+
+def told_by_revoked(content: bytes, state: State) -> bool:
+    """Whether a key that was revoked signed a checkpoint."""
+    revoked = [k.key for k in state.keys.values() if k.role == "witness" and k.distrusted is not None]
+    try:
+        read_checkpoint(content, revoked)
+    except LineageError:
+        return False
+    return True
+
+
+def check_against(state: State, digest_at: Callable[[int], str], seen: Checkpoint, who: str) -> None:
+    """Check that a ledger goes on from what was seen of it before.
+
+    Args:
+        digest_at: gives the digest of the entry at an index.
+        who: whose memory ``seen`` is, for the message.
 
     Raises:
-        LineageError: one of them does not hold.
+        LedgerError: it is another ledger, shorter, or its history was rewritten.
     """
-    read = [_told(name, content, state) for name, content in witness.read().items() if name.startswith(state.ledger)]
-    return max((found for found in read if found), key=lambda found: found.size, default=None)
-
-
-def _told(name: str, content: bytes, state: State) -> Checkpoint | None:
-    """What a checkpoint says; None where a revoked key signed it, whose word is neither proof nor alarm."""
-    try:
-        return read_checkpoint(content, witness_keys(state))
-    except LineageError as error:
-        revoked = [k.key for k in state.keys.values() if k.role == "witness" and k.distrusted is not None]
-        try:
-            read_checkpoint(content, revoked)
-        except LineageError:
-            raise LedgerError(f"checkpoint {name}: {error}") from error
-        return None
+    if state.ledger != seen.ledger:
+        raise LedgerError(f"this is ledger {state.ledger or 'nothing'}, {who} knows {seen.ledger}: it was replaced")
+    if state.size < seen.size:
+        raise LedgerError(
+            f"the ledger has {state.size} entries, {who} saw {seen.size} at {seen.time}: "
+            f"entries {state.size} to {seen.size - 1} were taken off its end"
+        )
+    if (state.head if seen.size == state.size else digest_at(seen.size - 1)) != seen.head:
+        raise LedgerError(
+            f"entry {seen.size - 1} is not the one that {who} saw at {seen.time}: the ledger was rewritten or forked"
+        )
 
 
 def verify_entries(entries: Sequence[Entry], root: str, seen: Path | None) -> list[str]:
@@ -163,76 +244,36 @@ def verify_entries(entries: Sequence[Entry], root: str, seen: Path | None) -> li
         LineageError: something does not hold; the message names it.
     """
     state = replay(entries)
-    if not entries or entries[0].key != root:
-        raise LedgerError(
-            f"the export was not opened by root key {root[:12]}, but by {entries[0].key[:12]}"
-            if entries
-            else "the export is empty"
-        )
+    check_root(entries, root)
     said = [f"{state.size} entries: chain, signatures and rules hold; opened by root key {root[:12]}"]
     said += [f"entry {index} does not count: {why}" for index, why in state.void.items()]
     said += [f"{name} is dated before the entry it follows" for name in state.clock_steps]
     if seen is None:
         return [*said, f"consistent up to entry {state.size - 1}; completeness not proven: give a --checkpoint"]
-    latest = latest_checkpoint(FileWitness(seen), state) if seen.is_dir() else None
-    if seen.is_file():
-        latest = read_checkpoint(seen.read_bytes(), witness_keys(state))
+    if seen.is_dir():
+        told = hear(FileWitness(seen), state)
+        latest = told.latest
+        if told.unreadable:
+            name, why = next(iter(told.unreadable.items()))
+            raise LedgerError(f"checkpoint {name}: {why}")
+    else:
+        latest = read_checkpoint(_head(seen), checkpoint_keys(state))
     if latest is None:
         raise LedgerError(f"{seen} holds no checkpoint of ledger {state.ledger}")
-    check_against(entries, latest, "the witness")
+    check_against(state, lambda index: entry_digest(entries[index]), latest, "the witness")
     said.append(f"complete up to entry {latest.size - 1}, as the witness saw at {latest.time}")
     if latest.size < state.size:
         said.append(f"entries {latest.size} to {state.size - 1} came after it: nothing shows that none followed them")
     return said
 
 
-def witness_keys(state: State) -> list[Key]:
-    """The keys that may sign checkpoints of this ledger."""
-    return [known.key for known in state.keys.values() if known.role == "witness" and known.distrusted is None]
-
-
-def check_against(entries: Sequence[Entry], seen: Checkpoint, who: str) -> None:
-    """Check that a ledger goes on from what was seen of it before.
-
-    Args:
-        who: whose memory ``seen`` is, for the message.
+def check_root(entries: Sequence[Entry], root: str) -> None:
+    """Refuse entries that another root key opened.
 
     Raises:
-        LedgerError: it is another ledger, shorter, or its history was rewritten.
+        LedgerError: so it is, or there are none.
     """
-    ours = entries[0].ledger if entries else ""
-    if ours != seen.ledger:
-        raise LedgerError(f"this is ledger {ours or 'nothing'}, {who} knows {seen.ledger}: it was replaced")
-    if len(entries) < seen.size:
-        raise LedgerError(
-            f"the ledger has {len(entries)} entries, {who} saw {seen.size} at {seen.time}: "
-            f"entries {len(entries)} to {seen.size - 1} were taken off its end"
-        )
-    if entry_digest(entries[seen.size - 1]) != seen.head:
-        raise LedgerError(
-            f"entry {seen.size - 1} is not the one that {who} saw at {seen.time}: the ledger was rewritten or forked"
-        )
-
-
-class HighWaterMark:
-    """What one reader of a ledger saw of it last, in a file of its own."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def check(self, entries: Sequence[Entry], state: State) -> None:
-        """Refuse a ledger that is older than, or not the one, seen before; then remember this one.
-
-        Raises:
-            LedgerError: it is; or the mark cannot be read or written.
-        """
-        try:
-            if self.path.exists():
-                check_against(entries, Checkpoint.model_validate_json(self.path.read_bytes()), f"the mark {self.path}")
-            made = Checkpoint(ledger=state.ledger, size=state.size, head=state.head, time=state.time)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(json.dumps(made.model_dump()) + "\n", "utf-8")
-            partial.replace(self.path)
-        except (OSError, ValidationError) as error:
-            raise LedgerError(f"the high-water mark {self.path} cannot be used: {error}") from error
+    if not entries:
+        raise LedgerError("the export is empty")
+    if entries[0].key != root:
+        raise LedgerError(f"the export was not opened by root key {root[:12]}, but by {entries[0].key[:12]}")

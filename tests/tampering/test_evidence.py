@@ -124,7 +124,7 @@ def become_its_listing(folder: Path) -> None:
     folder.write_bytes(listing)
 
 
-@pytest.mark.parametrize("name", [name for name in EVIDENCE if "." not in name])
+@pytest.mark.parametrize("name", ["records", "scores", "validated", "verdict"])
 def test_a_folder_of_evidence_exchanged_for_a_file_that_lists_it(world: World, name: str) -> None:
     become_its_listing(world.evidence("2") / name)
     named(world.audit("2"), f"evidence/{name}", "the evidence of version 2")

@@ -1,0 +1,130 @@
+"""Ledger entries in a database: SQLite by default, PostgreSQL in a cluster.
+
+No other database: it must tell ``champion`` from ``chámpion``, which MySQL's collations do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sql
+from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+
+from lineage.entries import Entry, LedgerError, read_entry
+from lineage.stores import PATIENCE, ConflictError, Maker, without_password
+
+DIALECTS = ("sqlite", "postgresql")
+TABLES = sql.MetaData()
+ENTRIES = sql.Table(
+    "triptych_ledger",
+    TABLES,
+    sql.Column("position", sql.Integer, primary_key=True, autoincrement=False),
+    sql.Column("ledger", sql.String(64), nullable=False),
+    sql.Column("previous", sql.String(80), nullable=False),
+    sql.Column("entry", sql.Text, nullable=False),
+    sql.UniqueConstraint("ledger", "previous"),
+)
+GUARDS = {
+    "sqlite": [
+        f"CREATE TRIGGER triptych_no_{verb} BEFORE {verb} ON triptych_ledger "
+        "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
+        for verb in ("UPDATE", "DELETE")
+    ],
+    "postgresql": [
+        "CREATE FUNCTION triptych_append_only() RETURNS trigger AS $$ "
+        "BEGIN RAISE EXCEPTION 'the ledger is append-only'; END $$ LANGUAGE plpgsql",
+        "CREATE TRIGGER triptych_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON triptych_ledger "
+        "FOR EACH STATEMENT EXECUTE FUNCTION triptych_append_only()",
+    ],
+}
+"""What keeps honest mistakes out; an owner of the database can drop it, which the chain and the witness then show."""
+for _dialect, _statements in GUARDS.items():
+    for _statement in _statements:
+        sql.event.listen(ENTRIES, "after_create", sql.DDL(_statement).execute_if(dialect=_dialect))
+
+
+class DatabaseStore:
+    """Entries in a database."""
+
+    checks = False
+    """Whoever appends must have checked the entry."""
+
+    def __init__(self, url: str) -> None:
+        """Connect when something is asked.
+
+        Raises:
+            LedgerError: ``url`` names no database, or neither SQLite nor PostgreSQL.
+        """
+        try:
+            dialect = sql.make_url(url).get_backend_name()
+            if dialect not in DIALECTS:
+                raise LedgerError(f"the ledger {without_password(url)} is in {dialect}; use SQLite or PostgreSQL")
+            self.engine = sql.create_engine(url, connect_args={"timeout": PATIENCE} if dialect == "sqlite" else {})
+        except (ArgumentError, NoSuchModuleError) as error:
+            raise LedgerError(f"{without_password(url)} is no database: {without_password(str(error))}") from error
+
+    def create(self) -> None:
+        """Make the table if it is not there."""
+        with self._errors():
+            TABLES.create_all(self.engine)
+
+    def entries(self, after: int, before: int | None = None) -> list[Entry]:
+        with self._errors(), self.engine.connect() as connection:
+            return self._entries(connection, after, before)
+
+    def append(self, after: int, make: Maker) -> Entry:
+        with self._errors(), self._exclusive() as connection:
+            entry = make(self._entries(connection, after))
+            connection.execute(ENTRIES.insert(), [_row(entry)])
+            return entry
+
+    def write(self, entries: Iterable[Entry]) -> None:
+        """Write entries as they are, all or none."""
+        with self._errors(), self._exclusive() as connection:
+            connection.execute(ENTRIES.insert(), [_row(entry) for entry in entries])
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[sql.Connection]:
+        with self.engine.connect() as connection:
+            if self.engine.dialect.name == "sqlite":
+                # Otherwise two writers read the same head, and one of them fails at its commit.
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                connection.execute(sql.text("LOCK TABLE triptych_ledger IN EXCLUSIVE MODE"))
+            yield connection
+            connection.commit()
+
+    @staticmethod
+    def _entries(connection: sql.Connection, after: int, before: int | None = None) -> list[Entry]:
+        query = sql.select(ENTRIES.c.position, ENTRIES.c.entry).where(ENTRIES.c.position >= after)
+        if before is not None:
+            query = query.where(ENTRIES.c.position < before)
+        return [_read_row(*row) for row in connection.execute(query.order_by(ENTRIES.c.position))]
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        name = self.engine.url.render_as_string(hide_password=True)
+        try:
+            yield
+        except IntegrityError as error:
+            raise ConflictError(f"another entry took this one's place in {name}") from error
+        except SQLAlchemyError as error:
+            reason = without_password(str(getattr(error, "orig", error)).splitlines()[0])
+            raise LedgerError(f"the ledger {name} cannot be used: {reason}; nothing was written") from error
+
+
+def _read_row(position: int, line: str) -> Entry:
+    try:
+        return read_entry(line)
+    except LedgerError as error:
+        raise LedgerError(f"ledger row {position}: {error}") from error
+
+
+def _row(entry: Entry) -> dict[str, object]:
+    return {
+        "position": entry.index,
+        "ledger": entry.ledger,
+        "previous": entry.previous,
+        "entry": entry.model_dump_json(),
+    }

@@ -1,0 +1,113 @@
+"""What one reader remembers of a ledger: how long it was, and what it added up to.
+
+The high-water mark refuses a ledger that is shorter than it was, or another one. The remembered state spares reading
+and checking a long ledger anew in every process of a run. It is signed with the reader's own key, so that whoever may
+write the file cannot have the reader believe anything.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from securesystemslib.signer import Signer
+
+from lineage.digests import LineageError, code_digest
+from lineage.entries import LedgerError
+from lineage.rules import State
+from lineage.signing import open_envelope, sign
+from lineage.witness import Checkpoint, check_against
+
+STATE_TYPE = "application/vnd.triptych.ledger-state+json"
+WORTH = 200
+"""Entries that a reader has to check anew before the state is remembered again."""
+
+
+class Remembered(BaseModel):
+    """A state, and the code whose rules made it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    code: str
+    state: State
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory of ``reader`` in ``folder``; with ``signer`` it remembers states too."""
+
+    folder: Path
+    reader: str
+    signer: Signer | None = None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold it, against other processes of the same reader.
+
+        Raises:
+            LedgerError: the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / f"{self.reader}.lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            raise LedgerError(f"the high-water marks in {self.folder} cannot be used: {error}") from error
+
+    def check(self, state: State, digest_at: Callable[[int], str]) -> None:
+        """Refuse a ledger that is older than, or not the one, seen before; then remember this one.
+
+        Raises:
+            LedgerError: it is; or the mark cannot be read or written.
+        """
+        mark = self.folder / f"{self.reader}.json"
+        try:
+            if mark.exists():
+                seen = Checkpoint.model_validate_json(mark.read_bytes())
+                check_against(state, digest_at, seen, f"the mark {mark}")
+                if seen.size == state.size:
+                    return
+            _replace(mark, Checkpoint.of(state).model_dump_json().encode() + b"\n")
+        except (OSError, ValidationError) as error:
+            raise LedgerError(f"the high-water mark {mark} cannot be used: {error}") from error
+
+    def recall(self, digest_at: Callable[[int], str]) -> State | None:
+        """The remembered state, where it is ours, of these rules, and the ledger still goes on from it."""
+        if self.signer is None or not self._state_file.exists():
+            return None
+        try:
+            payload, _ = open_envelope(self._state_file.read_bytes(), STATE_TYPE, [self.signer.public_key])
+            found = Remembered.model_validate_json(payload)
+        except (LineageError, ValidationError, OSError):
+            return None  # then the whole ledger is read and checked
+        same = found.code == _rules() and digest_at(found.state.size - 1) == found.state.head
+        return found.state if same else None
+
+    def keep(self, state: State) -> None:
+        """Remember a state whose entries were all checked."""
+        if self.signer is None:
+            return
+        content = Remembered.model_construct(code=_rules(), state=state).model_dump_json().encode()
+        _replace(self._state_file, sign(content, STATE_TYPE, self.signer))
+
+    @property
+    def _state_file(self) -> Path:
+        return self.folder / f"{self.reader}.state"
+
+
+@cache
+def _rules() -> str:
+    return code_digest("lineage")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)

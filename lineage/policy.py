@@ -1,0 +1,31 @@
+"""The policy: what a model's candidates are judged by, named by one digest that the ledger pins.
+
+It consists of the settings of the gate and of the evaluation. Places in them (evaluation set, scorers' weights) are
+replaced by the digests of what lies there, so that equal policies have equal digests on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lineage.digests import digest_json
+
+
+def policy_digest(evaluation: Mapping[str, Any], gate: Mapping[str, Any]) -> str:
+    """The digest of a policy.
+
+    Args:
+        evaluation: settings of the evaluation, by content (`lineage.reuse.by_content`).
+        gate: settings of the gate.
+    """
+    return digest_json({"evaluation": evaluation, "gate": gate})
+
+
+def differences(before: Any, after: Any, name: str = "") -> Iterator[str]:
+    """In words, each setting in which two policies differ: ``gate.margins.realism: 0.02 -> 0.05``."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for key in sorted({*before, *after}):
+            yield from differences(before.get(key), after.get(key), f"{name}.{key}" if name else str(key))
+    elif before != after:
+        yield f"{name}: {before} -> {after}"
