@@ -20,6 +20,7 @@ from typing import Any
 
 import fsspec
 
+from lineage import artifacts
 from lineage.digests import LineageError, digest_bytes
 
 SCHEMES = ("file", "s3", "gs", "hf")
@@ -33,11 +34,11 @@ class PictureError(LineageError):
     """A picture cannot be read; the message says why and what to do."""
 
 
-class GoneError(PictureError):
+class GoneError(PictureError, artifacts.GoneError):
     """Nothing is there."""
 
 
-class ChangedError(PictureError):
+class ChangedError(PictureError, artifacts.ChangedError):
     """It is not the one that was pinned."""
 
 

@@ -64,13 +64,13 @@ def reader(tmp_path: Path, local: Path | None = None, remote: bool = True) -> Ar
 
 def test_one_pass_gives_the_folders_and_the_weights_digest(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
-    real = artifacts._regular
+    real = artifacts.regular
 
     def counted(path: Path):  # type: ignore[no-untyped-def]
         opened.append(path)
         return real(path)
 
-    monkeypatch.setattr(artifacts, "_regular", counted)
+    monkeypatch.setattr(artifacts, "regular", counted)
     files = listing(model)
     assert folder_digest(files) == digest_path(model)
     assert weights_digest(files) == digest_path(model / WEIGHTS_FOLDER)
