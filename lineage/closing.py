@@ -1,14 +1,15 @@
 """Close a run: derive its status from the records its steps left.
 
 A run is ``promoted``, ``judged`` (registered, not promoted), ``stale`` (another champion came while it ran: its
-candidate has to be judged anew), ``nothing-new`` or ``failed``. Steps that died left no record, so a run that neither
-registered a version nor found nothing new has failed, whatever its steps' exit codes said.
+candidate has to be judged anew), ``nothing-new``, ``busy`` (another run had the model's lease) or ``failed``.
+Steps that died left no record, so a run that neither registered a version nor found nothing new has failed, whatever
+its steps' exit codes said.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import fsspec
 
@@ -16,7 +17,7 @@ from lineage.digests import LineageError
 from lineage.entries import Closed
 from lineage.records import RunContext, StepRecord, check_records, read_records, recording
 
-Outcome = Literal["promoted", "judged", "stale", "nothing-new", "failed"]
+Outcome = Literal["promoted", "judged", "stale", "nothing-new", "busy", "failed"]
 CLOSING = "close-run"
 
 
@@ -29,16 +30,17 @@ def outcome(records: Mapping[str, StepRecord]) -> Outcome:
         return "stale"
     if "promote" in done:
         return "promoted" if records["promote"].facts.get("alias") == "champion" else "judged"
-    return "nothing-new" if "nothing-new" in done else "failed"
+    if "nothing-new" in done:
+        return "busy" if records["plan"].facts["busy"] else "nothing-new"
+    return "failed"
 
 
-def close(run: Mapping[str, Any] | RunContext, model_name: str, killed: bool = False) -> Outcome:
+def close(context: RunContext, model_name: str, killed: bool = False) -> Outcome:
     """Write the closing record and end the MLflow run, if the run opened one. Safe to repeat.
 
     Args:
         killed: the run was interrupted.
     """
-    context = run if isinstance(run, RunContext) else RunContext.model_validate(run)
     records = read_records(context.records, context.id)
     records.pop(CLOSING, None)
     result, trouble = outcome(records), ""
@@ -54,7 +56,7 @@ def close(run: Mapping[str, Any] | RunContext, model_name: str, killed: bool = F
             ended: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED" if result == "failed" else "FINISHED"
             Registry(context.tracking_uri, model_name).close_run(context.id, "KILLED" if killed else ended)
     ledger = context.open_ledger()
-    if ledger.state.outcomes.get(context.id) != result:
+    if ledger.refresh().outcomes.get(context.id) != result:
         ledger.append(Closed(run=context.id, outcome=result), context.signer("run"))
     return result
 

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 import sqlalchemy as sql
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
+from lineage.artifacts import without_credentials
 from lineage.entries import Entry, LedgerError, read_entry
-from lineage.stores import PATIENCE, ConflictError, Maker, without_password
+from lineage.stores import PATIENCE, ConflictError, Maker
 
 DIALECTS = ("sqlite", "postgresql")
 TABLES = sql.MetaData()
@@ -59,10 +60,10 @@ class DatabaseStore:
         try:
             dialect = sql.make_url(url).get_backend_name()
             if dialect not in DIALECTS:
-                raise LedgerError(f"the ledger {without_password(url)} is in {dialect}; use SQLite or PostgreSQL")
+                raise LedgerError(f"the ledger {without_credentials(url)} is in {dialect}; use SQLite or PostgreSQL")
             self.engine = sql.create_engine(url, connect_args={"timeout": PATIENCE} if dialect == "sqlite" else {})
         except (ArgumentError, NoSuchModuleError) as error:
-            raise LedgerError(f"{without_password(url)} is no database: {without_password(str(error))}") from error
+            raise LedgerError(without_credentials(f"{url} is no database: {error}")) from error
 
     def create(self) -> None:
         """Make the table if it is not there."""
@@ -110,7 +111,7 @@ class DatabaseStore:
         except IntegrityError as error:
             raise ConflictError(f"another entry took this one's place in {name}") from error
         except SQLAlchemyError as error:
-            reason = without_password(str(getattr(error, "orig", error)).splitlines()[0])
+            reason = without_credentials(str(getattr(error, "orig", error)).splitlines()[0])
             raise LedgerError(f"the ledger {name} cannot be used: {reason}; nothing was written") from error
 
 

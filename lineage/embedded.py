@@ -1,28 +1,41 @@
 """Lineage on one machine: a ledger in a file, and all keys in one folder.
 
+    home = Embedded(Path(".triptych/lineage"))
+    home.open().state.champion("portraits")
+
 One process holds every key here, so the ledger shows what was done, not that different people did it. In a cluster
-the governed server alone holds the promotion key, and the root key is kept offline.
+the governed server alone holds the promotion key, and the root key is kept offline. It may be kept offline here too:
+``root.pem`` is only read to open a new ledger, to revoke a key and to say which keys the channel trusts.
 """
 
 from __future__ import annotations
 
 import getpass
+from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from securesystemslib.signer import Key, Signer
 
 from lineage.digests import LineageError
-from lineage.entries import KeyRevoked, KeyRotated
-from lineage.ledger import Ledger
-from lineage.promotion import Promotions, Vigil
+from lineage.entries import KeyRevoked, KeyRotated, PolicySet
+from lineage.ledger import Ledger, open_database
+from lineage.memory import Memory
+from lineage.moves import LocalMover
+from lineage.policy import differences, policy_digest
 from lineage.records import RunContext
 from lineage.registry import Registry
-from lineage.signing import ROLES, SCHEME, key_facts, make_keys, open_signer, read_public
-from lineage.witness import Checkpoint, FileWitness, HighWaterMark, checkpoint
+from lineage.signing import ROLES, SCHEME, Role, key_facts, make_keys, open_signer, read_public
+from lineage.witness import FileWitness, WitnessWriter
+
+CHANNEL_LIFE = timedelta(days=30)
+"""How long the channel of a work folder says who is champion without being renewed."""
 
 
 class LineageSettings(BaseModel):
-    """What is told to others while a run goes on."""
+    """Settings of the OpenLineage events that a run emits."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,11 +44,13 @@ class LineageSettings(BaseModel):
 
 
 class Embedded:
-    """The ledger and keys in ``folder``, made where missing."""
+    """The ledger, its keys, marks and witness, and the channel, in ``folder``; made where missing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         self.keys = self.folder / "keys"
+        self.marks = self.folder / "marks"
+        self.channel = self.folder / "channel"
         self.url = f"sqlite:///{self.folder / 'ledger.db'}"
         self.witness = FileWitness(self.folder / "witness")
 
@@ -45,16 +60,16 @@ class Embedded:
         Raises:
             LineageError: it does not hold, or the keys of a ledger that is there are gone.
         """
-        if (self.folder / "ledger.db").exists() and not (self.keys / "root.pub").exists():
+        database = self.folder / "ledger.db"
+        if database.exists() and not (self.keys / "root.pub").exists():
             raise LineageError(f"{self.keys} has no root.pub, so the ledger beside it cannot be checked; restore it")
-        if (self.keys / "root.pub").exists() and not (self.folder / "ledger.db").exists():
-            raise LineageError(
-                f"the ledger {self.folder / 'ledger.db'} is gone; restore it (its keys are in {self.keys})"
-            )
-        public = make_keys(self.keys)
-        seen = any(self.folder.glob("marks/*.json")) or bool(self.witness.read())
-        ledger = Ledger.open(self.url, public, open_signer(self.uri("root")), seen)
-        HighWaterMark(self.folder / "marks" / f"{reader}.json").check(ledger.all, ledger.state)
+        if not any(self.marks.glob("*.json")) and not any(True for _ in self.witness.read()):
+            open_database(self.url, make_keys(self.keys), lambda: open_signer(self.uri("root")))
+        elif not database.exists():
+            raise LineageError(f"the ledger {database} is gone; restore it (its keys are in {self.keys})")
+        ledger = Ledger.open(self.url, self.root, Memory(self.marks, reader, self._own_signer()))
+        ledger.refresh()
+        self._finish_rotation(ledger)
         return ledger
 
     def uri(self, role: str) -> str:
@@ -76,48 +91,101 @@ class Embedded:
             root=self.root,
             keys={role: self.uri(role) for role in ("run", "gate", "promotion", "witness")},
             witness=str(self.witness.folder),
+            marks=str(self.marks),
+            channel=str(self.channel),
             user=local_user(),
             **more,
         )
 
-    def checkpoint(self) -> Checkpoint:
-        """Tell the witness how long the ledger is now."""
-        ledger = self.open()
-        return checkpoint(ledger.state, self.witness, open_signer(self.uri("witness")))
+    def set_policy(self, model: str, evaluation: Mapping[str, Any], gate: Mapping[str, Any], reason: str) -> list[str]:
+        """Pin a model's policy where the ledger pins another one; says in words what changed.
 
-    def rotate(self, role: str) -> str:
+        Args:
+            evaluation, gate: the two sections, as `lineage.policy.policy_digest` takes them.
+        """
+        ledger = self.open()
+        before, digest = ledger.state.policies.get(model), policy_digest(evaluation, gate)
+        if before and before.digest == digest:
+            return []
+        body = PolicySet(
+            model=model, digest=digest, gate=dict(gate), evaluation=dict(evaluation), user=local_user(), reason=reason
+        )
+        ledger.append(body, ledger.signer("promotion", self.uri("promotion")))
+        if before is None:
+            return ["first policy of the model"]
+        return list(
+            differences(
+                {"gate": before.gate, "evaluation": before.evaluation}, {"gate": body.gate, "evaluation": evaluation}
+            )
+        )
+
+    def checkpoint(self) -> int:
+        """Tell the witness how long the ledger is now; gives its size."""
+        ledger = self.open()
+        return self._writer(ledger).write(ledger.state).size
+
+    def rotate(self, role: Role) -> str:
         """Replace a role's key, on the word of the old one; gives the new key's id.
 
         Raises:
             LineageError: there is no such role, or its key does not count any more.
         """
-        return self._replace(role, self.uri(role))
+        return self._replace(role, open_signer(self.uri(role)))
 
-    def revoke(self, role: str, since: int, reason: str) -> str:
+    def revoke(self, role: Role, since: int, reason: str) -> str:
         """Revoke a role's key from entry ``since`` on and replace it, on the word of the root; gives the new id."""
+        _check_replaceable(role)
         ledger, root = self.open(), open_signer(self.uri("root"))
         key = read_public(self.keys / f"{role}.pub").keyid
         ledger.append(KeyRevoked(key=key, since=since, reason=reason), root)
-        return self._replace(role, self.uri("root"))
+        return self._replace(role, root)
 
-    def _replace(self, role: str, signer: str) -> str:
-        if role not in ROLES or role == "root":
-            raise LineageError(f"there is no {role} key to replace; there are {', '.join(ROLES[1:])}")
-        ledger, by = self.open(), open_signer(signer)
-        old = read_public(self.keys / f"{role}.pub")
+    def mover(self, registry: Registry, reader: str = "pipeline", artifacts: Path | None = None) -> LocalMover:
+        """Moves of a model's champion, decided here.
+
+        Args:
+            artifacts: where ``mlflow-artifacts:`` places of the registry lie on this machine.
+        """
+        from lineage.channel.publisher import Publisher
+
+        ledger = self.open(reader)
+        signer, writer = ledger.signer("promotion", self.uri("promotion")), self._writer(ledger)
+        channel = Publisher(str(self.channel), signer, writer.signer, CHANNEL_LIFE)
+        return LocalMover(ledger, signer, registry, local_user(), writer, channel, artifacts)
+
+    def _own_signer(self) -> Signer | None:
+        """The key that signs what this home remembers; None where it is kept elsewhere."""
+        return open_signer(self.uri("run")) if (self.keys / "run.pem").exists() else None
+
+    def _writer(self, ledger: Ledger) -> WitnessWriter:
+        return WitnessWriter(self.witness, ledger.signer("witness", self.uri("witness")))
+
+    def _replace(self, role: Role, by: Signer) -> str:
+        _check_replaceable(role)
+        ledger, old = self.open(), read_public(self.keys / f"{role}.pub")
         made = make_keys(self.keys / "new", [role])[role]
         ledger.append(KeyRotated(of=role, old=old.keyid, new=key_facts(made)), by)
-        for suffix in ("pem", "pub"):
-            path = self.keys / f"{role}.{suffix}"
-            path.rename(path.with_name(f"{role}-{old.keyid[:8]}.{suffix}.old"))
-            (self.keys / "new" / path.name).rename(path)
+        self._finish_rotation(ledger)
         return str(made.keyid)
 
-    def promotions(self, registry: Registry, reader: str = "pipeline") -> Promotions:
-        """Moves of a model's champion, decided here."""
-        ledger = self.open(reader)
-        vigil = Vigil(self.witness, open_signer(self.uri("witness")))
-        return Promotions(ledger, open_signer(self.uri("promotion")), registry, vigil)
+    def _finish_rotation(self, ledger: Ledger) -> None:
+        """Put new keys that the ledger already names in their place, also where a rotation died before it did."""
+        for shown in sorted((self.keys / "new").glob("*.pub")):
+            role, new = shown.stem, read_public(shown)
+            known: Key | None = ledger.state.keys[new.keyid].key if new.keyid in ledger.state.keys else None
+            if known is None:
+                continue  # its entry was never written; the next rotation uses it
+            for suffix in ("pem", "pub"):
+                made, path = self.keys / "new" / f"{role}.{suffix}", self.keys / f"{role}.{suffix}"
+                if made.exists():
+                    if path.exists():
+                        path.rename(path.with_name(f"{role}-{ledger.state.size}.{suffix}.old"))
+                    made.rename(path)
+
+
+def _check_replaceable(role: str) -> None:
+    if role not in ROLES or role == "root":
+        raise LineageError(f"there is no {role} key to replace; there are {', '.join(ROLES[1:])}")
 
 
 def local_user() -> str:

@@ -168,16 +168,7 @@ class Closed(Body):
 
 
 AnyBody = Annotated[
-    Opened
-    | KeyRotated
-    | KeyRevoked
-    | PolicySet
-    | Leased
-    | Recorded
-    | Judged
-    | Registered
-    | Moved
-    | Closed,
+    Opened | KeyRotated | KeyRevoked | PolicySet | Leased | Recorded | Judged | Registered | Moved | Closed,
     Field(discriminator="kind"),
 ]
 

@@ -17,11 +17,12 @@ from datetime import UTC, datetime
 
 from securesystemslib.signer import Key, Signer
 
+from lineage.artifacts import without_credentials
 from lineage.entries import Body, Entry, KeyRevoked, LedgerError, Opened, entry_digest
 from lineage.memory import WORTH, Memory
 from lineage.rules import State, extend, replay
 from lineage.signing import key_facts, open_signer, sign_bytes
-from lineage.stores import PATIENCE, ConflictError, ServerStore, Store, without_password
+from lineage.stores import PATIENCE, ConflictError, ServerStore, Store
 from lineage.witness import check_root
 
 
@@ -52,7 +53,7 @@ class Ledger:
             from lineage.database import DatabaseStore
 
             store = DatabaseStore(url)
-        return cls(store, without_password(url), root, memory)
+        return cls(store, without_credentials(url), root, memory)
 
     @property
     def state(self) -> State:
@@ -120,7 +121,9 @@ class Ledger:
         remembered = state.size
         state = self._take(state, self.store.entries(state.size))
         if not state.size:
-            raise LedgerError(f"the ledger {self.name} is empty: it was never opened, or everything was taken out of it")
+            raise LedgerError(
+                f"the ledger {self.name} is empty: it was never opened, or everything was taken out of it"
+            )
         opener = next(iter(key for key, known in state.keys.items() if known.role == "root"))
         if self.root and opener != self.root:
             raise LedgerError(f"the ledger {self.name} was opened by another root key ({opener[:12]})")
@@ -167,15 +170,14 @@ class Ledger:
             self._state.apply(entry)
 
 
-def open_database(url: str, keys: Mapping[str, Key], root: Callable[[], Signer], seen: bool = False) -> None:
+def open_database(url: str, keys: Mapping[str, Key], root: Callable[[], Signer]) -> None:
     """Make the ledger at ``url``, with ``keys`` (role -> public key), if none is there.
 
     Args:
         root: opens the root's private key, which is needed for a new ledger only.
-        seen: somebody saw entries there before, so that none now means that they were taken away.
 
     Raises:
-        LedgerError: it cannot be used, or lost its entries.
+        LedgerError: it cannot be used.
     """
     from lineage.database import DatabaseStore
 
@@ -183,8 +185,6 @@ def open_database(url: str, keys: Mapping[str, Key], root: Callable[[], Signer],
     store.create()
     if store.entries(0, 1):
         return
-    if seen:
-        raise LedgerError(f"the ledger {without_password(url)} is empty, but had entries before: restore it")
     body, signer = Opened(keys={role: key_facts(key) for role, key in keys.items()}), root()
 
     def first(there: list[Entry]) -> Entry:
@@ -211,7 +211,7 @@ def import_entries(url: str, entries: Sequence[Entry], root: str) -> int:
     store = DatabaseStore(url)
     store.create()
     if store.entries(0, 1):
-        raise LedgerError(f"{without_password(url)} holds a ledger already; import into an empty database")
+        raise LedgerError(f"{without_credentials(url)} holds a ledger already; import into an empty database")
     store.write(entries)
     return state.size
 
@@ -233,4 +233,3 @@ def _signed(state: State, body: Body, signer: Signer) -> Entry:
         }
     )
     return entry.model_copy(update={"signature": sign_bytes(entry.signed_bytes(), signer)})
-

@@ -17,12 +17,14 @@ import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec
 from pydantic import BaseModel, ConfigDict, Field
 
+from lineage.artifacts import without_credentials
 from lineage.digests import PREFIX, TREE, LineageError, code_digest, digest_json, digest_path, packages_digest
 
 if TYPE_CHECKING:
@@ -35,6 +37,10 @@ Status = Literal["complete", "failed"]
 
 IMAGE_VARIABLE = "TRIPTYCH_IMAGE"
 """The environment variable by which a containers runner tells a step its image."""
+RUN_VARIABLE = "TRIPTYCH_RUN"
+"""The environment variable by which a runner on this machine tells a step its run."""
+PLACE_VARIABLES = ("POD", "POD_UID", "NODE", "NAMESPACE", "SERVICE_ACCOUNT")
+"""Environment variables, without ``TRIPTYCH_``, by which a compiled pipeline tells a step where it runs."""
 
 # The rooms whose code decides what a run gives.
 PRODUCT = ("lineage", "training", "components")
@@ -46,6 +52,7 @@ class RunContext(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
+    """Names the run; it comes from the pipeline job, see `of`."""
     records: str
     """URI of the folder that holds all records."""
     tracking_uri: str
@@ -58,6 +65,10 @@ class RunContext(BaseModel):
     """Role -> URI of its private key: ``run`` and ``gate``; ``promotion`` only where no server holds it."""
     witness: str = ""
     """Where checkpoints of the ledger go, if the run writes them."""
+    channel: str = ""
+    """Where the promotion channel is, if the run writes it."""
+    marks: str = ""
+    """A folder for what steps remember of the ledger; empty: they remember nothing."""
     openlineage: str = ""
     """Where OpenLineage events go: a file or an HTTP address; empty: nowhere."""
     state: str = ""
@@ -65,30 +76,53 @@ class RunContext(BaseModel):
     measured facts. Whatever lies there is checked by digest before it is used. Empty: nothing is kept."""
     user: str = ""
     """Who or what started the run."""
+    trigger: str = ""
+    """What had the run start, such as ``schedule nightly 2026-11-26T02:00Z``; empty: ``user`` did."""
     commit: str = ""
     """The commit of the code that started it, with ``-dirty`` where the checkout had changes."""
 
-    def open_ledger(self) -> Ledger:
-        """The ledger, read and checked.
+    @classmethod
+    def of(cls, run: Mapping[str, Any], job: str) -> RunContext:
+        """The context of the run that a pipeline job is.
 
-        Raises:
-            LineageError: it cannot be read or does not hold.
+        A schedule repeats its parameters, so the id is none of them: it is the job's own, or on this machine the one
+        that the runner put into the environment.
+
+        Args:
+            run: the pipeline's parameter of that name, all fields but ``id``.
+            job: what KFP puts in place of `kfp.dsl.PIPELINE_JOB_ID_PLACEHOLDER`.
         """
-        from lineage.ledger import Ledger
+        return cls.model_validate({**run, "id": os.environ.get(RUN_VARIABLE) or job})
 
-        return Ledger(self.ledger, self.root)
+    def open_ledger(self) -> Ledger:
+        """The ledger; the same object each time in one process."""
+        return _ledger(self)
 
     def signer(self, role: Role) -> Signer:
-        """The private key of ``role``.
+        """The private key of ``role``, which the ledger names.
 
         Raises:
             LineageError: this run does not hold it.
         """
-        from lineage.signing import open_signer
-
         if role not in self.keys:
             raise LineageError(f"this run was given no {role} key; set keys.{role}")
-        return open_signer(self.keys[role])
+        return self.open_ledger().signer(role, self.keys[role])
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.ledger, self.root, self.marks))
+
+
+@cache
+def _ledger(context: RunContext) -> Ledger:
+    from lineage.ledger import Ledger
+    from lineage.memory import Memory
+    from lineage.signing import SCHEME, open_signer
+
+    if not context.marks:
+        return Ledger.open(context.ledger, context.root)
+    own = context.keys.get("run", "")
+    signer = open_signer(own) if own.startswith(SCHEME) else None
+    return Ledger.open(context.ledger, context.root, Memory(Path(context.marks), "pipeline", signer))
 
 
 class StepRecord(BaseModel):
@@ -110,6 +144,10 @@ class StepRecord(BaseModel):
     packages: str
     image: str | None = None
     """Id of the container image that the step ran in; None where it ran as a process."""
+    where: dict[str, str] = Field(default_factory=dict)
+    """On a cluster: pod, pod_uid, node, namespace, service_account."""
+    trigger: str = ""
+    """What had the run start, where no person did."""
     parameters: dict[str, Any]
     inputs: dict[str, str] = Field(default_factory=dict)
     outputs: dict[str, str] = Field(default_factory=dict)
@@ -138,13 +176,12 @@ def _digest(content: Path | str) -> str:
 
 
 @contextmanager
-def recording(run: Mapping[str, Any] | RunContext, step: str, parameters: Mapping[str, Any]) -> Iterator[StepRecord]:
+def recording(context: RunContext, step: str, parameters: Mapping[str, Any]) -> Iterator[StepRecord]:
     """Do a step's work and leave its record, named in the ledger.
 
     Raises:
         LineageError: the record, or its entry in the ledger, cannot be written.
     """
-    context = run if isinstance(run, RunContext) else RunContext.model_validate(run)
     record = StepRecord(
         run=context.id,
         step=step,
@@ -155,13 +192,15 @@ def recording(run: Mapping[str, Any] | RunContext, step: str, parameters: Mappin
         code=code_digest(*PRODUCT),
         packages=packages_digest(),
         image=os.environ.get(IMAGE_VARIABLE),
+        where={name.lower(): os.environ[key] for name in PLACE_VARIABLES if (key := f"TRIPTYCH_{name}") in os.environ},
+        trigger=context.trigger,
         parameters=dict(parameters),
     )
     _announce(context, record, "START")
     try:
         yield record
     except BaseException as error:
-        record.error = f"{type(error).__name__}: {error}"
+        record.error = without_credentials(f"{type(error).__name__}: {error}")
         record.ended = _now()
         _leave(context, record, "FAIL")
         raise
@@ -219,32 +258,42 @@ def read_records(records: str, run: str) -> dict[str, StepRecord]:
 
 
 def check_records(context: RunContext, artifacts: Mapping[str, str]) -> dict[str, StepRecord]:
-    """This run's records, each the one that the ledger names, and each step took what the one before it gave.
+    """This run's records: all that the ledger names, as it names them, and each step took what the one before it gave.
 
     Args:
-        artifacts: name -> digest of what is at hand now, which the records must agree with.
+        artifacts: name -> digest of what is at hand now; some step must have given each, exactly so.
 
     Raises:
-        LineageError: a record was changed, or is not in the ledger, or something was exchanged between two steps.
+        LineageError: a record is gone, was changed or is not in the ledger, or something was exchanged between steps.
     """
-    records, named = read_records(context.records, context.id), context.open_ledger().state.records
-    known = {name: ("what is at hand now is", digest) for name, digest in artifacts.items()}
-    for step, record in records.items():
-        if named.get((context.id, step)) != record.digest():
+    records = read_records(context.records, context.id)
+    named = context.open_ledger().refresh().records.get(context.id, {})
+    for step in sorted({*records, *named}):
+        if step not in records or named.get(step) != records[step].digest():
             raise LineageError(
                 f"the record of step {step} in run {context.id} is not the one that the ledger names: restore it, or "
                 "run again"
             )
-        # What validate-data names by its rows, the next steps name by its folder.
-        given = {name: digest for name, digest in record.outputs.items() if name != "validated"}
-        for name, digest in [*record.inputs.items(), *given.items()]:
+    given = {name for record in records.values() for name in record.outputs}
+    if orphans := sorted(artifacts.keys() - given):
+        raise LineageError(f"no record of run {context.id} says where {', '.join(orphans)} came from; run again")
+    if told := next(exchanged(records, artifacts), ""):
+        raise LineageError(f"run {context.id}: {told}; it was exchanged between the two: run again")
+    return records
+
+
+def exchanged(records: Mapping[str, StepRecord], artifacts: Mapping[str, str]) -> Iterator[str]:
+    """In words, each artifact of which two steps name different digests.
+
+    Args:
+        artifacts: name -> digest of what is known from elsewhere.
+    """
+    known = {name: ("what is at hand now is", digest) for name, digest in artifacts.items()}
+    for step, record in records.items():
+        for name, digest in [*record.inputs.items(), *record.outputs.items()]:
             who, expected = known.setdefault(name, (f"step {step} names", digest))
             if digest != expected:
-                raise LineageError(
-                    f"step {step} of run {context.id} names {name} {digest}, but {who} {expected}: it was exchanged "
-                    "between the two; run again"
-                )
-    return records
+                yield f"step {step} names {name} {digest}, but {who} {expected}"
 
 
 def _account() -> str:

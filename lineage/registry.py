@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from lineage.artifacts import WEIGHTS_FOLDER, without_credentials
 from lineage.digests import LineageError, hex_of
-from lineage.stores import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,8 +30,6 @@ TAG = "triptych."
 ATTEMPT = "candidate-"
 """Begins the name of the folder that holds a version's files; each attempt to register has its own."""
 MODEL_FOLDER = "model"
-WEIGHTS_FOLDER = "artifacts/weights"
-"""Inside the model folder, where MLflow's own loader looks for them."""
 EVIDENCE_FOLDER = "evidence"
 
 
@@ -47,6 +45,10 @@ class RegistrySettings(BaseModel):
     artifacts: str | None = None
     """Where the experiment keeps its files, such as ``s3://bucket/prefix``: weights then go straight to that store.
     None: wherever the MLflow server puts them, through the server."""
+    lease_hours: float = Field(default=24.0, gt=0, le=168)
+    """How long a run that died keeps others from the model."""
+    busy: Literal["wait", "end"] = "wait"
+    """What a run does while another one has the model."""
     license: str | None = None
     """Under which the model may be used, best as an SPDX expression."""
 
@@ -188,9 +190,7 @@ class Registry:
         if found is not None:
             self.client.set_terminated(found, status=status)
 
-    def upload(
-        self, mlflow_run: str, folder: Path, weights: Path, evidence: Mapping[str, Path], attempt: str
-    ) -> str:
+    def upload(self, mlflow_run: str, folder: Path, weights: Path, evidence: Mapping[str, Path], attempt: str) -> str:
         """Store a candidate's files in a fresh folder of an MLflow run; gives the URI of its model folder.
 
         Args:
@@ -221,7 +221,7 @@ class Registry:
         return self._version(made, {})
 
     def delete_leftovers(self, mlflow_run: str, known: Collection[str]) -> None:
-        """Delete versions that an MLflow run logged and that are not ``known``: of attempts that died, or strangers'."""
+        """Delete versions of an MLflow run that are not ``known``: of attempts that died, or strangers'."""
         for version in self.versions():
             if version.mlflow_run == mlflow_run and version.number not in known:
                 self.client.delete_model_version(self.model_name, version.number)
@@ -242,7 +242,7 @@ class Registry:
         if not location.startswith("mlflow-artifacts:") and location.rstrip("/") != (self.artifacts or "").rstrip("/"):
             raise LineageError(
                 f"experiment {self.model_name!r} keeps its files in {location}, past the server at "
-                f"{without_password(self.tracking_uri)}; remove it, or set registry.artifacts to this place"
+                f"{without_credentials(self.tracking_uri)}; remove it, or set registry.artifacts to this place"
             )
 
     def _create_experiment(self) -> str:

@@ -102,6 +102,10 @@ class State(BaseModel):
     """Model -> those that a person made champion, in order."""
     withdrawn: set[str] = Field(default_factory=set)
     """Digests of withdrawn weights."""
+    moved: dict[str, int] = Field(default_factory=dict)
+    """Model -> index of its last move."""
+    revoked: int | None = None
+    """Index of the last revocation of a key."""
     void: dict[int, str] = Field(default_factory=dict)
     """Entries that do not count since a key was revoked -> why."""
     clock_steps: list[str] = Field(default_factory=list)
@@ -116,6 +120,12 @@ class State(BaseModel):
         """The last version that a person made champion, if it was not withdrawn; else the one approved before it."""
         approved = reversed(self.approved.get(model, []))
         return next((champion for champion in approved if champion.candidate not in self.withdrawn), None)
+
+    def decided(self, model: str) -> int | None:
+        """Index of the entry that decided who is champion of ``model``; None where nothing ever did."""
+        if model not in self.moved:
+            return None
+        return max(self.moved[model], self.revoked or 0)  # a revocation can undo moves
 
     def registered(self, model: str, version: str) -> Registered | None:
         """The registration of a version, if there is one."""
@@ -189,6 +199,8 @@ class State(BaseModel):
 
     def _leave_out(self, entry: Entry, why: str) -> None:
         self.void[entry.index] = why
+        if isinstance(entry.body, Moved):
+            self.moved[entry.body.model] = entry.index
         if isinstance(entry.body, Moved) and entry.body.action == "withdraw":
             # Withdrawn for law or consent: no lost key brings the weights back.
             self.withdrawn.add(entry.body.candidate)
@@ -248,7 +260,7 @@ class State(BaseModel):
         known = self.keys.get(body.key)
         if known is None or known.role == "root":
             raise LedgerError(f"{entry.name}: {body.key[:12]} is no key that can be revoked")
-        known.distrusted = body.since
+        known.distrusted, self.revoked = body.since, entry.index
         for distrusted in self.keys.values():
             if distrusted.distrusted is not None and distrusted.until is None:
                 distrusted.until = entry.index
@@ -297,6 +309,7 @@ class State(BaseModel):
 
     def _on_moved(self, entry: Entry, body: Moved) -> None:
         self.check_move(body)
+        self.moved[body.model] = entry.index
         if body.action == "withdraw":
             self.withdrawn.add(body.candidate)
             return
@@ -388,4 +401,3 @@ def extend(state: State, entries: Iterable[Entry], distrust: dict[str, int] | No
             if entry.name in str(error):
                 raise
             raise type(error)(f"{entry.name}: {error}") from error
-

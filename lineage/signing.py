@@ -41,10 +41,12 @@ def make_keys(folder: Path, roles: Iterable[Role] = ROLES) -> dict[str, Key]:
     public: dict[str, Key] = {}
     for role in roles:
         private, shown = folder / f"{role}.pem", folder / f"{role}.pub"
+        if not shown.exists() and private.exists():
+            raise LineageError(f"{shown} is gone, and its private key is there; restore it")
         if not shown.exists():
             signer = CryptoSigner.generate_ecdsa()
-            _write_private(private, signer.private_bytes)
             write_public(signer.public_key, shown)
+            _write_private(private, signer.private_bytes)
         public[role] = read_public(shown)
     return public
 

@@ -81,12 +81,18 @@ def read_statement(path: Path, predicate_type: str, keys: Iterable[Key]) -> Stat
         LineageError: it is missing, malformed, of another type, or none of ``keys`` signed it.
     """
     try:
-        payload, _ = open_envelope(path.read_bytes(), IN_TOTO, keys)
-        statement = Statement.model_validate_json(payload)
-    except (OSError, ValidationError) as error:
-        raise LineageError(f"{path} is not an in-toto statement: {error}") from error
-    except LineageError as error:
+        return open_statement(path.read_bytes(), predicate_type, keys)
+    except (OSError, LineageError) as error:
         raise LineageError(f"{path}: {error}") from error
+
+
+def open_statement(content: bytes, predicate_type: str, keys: Iterable[Key]) -> Statement:
+    """The statement in an envelope; see `read_statement`."""
+    payload, _ = open_envelope(content, IN_TOTO, keys)
+    try:
+        statement = Statement.model_validate_json(payload)
+    except ValidationError as error:
+        raise LineageError(f"this is not an in-toto statement: {error}") from error
     if statement.type != STATEMENT_TYPE or statement.predicateType != predicate_type:
-        raise LineageError(f"{path} is a {statement.predicateType}, expected {predicate_type}")
+        raise LineageError(f"this is a {statement.predicateType}, expected {predicate_type}")
     return statement

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
+from lineage.artifacts import without_credentials
 from lineage.entries import BusyError, Entry, LedgerError, StaleError, read_entry
 
 API = "/api/2.0/triptych"
@@ -81,13 +81,13 @@ class ServerStore:
                 raise_on_status=False,
             )
         except Exception as error:
-            where, why = without_password(self.url), without_password(str(error))
+            where, why = without_credentials(self.url), without_credentials(str(error))
             raise LedgerError(f"the ledger at {where} does not answer: {why}") from error
         if answer.status_code == 200:
             return str(answer.text)
         kind, said = _refusal(answer.text)
         raise REFUSALS.get(kind, LedgerError)(
-            f"the ledger at {without_password(self.url)} refused ({answer.status_code}): {said}"
+            f"the ledger at {without_credentials(self.url)} refused ({answer.status_code}): {said}"
         )
 
 
@@ -102,11 +102,6 @@ def _refusal(answer: str) -> tuple[str, str]:
         return str(content.get("kind", "")), str(content["message"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return "", answer[:200]
-
-
-def without_password(text: str) -> str:
-    """``text`` with the user part of every URL in it left out."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "***@", text)
 
 
 def export(entries: Iterable[Entry]) -> str:
@@ -132,4 +127,3 @@ def read_export(path: Path) -> list[Entry]:
         except LedgerError as error:
             raise LedgerError(f"{path}, line {number}: {error}") from error
     return entries
-

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
-import mlflow
-import pandas as pd
 import pytest
 from cryptography.hazmat.primitives import serialization as pem
 from moto.server import ThreadedMotoServer
-from PIL import Image
 
 from components.plan.plan import Plan, make_plan
 from components.register.register import DESCRIPTION_LIMIT, describe, register_candidate
@@ -26,12 +20,11 @@ from lineage.documents.model_signature import verify_model
 from lineage.documents.provenance import SLSA
 from lineage.entries import Judged, Registered
 from lineage.records import RunContext, recording
-from lineage.registry import CHAMPION, Registry, RegistrySettings, Version, fetch_weights
+from lineage.registry import Registry, RegistrySettings, Version, fetch_weights
 from lineage.signing import read_public
 from lineage.statements import VERDICT_FILE, read_statement, write_statement
 from tests.documents import example
 from tests.runs import run_context
-from tests.training.tiny import save_bundle
 
 SETTINGS = RegistrySettings(model_name="portraits", license="Apache-2.0")
 KEYS = {"snapshot": example.SNAPSHOT, "training_key": "sha256:t", "evaluation_terms": "sha256:e"}
@@ -88,66 +81,6 @@ def prepare(
 @pytest.fixture
 def run(tmp_path: Path, migrated: bytes) -> Run:
     return prepare(tmp_path, migrated, example.weights(tmp_path))
-
-
-@pytest.fixture(scope="module")
-def drawing(tmp_path_factory: pytest.TempPathFactory, migrated: bytes) -> Run:
-    """A registered tiny model that draws, and is the champion."""
-    folder = tmp_path_factory.mktemp("drawing")
-    made = prepare(folder, migrated, save_bundle(folder / "candidate"))
-    version, _ = made.register()
-    made.store.set_alias(CHAMPION, version)
-    return made
-
-
-def champion(run: Run) -> mlflow.pyfunc.PyFuncModel:
-    mlflow.set_tracking_uri(run.store.tracking_uri)
-    return mlflow.pyfunc.load_model("models:/portraits@champion")
-
-
-def test_the_champion_loads_by_mlflow_alone_and_draws(drawing: Run) -> None:
-    prompts = pd.DataFrame({"prompt": ["a portrait, glasses", "ein Porträt, “Bart”"], "seed": [7, 8]})
-    model = champion(drawing)
-    drawn = model.predict(prompts)
-    assert list(drawn["seed"]) == [7, 8]
-    image = Image.open(io.BytesIO(drawn["image"][1]))
-    assert image.size == (32, 32)
-    assert image.text["model"] == "portraits"  # type: ignore[attr-defined]
-    assert image.text["model-digest"] == digest_path(drawing.candidate)  # type: ignore[attr-defined]
-    assert image.text["prompt"] == "ein Porträt, “Bart”"  # type: ignore[attr-defined]
-    assert image.text["seed"] == "8"  # type: ignore[attr-defined]
-    assert json.loads(image.text["sampling"]) == example.SAMPLING  # type: ignore[attr-defined]
-    assert model.predict(prompts)["image"][1] == drawn["image"][1], "the same prompt and seed draw the same picture"
-
-
-def test_sampling_can_be_changed_and_the_seed_left_out(drawing: Run) -> None:
-    params = {"num_inference_steps": 1, "guidance_scale": 2.5}
-    drawn = champion(drawing).predict(pd.DataFrame({"prompt": ["a portrait"]}), params=params)
-    image = Image.open(io.BytesIO(drawn["image"][0]))
-    assert params.items() <= json.loads(image.text["sampling"]).items()  # type: ignore[attr-defined]
-    assert int(image.text["seed"]) == drawn["seed"][0]  # type: ignore[attr-defined]
-
-
-def test_the_stored_model_imports_nothing_of_ours(drawing: Run, tmp_path: Path) -> None:
-    code = (
-        "import sys, mlflow, pandas; mlflow.set_tracking_uri(sys.argv[1])\n"
-        "model = mlflow.pyfunc.load_model('models:/portraits@champion')\n"
-        "model.predict(pandas.DataFrame({'prompt': ['a portrait']}))\n"
-        "ours = {name for name in sys.modules if name.split('.')[0] in ('lineage', 'components', 'training')}\n"
-        "sys.exit(str(ours) if ours else 0)"
-    )
-    command = [sys.executable, "-c", code, drawing.store.tracking_uri]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_weights_changed_in_the_store_do_not_load(tmp_path: Path, migrated: bytes) -> None:
-    made = prepare(tmp_path, migrated, save_bundle(tmp_path / "candidate"))
-    made.store.set_alias(CHAMPION, made.register()[0])
-    stored = next((tmp_path / "artifacts").rglob("vae/config.json"))
-    stored.write_text(stored.read_text() + " ")
-    with pytest.raises(Exception, match="do not use them"):
-        champion(made)
 
 
 def test_the_weights_come_out_as_they_went_in(run: Run, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""The two keys that decide what is new.
+"""What decides whether a result can be reused, by digests of content, never of places.
 
-The **training key** names everything that decides a candidate's weights; the **evaluation key** everything that
-decides a verdict. Both are digests of content, never of places.
+The **training key** names everything that decides a candidate's weights. Everything that decides a verdict is named by
+the digests of candidate and incumbent and the **evaluation terms**.
 """
 
 from __future__ import annotations
@@ -31,19 +31,14 @@ def training_key(snapshot_digest: str, validation: Mapping[str, Any], training: 
 
 
 def evaluation_terms(evaluation: Mapping[str, Any], gate: Mapping[str, Any]) -> str:
-    """The part of the evaluation key that is known before training: evaluation set, scorers, gate settings, code."""
+    """What decides a verdict beside the two models: evaluation set, scorers, gate settings, code."""
     return digest_json({"evaluation": by_content(evaluation), "gate": gate, "code": code_digest(*JUDGING_CODE)})
 
 
-def evaluation_key(candidate_digest: str, incumbent_digest: str, terms: str) -> str:
-    """The key of the verdict on a candidate against an incumbent, on given `evaluation_terms`."""
-    return digest_json([candidate_digest, incumbent_digest, terms])
-
-
 def by_content(value: Any) -> Any:
-    """A section of the configuration with every place on disk replaced by the digest of what lies there."""
+    """A section of the configuration, without what is not set, every place on disk replaced by what lies there."""
     if isinstance(value, Mapping):
-        return {name: by_content(inner) for name, inner in value.items()}
+        return {name: by_content(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):
         return [by_content(inner) for inner in value]
     if isinstance(value, str) and Path(value).is_absolute() and Path(value).exists():

@@ -1,0 +1,297 @@
+"""Moving the champion of a model: into the ledger first, then into the registry's tags and aliases and the channel.
+
+The entry decides. What follows it only repeats the ledger, and is made again by `reconcile` until it agrees.
+
+    mover = open_mover(context, registry)
+    mover.move("promote", "3")
+    mover.move("rollback", "2", "version 3 draws no glasses")
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from securesystemslib.signer import Signer
+
+from lineage.artifacts import Artifacts, Listed, folder_digest, listing, weights_digest, without_credentials
+from lineage.digests import LineageError
+from lineage.entries import Action, Judged, LedgerError, Moved, Registered
+from lineage.ledger import Ledger
+from lineage.registry import CHALLENGER, CHAMPION, Registry, Version
+from lineage.rules import Standing, State
+from lineage.stores import ServerStore
+from lineage.witness import WitnessWriter
+
+if TYPE_CHECKING:
+    from lineage.channel.publisher import Publisher
+
+FAULT_VARIABLE = "TRIPTYCH_FAULT"
+"""Names a boundary at which the process kills itself, for tests of what a crash leaves."""
+BOUNDARIES = ("before-moved", "after-moved", "after-tags", "after-alias", "after-channel", "after-checkpoint")
+MOVE_PATIENCE = 600.0
+"""Seconds: a server reads and checks all weights before it moves."""
+ROUNDS = 10
+"""How often the projections are made again because the champion moved meanwhile."""
+
+
+def boundary(name: str) -> None:
+    """A point between two steps of a move."""
+    if os.environ.get(FAULT_VARIABLE) == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Mover(Protocol):
+    """Moves the champion of one model."""
+
+    def move(self, action: Action, version: str, reason: str = "") -> list[str]:
+        """Make ``version`` champion, or withdraw it. Repeating it changes nothing.
+
+        Args:
+            reason: why; all but ``promote`` need one.
+
+        Returns:
+            What was done, in words, and what did not follow.
+
+        Raises:
+            StaleError: the verdict was given against another incumbent than today's champion.
+            LedgerError: the ledger's rules refuse it.
+            LineageError: the version's files are not those that were registered.
+        """
+        ...
+
+    def reconcile(self) -> list[str]:
+        """Make registry and channel agree with the ledger; says in words what did not, and what cannot be trusted."""
+        ...
+
+
+@dataclass
+class LocalMover:
+    """Moves by the holder of the promotion key."""
+
+    ledger: Ledger
+    signer: Signer
+    registry: Registry
+    user: str
+    witness: WitnessWriter | None = None
+    channel: Publisher | None = None
+    artifacts: Path | None = None
+    """Where ``mlflow-artifacts:`` places lie on this machine."""
+    _checked: dict[str, list[Listed]] = field(default_factory=dict)
+    """Digest of a model folder -> its files."""
+
+    @property
+    def model(self) -> str:
+        """The registered model."""
+        return self.registry.model_name
+
+    def move(self, action: Action, version: str, reason: str = "") -> list[str]:
+        """See `Mover`."""
+        state = self.ledger.refresh()
+        registered = state.registered(self.model, version)
+        if registered is None:
+            raise LedgerError(
+                f"version {version} of {self.model} is not in the ledger; register it through the pipeline"
+            )
+        what, champion = f"{action} of version {version} of {self.model}", state.champion(self.model)
+        standing = state.standing(self.model, version)
+        if standing == ("withdrawn" if action == "withdraw" else "champion"):
+            return [f"{what}: it is {standing} already", *self._follow()]
+        judged = state.verdicts[registered.verdict]
+        moved = Moved(
+            action=action,
+            model=self.model,
+            version=version,
+            candidate=registered.candidate,
+            previous_version=champion.version if champion else "",
+            previous=champion.candidate if champion else (judged.incumbent if action == "promote" else ""),
+            verdict=registered.verdict if action == "promote" else "",
+            user=self.user,
+            reason=reason,
+        )
+        state.check_move(moved)  # before all its files are read
+        if action != "withdraw":
+            self._check_files(registered)
+        boundary("before-moved")
+        self.ledger.append(moved, self.signer)
+        boundary("after-moved")
+        return [f"{what}: done", *self._follow()]
+
+    def reconcile(self) -> list[str]:
+        """See `Mover`."""
+        self._checked.clear()
+        said, state = self._follow(renew=True), self.ledger.state
+        champion = state.champion(self.model)
+        if champion:
+            try:
+                self._check_files(state.versions[self.model][champion.version])
+            except LineageError as error:
+                said.append(f"the champion, version {champion.version}, cannot be trusted: {error}")
+        known = state.versions.get(self.model, {})
+        strangers = [version.number for version in self.registry.versions() if version.number not in known]
+        return said + [f"version {n} of {self.model} is in the registry but not in the ledger" for n in strangers]
+
+    def _check_files(self, registered: Registered) -> list[Listed]:
+        """The files of a version's model folder, which are those that were registered.
+
+        Raises:
+            LineageError: they are not, or they cannot be read.
+        """
+        if registered.folder in self._checked:
+            return self._checked[registered.folder]
+        what, version = f"version {registered.version} of {self.model}", self._version(registered)
+        with self._reader() as reader:
+            files = listing(reader.open(version.source))
+        if weights_digest(files) != registered.candidate:
+            raise LineageError(
+                f"the weights of {what} were changed: digest {weights_digest(files)}, the ledger says "
+                f"{registered.candidate}; restore them"
+            )
+        if folder_digest(files) != registered.folder:
+            raise LineageError(
+                f"what lies around the weights of {what} was changed: digest {folder_digest(files)}, the ledger says "
+                f"{registered.folder}; whoever loads the version would run it: restore {version.source}"
+            )
+        self._checked[registered.folder] = files
+        return files
+
+    def _version(self, registered: Registered) -> Version:
+        found = self.registry.version(registered.version)
+        if found is None:
+            raise LineageError(f"version {registered.version} of {self.model} is not in the registry any more")
+        if found.mlflow_run != registered.mlflow_run:
+            raise LineageError(
+                f"version {registered.version} of {self.model} was deleted and made again from another run"
+            )
+        return found
+
+    @contextmanager
+    def _reader(self) -> Iterator[Artifacts]:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Artifacts(self.registry.tracking_uri, self.artifacts, Path(scratch))
+
+    def _follow(self, renew: bool = False) -> list[str]:
+        """Make tags, aliases and channel repeat the ledger, and tell the witness; gives what had to change.
+
+        What does not follow is told and costs nothing: the ledger has decided, and `reconcile` tries again.
+        """
+        said: list[str] = []
+        for name, follow in (
+            ("registry", self._project),
+            ("channel", lambda: self._publish(renew)),
+            ("witness", self._tell_witness),
+        ):
+            try:
+                said += follow()
+            except Exception as error:  # of whatever library the store behind it uses
+                reason = without_credentials(str(error)) or type(error).__name__
+                said.append(f"the {name} did not follow the ledger: {reason}; run: triptych reconcile")
+        return said
+
+    def _project(self) -> list[str]:
+        said: list[str] = []
+        for _ in range(ROUNDS):
+            state = self.ledger.refresh()
+            champion = state.champion(self.model)
+            said += self._project_once(state)
+            if self.ledger.refresh().champion(self.model) == champion:
+                return said
+        raise LedgerError(f"the champion of {self.model} moves faster than its alias")
+
+    def _project_once(self, state: State) -> list[str]:
+        said, versions = [], self.registry.versions()
+        for version in versions:
+            tags = tags_of(state, self.model, version.number)
+            wrong = {name: value for name, value in tags.items() if version.tags.get(name) != value}
+            self.registry.tag(version, wrong)
+            said += [f"version {version.number}: tag {name} set to {value}" for name, value in wrong.items()]
+        boundary("after-tags")
+        champion = state.champion(self.model)
+        holder = next((version.number for version in versions if CHAMPION in version.aliases), None)
+        wanted = next((v.number for v in versions if champion and v.number == champion.version), None)
+        if holder != wanted:
+            self.registry.point(CHAMPION, wanted)
+            was, now = (f"version {number}" if number else "no version" for number in (holder, wanted))
+            said.append(f"alias {CHAMPION} was on {was}, is on {now}")
+        if any(version.number == wanted and CHALLENGER in version.aliases for version in versions):
+            self.registry.point(CHALLENGER, None)
+        boundary("after-alias")
+        return said
+
+    def _publish(self, renew: bool) -> list[str]:
+        if self.channel is None:
+            return []
+        from lineage.announcement import announce
+
+        said = announce(self.ledger, self.model, self.channel, self._released, renew)
+        boundary("after-channel")
+        return said
+
+    def _released(self, registered: Registered, names: Sequence[str]) -> tuple[str, list[Listed], dict[str, bytes]]:
+        """Where a version's model folder lies, its files, and the evidence called ``names``, all checked."""
+        version, files = self._version(registered), self._check_files(registered)
+        documents: dict[str, bytes] = {}
+        with self._reader() as reader:
+            for name in names:
+                top = name.split("/", 1)[0]
+                if top not in registered.evidence:
+                    continue
+                place = reader.open(f"{version.evidence}/{top}")
+                if folder_digest(listing(place)) != registered.evidence[top]:
+                    raise LineageError(f"evidence {top!r} of version {version.number} was changed: restore it")
+                documents[Path(name).name] = (place / name.partition("/")[2] if "/" in name else place).read_bytes()
+        return version.source, files, documents
+
+    def _tell_witness(self) -> list[str]:
+        if self.witness:
+            self.witness.write(self.ledger.refresh())
+            boundary("after-checkpoint")
+        return []
+
+
+@dataclass(frozen=True)
+class ServerMover:
+    """Moves by a governed MLflow server, which alone holds the promotion key and knows who asks."""
+
+    url: str
+    model: str
+
+    def move(self, action: Action, version: str, reason: str = "") -> list[str]:
+        """See `Mover`."""
+        return self._ask("/moves", {"action": action, "model": self.model, "version": version, "reason": reason})
+
+    def reconcile(self) -> list[str]:
+        """See `Mover`."""
+        return self._ask("/reconcile", {"model": self.model})
+
+    def _ask(self, path: str, asked: dict[str, str]) -> list[str]:
+        answer = ServerStore(self.url).ask("POST", path, json.dumps(asked), MOVE_PATIENCE)
+        return [str(line) for line in json.loads(answer)["said"]]
+
+
+def tags_of(state: State, model: str, number: str) -> dict[str, str]:
+    """What our tags on a version say, as the ledger has it."""
+    registered = state.registered(model, number)
+    if registered is None:
+        return {"standing": "not in the ledger"}
+    return registration_tags(registered, state.verdicts[registered.verdict], state.standing(model, number))
+
+
+def registration_tags(registered: Registered, judged: Judged, standing: Standing = "candidate") -> dict[str, str]:
+    """What our tags say of a version that is, or is about to be, in the ledger."""
+    return {
+        "standing": standing,
+        "candidate": registered.candidate,
+        "verdict": registered.verdict,
+        "decision": judged.decision,
+        "incumbent": judged.incumbent,
+        "training_key": registered.training_key,
+        "evaluation_terms": registered.evaluation_terms,
+    }
