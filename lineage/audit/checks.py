@@ -1,4 +1,4 @@
-"""The checks: every digest and signature that a version rests on. Most only add claims, which are compared at the end."""
+"""The checks: every digest and signature that a version rests on. Most only add claims, compared at the end."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
-from lineage.artifacts import WEIGHTS_FOLDER, GoneError, Listed, folder_digest, weights_digest
+from lineage.artifacts import WEIGHTS_FOLDER, GoneError, folder_digest, weights_digest
 from lineage.audit.claims import LEDGER, STORE, Claim
+from lineage.audit.data import MOST_TABLE
 from lineage.audit.examination import SAMPLES, VERDICT_PATH, Examination, UnprovenError, beside, called
 from lineage.audit.report import Part
 from lineage.closing import CLOSING
@@ -52,9 +53,9 @@ def check_ledger(x: Examination) -> None:
     for name in state.clock_steps:
         x.note("ledger", "not proven", f"the time of {name}", "it lies before that of the entry before it")
     if x.sources.mark and not x.trouble:
-        with x.checking("ledger", "the high-water mark", "the ledger goes on from what this reader saw last"):
-            with x.sources.mark.locked():
-                x.sources.mark.check(state, x.digest_at)
+        good = "the ledger goes on from what this reader saw last"
+        with x.checking("ledger", "the high-water mark", good), x.sources.mark.locked():
+            x.sources.mark.check(state, x.digest_at)
     seen = max([_checkpoint(x, name, content) for name, content in x.sources.checkpoints], default=0)
     x.proven = f"consistent up to {state.size} entries; completeness not proven: no checkpoint of it was given"
     if seen:
@@ -132,9 +133,15 @@ def check_verdict(x: Examination, version: Registered) -> dict[str, Any] | None:
         for name, (value, _) in said.items():
             x.index.add(Claim(f"{name} in run {judged.run}", str(value), by, "verdict"))
         x.index.add(Claim(f"evaluation in run {judged.run}", digest_json(evaluation), by, "evaluation"))
-        named = {file: evaluation[name] for name, file in (("scores", TABLE_FILE), ("sets", SETS_FILE)) if name in evaluation}
+        named = {
+            file: evaluation[name] for name, file in (("scores", TABLE_FILE), ("sets", SETS_FILE)) if name in evaluation
+        }
         x.claim_files(by, version, "evidence/scores", named, x.evidence(version, "scores"))
-        pinned = [e.body for e in x.sources.entries[: entry.index] if isinstance(e.body, PolicySet) and e.body.model == judged.model]
+        pinned = [
+            e.body
+            for e in x.sources.entries[: entry.index]
+            if isinstance(e.body, PolicySet) and e.body.model == judged.model
+        ]
         if not pinned or pinned[-1].digest != judged.policy:
             reason = f"the ledger pinned {pinned[-1].digest if pinned else 'none'} then: it can never promote"
             x.note("verdict", "not proven", f"the policy of {beside(version, VERDICT_PATH)}", reason)
@@ -149,7 +156,9 @@ def _check_scores(x: Examination, version: Registered, predicate: Mapping[str, A
     """Scores and samples are those that the verdict was given on; gives each prompt's seeds."""
     with x.checking("evaluation", beside(version, f"scores/{EVALUATION_FILE}")):
         evaluation = json.loads(x.content(version, f"scores/{EVALUATION_FILE}"))
-        x.index.add(Claim(f"evaluation in run {version.run}", digest_json(stated(evaluation)), EVALUATION_FILE, "evaluation"))
+        x.index.add(
+            Claim(f"evaluation in run {version.run}", digest_json(stated(evaluation)), EVALUATION_FILE, "evaluation")
+        )
     seeds: dict[str, set[int]] = {}
     with x.checking("evaluation", beside(version, SAMPLES), "one picture for each prompt and seed that was scored"):
         table = BytesIO(x.content(version, f"scores/{TABLE_FILE}", MOST_TABLE))
@@ -157,7 +166,9 @@ def _check_scores(x: Examination, version: Registered, predicate: Mapping[str, A
         for row in manifest_rows(table, ["model", "prompt", "seed"]):
             seeds.setdefault(row["prompt"], set()).add(row["seed"])
             scored.add(f"samples/{row['model']}/{row['prompt']}-{row['seed']}.png")
-        there = {name for name in x.evidence(version, "scores") if name.startswith("samples/") and name.endswith(".png")}
+        there = {
+            name for name in x.evidence(version, "scores") if name.startswith("samples/") and name.endswith(".png")
+        }
         if predicate.get("evaluation", {}).get("unusable"):
             return {}  # nothing was scored, whatever was drawn before that
         if scored - there:
@@ -192,7 +203,9 @@ def _check_model(x: Examination, version: Registered) -> None:
             x.note("weights", "does not hold", f"weights/{name} of {called(version)}", "it was added")
     with x.checking("version", beside(version, "croissant.json")):
         files = json.loads(x.content(version, "croissant.json"))["distribution"]
-        digests = {one["contentUrl"].removeprefix("validated/"): "sha256:" + one["sha256"] for one in files if "sha256" in one}
+        digests = {
+            one["contentUrl"].removeprefix("validated/"): "sha256:" + one["sha256"] for one in files if "sha256" in one
+        }
         x.claim_files("croissant.json", version, "evidence/validated", digests, x.evidence(version, "validated"))
 
 
@@ -211,4 +224,9 @@ def _check_registry(x: Examination, version: Registered) -> None:
     with x.checking("moves", f"alias {CHAMPION} of {model}"):
         champion = x.state.champion(model)
         holder = x.registry(model).client.get_registered_model(model).aliases.get(CHAMPION, "")
-        compare(f"alias {CHAMPION} of {model}", f"version {champion.version}" if champion else "", f"version {holder}" if holder else "", "moves")
+        compare(
+            f"alias {CHAMPION} of {model}",
+            f"version {champion.version}" if champion else "",
+            f"version {holder}" if holder else "",
+            "moves",
+        )

@@ -155,5 +155,3 @@ def _descendants(x: Examination, version: Registered) -> tuple[Use, ...]:
         hows += ["judged against it"] if x.state.verdicts[other.verdict].incumbent == version.candidate else []
         found += [use(x, other, " and ".join(hows))] if hows else []
     return tuple(found)
-
-

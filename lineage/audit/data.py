@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
@@ -11,50 +12,18 @@ from lineage.artifacts import ChangedError, GoneError, UnreachableError, read_fi
 from lineage.audit.claims import Claim
 from lineage.audit.examination import Examination, UnprovenError, beside, judge, once
 from lineage.audit.report import Data, Finding, Picture, Standing
-from lineage.digests import LineageError, digest_bytes, manifest_digest
+from lineage.digests import digest_bytes, manifest_digest
 from lineage.entries import Registered
-from lineage.pictures import PARQUET, PictureError, read_bytes, trained_on
+from lineage.pictures import PARQUET, PictureError, manifest_rows, read_bytes, trained_on
 
 SHOWN = 24
 """Training images kept to be shown."""
 NAMED = 20
 """Training images that are named one by one where they do not hold."""
-MOST_TABLE, MOST_ROWS, MOST_UNPACKED = 2**30, 5_000_000, 2**31
-"""Bytes of a table's file, its rows, and bytes of what is in them."""
-MOST_PICTURE = 2**28
-"""Bytes of a picture's file."""
+MOST_TABLE, MOST_PICTURE = 2**30, 2**28
+"""Bytes of the file of a table or picture."""
 HELD_OUT = "held out"
 COLUMNS = ("file_name", "sha256", "bytes", "text", "license", "consent", "source", "split")
-
-
-def table_rows(content: bytes, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a parquet file, however small it is for what it unpacks to.
-
-    Raises:
-        LineageError: it holds more than is ever read, or something else than text and numbers.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(pa.BufferReader(content)) as file:
-        kinds = {field.name: field.type for field in file.schema_arrow if columns is None or field.name in columns}
-        rows = file.metadata.num_rows
-    texts = [name for name, kind in kinds.items() if pa.types.is_string(kind)]
-    strange = [name for name, kind in kinds.items() if name not in texts and not pa.types.is_primitive(kind)]
-    if strange or rows > MOST_ROWS:
-        raise LineageError(f"it has {rows} rows, and in {strange} something else than text and numbers: not read")
-    size = 0
-    # As dictionaries, or one long text that a thousand rows share would be unpacked a thousand times.
-    with pq.ParquetFile(pa.BufferReader(content), read_dictionary=texts) as file:
-        for batch in file.iter_batches(batch_size=8192, columns=list(kinds)):
-            for column in batch.columns:
-                size += column.nbytes
-                if pa.types.is_dictionary(column.type):
-                    size += pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
-            if size > MOST_UNPACKED:
-                raise LineageError(f"its rows hold more than {MOST_UNPACKED} bytes: not read")
-            yield from batch.to_pylist()
 
 
 @once
@@ -64,15 +33,14 @@ def data_of(x: Examination, version: Registered) -> Data:
     accepted: list[dict[str, Any]] | None = None
     refused: tuple[Picture, ...] | None = None
     with x.checking("data", beside(version, "validated/manifest.parquet")):
-        rows = list(table_rows(x.content(version, "validated/manifest.parquet", MOST_TABLE)))
+        rows = list(_rows(x, version, "manifest"))
         digest = manifest_digest(rows)
         x.index.add(Claim(f"accepted in run {run}", digest, "the manifest", "data"))
         accepted = rows if record and record.outputs.get("accepted") == digest else None
     with x.checking("data", beside(version, "validated/quarantine.parquet")):
-        facts = list(table_rows(x.content(version, "validated/facts.parquet", MOST_TABLE), ("row", *COLUMNS)))
+        facts = list(_rows(x, version, "facts", ("row", *COLUMNS)))
         why: dict[int, list[str]] = {}
-        quarantine = x.content(version, "validated/quarantine.parquet", MOST_TABLE)
-        for row in table_rows(quarantine, ("row", "reason")):
+        for row in _rows(x, version, "quarantine", ("row", "reason")):
             why.setdefault(row["row"], []).append(row["reason"])
         digest = _snapshot_digest(accepted, facts, set(why))
         x.index.add(Claim(f"snapshot in run {run}", digest, "accepted and refused rows together", "data"))
@@ -89,6 +57,12 @@ def data_of(x: Examination, version: Registered) -> Data:
         pictures=tuple(map(_picture, used)) if accepted is not None else None,
         refused=refused if refused is None else (*refused, *not_used),
     )
+
+
+def _rows(
+    x: Examination, version: Registered, name: str, columns: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    return manifest_rows(BytesIO(x.content(version, f"validated/{name}.parquet", MOST_TABLE)), columns)
 
 
 def _snapshot_digest(accepted: list[dict[str, Any]] | None, facts: list[dict[str, Any]], set_aside: set[int]) -> str:

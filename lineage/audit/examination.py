@@ -114,6 +114,10 @@ class Examination:
         self.known: dict[tuple[Any, ...], Any] = {}
         self._load_ledger()
 
+    def entry(self, version: Registered) -> Entry:
+        """The entry that registered a version."""
+        return self.registered[version.model, version.version][0]
+
     @property
     def versions(self) -> list[Registered]:
         """All versions of all models, oldest first."""
@@ -256,7 +260,7 @@ class Examination:
     def claim_files(
         self, by: str, version: Registered, path: str, files: dict[str, str], there: dict[str, Any]
     ) -> None:
-        """``by`` names ``files`` (name -> digest) at ``path`` of a version, where ``there`` are the names to be seen."""
+        """``by`` names ``files`` (name -> digest) at ``path`` of a version; ``there`` are those that are there."""
         for name, digest in files.items():
             subject = f"{path}/{name} of {called(version)}"
             self.index.add(Claim(subject, digest, by, PARTS.get(path.partition("/")[2], "weights")))

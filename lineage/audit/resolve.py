@@ -12,7 +12,7 @@ from lineage.audit.claims import Claim
 from lineage.audit.data import HELD_OUT, MOST_PICTURE, data_of
 from lineage.audit.examination import Examination, beside, called
 from lineage.audit.report import Picture, Use
-from lineage.digests import PREFIX, TREE, LineageError, digest_bytes, digest_file
+from lineage.digests import PREFIX, TREE, LineageError, digest_file
 from lineage.entries import Registered
 from lineage.registry import CHAMPION
 
