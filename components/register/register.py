@@ -74,7 +74,7 @@ def register_candidate(
 
 def _candidate(context: RunContext, settings: RegistrySettings, artifacts: Mapping[str, Path]) -> Candidate:
     digests = {name: digest_path(path) for name, path in artifacts.items()}
-    keys = context.open_ledger().state.keys_of("gate")
+    records, keys = check_records(context, digests), context.open_ledger().state.keys_of("gate")
     statement = read_statement(artifacts["verdict"] / VERDICT_FILE, VERDICT, keys)
     if statement.subject_digest("candidate") != digests["candidate"]:
         raise LineageError(
@@ -86,7 +86,7 @@ def _candidate(context: RunContext, settings: RegistrySettings, artifacts: Mappi
         weights=artifacts["candidate"],
         digest=digests["candidate"],
         manifest=artifacts["validated"] / "manifest.parquet",
-        records=check_records(context, digests),
+        records=records,
         verdict=statement,
         license=settings.license,
     )
