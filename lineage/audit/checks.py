@@ -10,7 +10,7 @@ from typing import Any
 from lineage.artifacts import WEIGHTS_FOLDER, GoneError, folder_digest, weights_digest
 from lineage.audit.claims import LEDGER, STORE, Claim
 from lineage.audit.data import MOST_TABLE
-from lineage.audit.examination import SAMPLES, VERDICT_PATH, Examination, UnprovenError, beside, called
+from lineage.audit.examination import VERDICT_PATH, Examination, UnprovenError, beside, called
 from lineage.audit.report import Part
 from lineage.closing import CLOSING
 from lineage.digests import LineageError, digest_json
@@ -133,10 +133,6 @@ def check_verdict(x: Examination, version: Registered) -> dict[str, Any] | None:
         for name, (value, _) in said.items():
             x.index.add(Claim(f"{name} in run {judged.run}", str(value), by, "verdict"))
         x.index.add(Claim(f"evaluation in run {judged.run}", digest_json(evaluation), by, "evaluation"))
-        named = {
-            file: evaluation[name] for name, file in (("scores", TABLE_FILE), ("sets", SETS_FILE)) if name in evaluation
-        }
-        x.claim_files(by, version, "evidence/scores", named, x.evidence(version, "scores"))
         pinned = [
             e.body
             for e in x.sources.entries[: entry.index]
@@ -154,27 +150,29 @@ def check_verdict(x: Examination, version: Registered) -> dict[str, Any] | None:
 
 def _check_scores(x: Examination, version: Registered, predicate: Mapping[str, Any]) -> Seeds:
     """Scores and samples are those that the verdict was given on; gives each prompt's seeds."""
+    said, there = predicate.get("evaluation", {}), x.evidence(version, "scores")
+    files = {file: said[name] for name, file in (("scores", TABLE_FILE), ("sets", SETS_FILE)) if name in said}
+    x.claim_files("the verdict", version, "evidence/scores", files, there)
     with x.checking("evaluation", beside(version, f"scores/{EVALUATION_FILE}")):
         evaluation = json.loads(x.content(version, f"scores/{EVALUATION_FILE}"))
         x.index.add(
             Claim(f"evaluation in run {version.run}", digest_json(stated(evaluation)), EVALUATION_FILE, "evaluation")
         )
     seeds: dict[str, set[int]] = {}
-    with x.checking("evaluation", beside(version, SAMPLES), "one picture for each prompt and seed that was scored"):
+    good = "one picture for each prompt and seed that was scored"
+    with x.checking("evaluation", beside(version, "scores/samples"), good):
         table = BytesIO(x.content(version, f"scores/{TABLE_FILE}", MOST_TABLE))
         scored = set[str]()
         for row in manifest_rows(table, ["model", "prompt", "seed"]):
             seeds.setdefault(row["prompt"], set()).add(row["seed"])
             scored.add(f"samples/{row['model']}/{row['prompt']}-{row['seed']}.png")
-        there = {
-            name for name in x.evidence(version, "scores") if name.startswith("samples/") and name.endswith(".png")
-        }
-        if predicate.get("evaluation", {}).get("unusable"):
+        samples = {name for name in there if name.startswith("samples/") and name.endswith(".png")}
+        if said.get("unusable"):
             return {}  # nothing was scored, whatever was drawn before that
-        if scored - there:
-            raise GoneError(f"scored and not there: {', '.join(sorted(scored - there)[:NAMED])}")
-        if there - scored:
-            raise LineageError(f"there and never scored: {', '.join(sorted(there - scored)[:NAMED])}")
+        if scored - samples:
+            raise GoneError(f"scored and not there: {', '.join(sorted(scored - samples)[:NAMED])}")
+        if samples - scored:
+            raise LineageError(f"there and never scored: {', '.join(sorted(samples - scored)[:NAMED])}")
     return {prompt: tuple(sorted(found)) for prompt, found in sorted(seeds.items())}
 
 

@@ -123,7 +123,8 @@ class _Cells:
     """Pictures in parquet files, one of them in memory; what is asked for in order is read in one pass."""
 
     def __init__(self) -> None:
-        self.at, self.next, self.cells = "", 0, iter(())
+        self.at, self.next = "", 0
+        self.cells: Iterator[Any] = iter(())
 
     def read(self, place: str) -> bytes:
         """The picture at ``<file>#<column>/<row>``."""

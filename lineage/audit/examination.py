@@ -179,7 +179,7 @@ class Examination:
                 said += [(f"{name} in run {run}", digest, "records", "", "")]
             for name in ("candidate", "incumbent", "decision", "policy"):
                 said += [(f"{name} in run {run}", getattr(judged, name), "verdict", "", "")]
-            self.index.add(*(Claim(s, value, LEDGER, part, *how, version, run) for s, value, part, *how in said))
+            self.index.add(*(Claim(s, v, LEDGER, part, kind, how, version, run) for s, v, part, kind, how in said))
         for digest, judged in self.state.verdicts.items():
             subject = f"the verdict of run {judged.run}"
             self.index.add(Claim(subject, digest, LEDGER, "verdict", "verdict", "the verdict of", run=judged.run))
