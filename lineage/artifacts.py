@@ -180,10 +180,7 @@ def listing(place: Path) -> list[Listed]:
         UnreachableError: a file cannot be read.
     """
     with reaching(str(place)):
-        if not stat.S_ISDIR(place.lstat().st_mode):
-            return [Listed("", *_digest(place))]
-        found = [Listed(name, *_digest(place / name)) for name in sorted(_files(place))]
-    return found
+        return [Listed(name, *_digest(place / name)) for name in sorted(_files(place))]
 
 
 def digest_of(files: Iterable[Listed], under: str = "") -> str:
@@ -269,13 +266,14 @@ def _copy(source: Path, target: Path, links: bool) -> Path:
         for name in _files(source, links):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, target / name)
-        target.mkdir(exist_ok=True)
     return target
 
 
 def _files(folder: Path, links: bool = False) -> Iterator[str]:
-    """The relative names of all files; ``links`` to regular files count as files."""
+    """The relative names of all files, or the empty one of a file; ``links`` to regular files count as files."""
     pending, count, size = [""], 0, 0
+    if stat.S_ISREG(folder.stat(follow_symlinks=links).st_mode):
+        yield pending.pop()
     while pending:
         under = pending.pop()
         for entry in os.scandir(folder / under):

@@ -14,10 +14,10 @@ from lineage.audit.examination import VERDICT_PATH, Examination, UnprovenError, 
 from lineage.audit.report import Part
 from lineage.closing import CLOSING
 from lineage.digests import LineageError, digest_json
+from lineage.documents.figures import cells
 from lineage.documents.model_signature import signed_files
 from lineage.documents.provenance import SLSA
 from lineage.entries import PolicySet, Registered
-from lineage.figures import cells
 from lineage.moves import tags_of
 from lineage.pictures import manifest_rows
 from lineage.policy import policy_digest

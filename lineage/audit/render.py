@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from lineage.audit.report import Finding, Picture, Report, Standing
 from lineage.digests import short
-from lineage.figures import cells, headings
+from lineage.documents.figures import cells
 from lineage.records import StepRecord
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
@@ -64,7 +64,7 @@ def _render(template: str, report: Report, **more: Any) -> str:
     environment.filters |= {"cells": cells, "rights": rights, "short": short, "brief": _brief}
     worst = {one.part: one.standing for one in sorted(report.findings, key=_rank, reverse=True)}
     known = {"report": report, "version": report.version, "summary": summary(report), "seeds": seeds(report.records)}
-    limits = {"order": ORDER, "worst": worst, "few": FEW, "most": MOST_ROWS, "headings": headings, "done": DONE}
+    limits = {"order": ORDER, "worst": worst, "few": FEW, "most": MOST_ROWS, "done": DONE}
     return environment.get_template(template).render(**known, **limits, **more)
 
 

@@ -170,10 +170,14 @@ def test_gone_and_unreachable_are_told_apart(tmp_path: Path, bucket: str, monkey
         reader(tmp_path).names(str(tmp_path / "nowhere"))
     with pytest.raises(GoneError):
         reader(tmp_path).open(f"{bucket}/run/evidence/scores")
-    with pytest.raises(UnreachableError):
+    with pytest.raises(GoneError):
         reader(tmp_path).open("s3://another/run/evidence/scores")
     with pytest.raises(UnreachableError, match="nothing is fetched unless asked for"):
         reader(tmp_path, remote=False).open(f"{bucket}/run/evidence/README.md")
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(UnreachableError):
+        reader(tmp_path).open(f"{bucket}/run/evidence/README.md")
 
 
 def test_what_lies_elsewhere_is_fetched_once(tmp_path: Path, bucket: str) -> None:
