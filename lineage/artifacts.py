@@ -203,8 +203,15 @@ def folder_digest(files: Iterable[Listed]) -> str:
 
 
 def weights_digest(files: Iterable[Listed]) -> str:
-    """The digest of the weights in a model folder."""
-    return digest_of(files, WEIGHTS_FOLDER)
+    """The digest of the weights in a model folder.
+
+    Raises:
+        GoneError: it has none.
+    """
+    found = list(files)
+    if not any(one.name.startswith(f"{WEIGHTS_FOLDER}/") for one in found):
+        raise GoneError(f"the model folder has no {WEIGHTS_FOLDER}")
+    return digest_of(found, WEIGHTS_FOLDER)
 
 
 def read_file(place: Path, most: int) -> bytes:
