@@ -8,11 +8,11 @@ from typing import Literal
 import typer
 
 from lineage.audit import Sources, UnknownError, audit, write_page, write_text
+from lineage.database import DatabaseStore
 from lineage.digests import LineageError
-from lineage.ledger import SqlStore
-from lineage.registry import Registry
+from lineage.entries import Registered
+from lineage.memory import Memory
 from lineage.signing import read_public
-from lineage.witness import HighWaterMark
 from pipelines.workspace import Workspace
 
 Format = Literal["text", "json", "html"]
@@ -20,19 +20,22 @@ READER = "auditor"
 """Whose high-water mark an audit keeps."""
 
 
-def audit_command(what: str, image: bool, work_dir: Path, config: Path, format: Format, output: Path | None) -> int:
+def audit_command(
+    what: str, image: bool, work_dir: Path, config: Path, format: Format, output: Path | None, remote: bool = False
+) -> int:
     """Audit ``what`` and write the report: text and JSON to stdout or ``output``, HTML to ``output``.
 
     Args:
         image: ask about a training image.
         config: names the model, where the ledger knows several.
         output: for HTML by default ``audit.html``.
+        remote: fetch evidence and images that do not lie on this machine.
 
     Returns:
         Exit status: 0 everything holds, 1 something does not or is missing, 2 the evidence knows nothing of it.
     """
     try:
-        report = audit(what, open_sources(Workspace(work_dir.resolve()), config), image)
+        report = audit(what, open_sources(Workspace(work_dir.resolve()), config, remote), image)
     except UnknownError as error:
         typer.echo(f"error: {error}", err=True)
         return 2
@@ -50,7 +53,7 @@ def audit_command(what: str, image: bool, work_dir: Path, config: Path, format: 
     return 0 if report.holds else 1
 
 
-def open_sources(place: Workspace, config: Path) -> Sources:
+def open_sources(place: Workspace, config: Path, remote: bool = False) -> Sources:
     """The evidence in a work folder, read as it lies there; nothing is created.
 
     Raises:
@@ -60,17 +63,17 @@ def open_sources(place: Workspace, config: Path) -> Sources:
     home = place.lineage
     if not (home.folder / "ledger.db").is_file():
         raise UnknownError(f"there is no ledger in {home.folder}; run: triptych retrain")
-    entries = SqlStore(home.url).entries(0)
-    root = home.keys / "root.pub"
-    model = _model({e.body.get("model", "") for e in entries if e.kind == "registered"}, config)
+    entries, root = DatabaseStore(home.url).entries(0), home.keys / "root.pub"
     return Sources(
         entries,
-        root=read_public(root) if root.is_file() else "",
+        root=read_public(root).keyid if root.is_file() else "",
         records=str(place.records),
-        registry=Registry(place.database, model) if (place.root / "mlflow.db").is_file() else None,
+        registry=place.database if (place.root / "mlflow.db").is_file() else "",
+        model=_model({entry.body.model for entry in entries if isinstance(entry.body, Registered)}, config),
         artifacts=place.artifacts,
-        checkpoints=home.witness.read(),
-        mark=HighWaterMark(home.folder / "marks" / f"{READER}.json"),
+        checkpoints=list(home.witness.read()),
+        mark=Memory(home.marks, READER),
+        remote=remote,
     )
 
 

@@ -176,11 +176,12 @@ def audit(
     work_dir: WorkOption = WORK,
     report: Annotated[ReportFormat, typer.Option("--format", help="How to write the report.")] = ReportFormat.TEXT,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
+    remote: Annotated[bool, typer.Option("--remote", help="Fetch what does not lie on this machine.")] = False,
 ) -> None:
     """Find the way back: what stands behind it, and whether all of that holds."""
     from pipelines.audit_cli import audit_command
 
-    raise typer.Exit(audit_command(what, image, work_dir, config, report.value, output))
+    raise typer.Exit(audit_command(what, image, work_dir, config, report.value, output, remote))
 
 
 @app.command()
