@@ -51,6 +51,8 @@ class Embedded:
         self.keys = self.folder / "keys"
         self.marks = self.folder / "marks"
         self.channel = self.folder / "channel"
+        self.channel_root = self.folder / "channel-root.json"
+        """What a client of the channel begins to trust it with; hand it on by a way of its own."""
         self.url = f"sqlite:///{self.folder / 'ledger.db'}"
         self.witness = FileWitness(self.folder / "witness")
 
@@ -70,7 +72,38 @@ class Embedded:
         ledger = Ledger.open(self.url, self.root, Memory(self.marks, reader, self._own_signer()))
         ledger.refresh()
         self._finish_rotation(ledger)
+        if not self.channel_root.exists() and self.holds_root:
+            self.init_channel(ledger)
         return ledger
+
+    def init_channel(self, ledger: Ledger | None = None, place: str = "") -> bytes:
+        """Make a channel, or have it trust the keys that count now, on the word of the root key.
+
+        Args:
+            ledger: whose keys it trusts; None: this one's.
+            place: a folder or ``s3://bucket/prefix``; empty: this home's own.
+
+        Returns:
+            What its clients begin to trust it with.
+
+        Raises:
+            LineageError: the root's private key is not here, or the channel is another root's.
+        """
+        from lineage.channel.publisher import init
+
+        ledger, roles = ledger or self.open(), ("promotion", "witness")
+        keys: dict[Role, Key] = {role: ledger.state.key_of(role) for role in roles}
+        made = init(place or str(self.channel), keys, ledger.signer("root", self.uri("root")))
+        if not place:
+            partial = self.channel_root.with_suffix(".partial")
+            partial.write_bytes(made)
+            partial.replace(self.channel_root)
+        return made
+
+    @property
+    def holds_root(self) -> bool:
+        """Whether the root's private key is here, and not kept offline."""
+        return (self.keys / "root.pem").exists()
 
     def uri(self, role: str) -> str:
         """Where a role's private key is."""
@@ -150,7 +183,7 @@ class Embedded:
 
         ledger = self.open(reader)
         signer, writer = ledger.signer("promotion", self.uri("promotion")), self._writer(ledger)
-        channel = Publisher(str(self.channel), signer, writer.signer, CHANNEL_LIFE)
+        channel = Publisher(str(self.channel), signer, writer.signer, CHANNEL_LIFE, self.marks / "channel")
         return LocalMover(ledger, signer, registry, local_user(), writer, channel, artifacts)
 
     def _own_signer(self) -> Signer | None:

@@ -18,24 +18,24 @@ import functools
 import inspect
 import os
 import pwd
-import signal
 import socket
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import docker
 import psutil
 from docker.errors import ImageNotFound
 from kfp import local
-from kfp.local import config, docker_task_handler
+from kfp.local import docker_task_handler
 
 from infra.docker import ContainerError
 from infra.docker.engine import DEFAULT_SOCKET, connect
+from lineage.records import IMAGE_VARIABLE, RUN_VARIABLE
 from pipelines.container_step import OWNER_LABEL, RUN_LABEL, Volumes, remove, run_step
+from pipelines.processes import initialised
+from pipelines.workspace import terminations_interrupt
 
 CONTRACT = "(client: 'docker.DockerClient', image: str, command: List[str], volumes: Dict[str, Any], **container_run_args) -> int"  # noqa: E501
 """The signature of the function of KFP's that we replace."""
@@ -111,14 +111,15 @@ def containers(
         image_id = _image_id(client, image)
         remove_leftovers(client, run_id)
         stack.callback(_remove_all, client, run_id)
-        stack.enter_context(_terminated_as_interrupted())
+        stack.enter_context(terminations_interrupt())
         labels = {RUN_LABEL: run_id, OWNER_LABEL: _owner(psutil.Process())}
         step = functools.partial(
             run_step, image_id=image_id, labels=labels, own_volumes=volumes, credentials=credentials or {}
         )
         stack.enter_context(_replaced(step))
-        runner = local.DockerRunner(**_arguments(image_id, environment or {}))
-        stack.enter_context(_initialised(runner, pipeline_root))
+        told = {IMAGE_VARIABLE: image_id, RUN_VARIABLE: run_id}
+        runner = local.DockerRunner(**_arguments({**(environment or {}), **told}))
+        stack.enter_context(initialised(runner, pipeline_root))
         yield
 
 
@@ -197,7 +198,7 @@ def _volumes(pipeline_root: Path, mounts: Sequence[Path], writable: Sequence[Pat
     return {str(path): {"bind": str(path), "mode": mode} for path, mode in modes.items()}
 
 
-def _arguments(image_id: str, environment: Mapping[str, str]) -> dict[str, Any]:
+def _arguments(environment: Mapping[str, str]) -> dict[str, Any]:
     """What DockerRunner passes on for each container: the caller's identity and rights, and no more."""
     user, group = os.getuid(), os.getgid()
     try:
@@ -205,7 +206,7 @@ def _arguments(image_id: str, environment: Mapping[str, str]) -> dict[str, Any]:
     except KeyError:
         name = str(user)
     passed_on = {variable: os.environ[variable] for variable in PASSED_ON if variable in os.environ}
-    identity = {"HOME": "/tmp", "USER": name, "LOGNAME": name, "TRIPTYCH_IMAGE": image_id}
+    identity = {"HOME": "/tmp", "USER": name, "LOGNAME": name}
     cores = sorted(os.sched_getaffinity(0))  # as many threads, and so the same sums, as a process would have
     return {
         "user": f"{user}:{group}",
@@ -228,34 +229,6 @@ def _replaced(step: Any) -> Iterator[None]:
         yield
     finally:
         docker_task_handler.run_docker_container = original
-
-
-@contextmanager
-def _initialised(runner: local.DockerRunner, pipeline_root: Path) -> Iterator[None]:
-    before = config.LocalExecutionConfig.instance
-    # An empty workspace_root: no workspace, instead of a temporary folder that every container would see.
-    local.init(runner=runner, pipeline_root=str(pipeline_root), workspace_root="", raise_on_error=True)
-    try:
-        yield
-    finally:
-        config.LocalExecutionConfig.instance = before
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM end this block as Ctrl-C does, unless the caller handles it already."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-
-    def terminate(_: int, __: FrameType | None) -> None:
-        raise KeyboardInterrupt("terminated")
-
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _remove_all(client: docker.DockerClient, run_id: str) -> None:

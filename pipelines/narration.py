@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 import time
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,11 +24,11 @@ _ENDS = re.compile(r"Task '?([a-z0-9-]+)'? finished with status (\w+)")
 
 
 class Narration(io.TextIOBase):
-    """A stream for the run's output: everything goes to ``log``, the gist to ``console``."""
+    """Takes what is printed inside its block: everything goes to ``log``, the gist to ``console``."""
 
     def __init__(self, console: Console, log: Path) -> None:
         self._console = console
-        self._log = log.open("a", encoding="utf-8")
+        self._log, self._redirected = log.open("a", encoding="utf-8"), ExitStack()
         self._status: Status | None = console.status("starting") if console.is_terminal else None
         self._line = ""
         self._step = ""
@@ -36,11 +37,14 @@ class Narration(io.TextIOBase):
     def __enter__(self) -> Self:
         if self._status:
             self._status.start()
+        self._redirected.enter_context(redirect_stdout(self))
+        self._redirected.enter_context(redirect_stderr(self))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._redirected.close()
         if self._status:
             self._status.stop()
         self._log.close()

@@ -8,10 +8,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lineage.digests import short
 from lineage.registry import Registry
 from pipelines.retrain import Finished
 
-STYLES = {"promote": "green", "hold": "yellow", "reject": "red", "invalid": "red"}
+STYLES = {
+    "promote": "green",
+    "hold": "yellow",
+    "reject": "red",
+    "invalid": "red",
+    "nothing-new": "green",
+    "busy": "yellow",
+}
 
 
 def print_outcome(console: Console, finished: Finished, root: Path, model_name: str) -> None:
@@ -20,10 +28,9 @@ def print_outcome(console: Console, finished: Finished, root: Path, model_name: 
         console.print(f"[red]failed[/red]: {finished.failure}", highlight=False, soft_wrap=True)
         console.print(f"  the whole output: {finished.log}", highlight=False, soft_wrap=True)
         return
-    if finished.outcome == "nothing-new":
-        console.print(
-            f"[green]{finished.records['nothing-new'].parameters['reason']}[/green]", highlight=False, soft_wrap=True
-        )
+    if finished.outcome in ("nothing-new", "busy"):
+        style, reason = STYLES[finished.outcome], finished.records["nothing-new"].parameters["reason"]
+        console.print(f"[{style}]{reason}[/{style}]", highlight=False, soft_wrap=True)
         return
     gate, plan = finished.records["gate"].facts, finished.records["plan"].facts
     if gate["figures"]:
@@ -63,7 +70,7 @@ def _figures_table(figures: list[dict[str, Any]], other: str, name: str) -> Tabl
 def print_versions(console: Console, store: Registry) -> None:
     """Every version with its aliases and verdict."""
     table = Table(title=store.model_name)
-    for column in ("version", "alias", "verdict", "against", "weights", "run"):
+    for column in ("version", "alias", "verdict", "against", "weights", "MLflow run"):
         table.add_column(column)
     versions = store.versions()
     owners = {version.tags.get("candidate"): f"version {version.number}" for version in reversed(versions)}
@@ -76,7 +83,7 @@ def print_versions(console: Console, store: Registry) -> None:
             ", ".join(version.aliases),
             f"[{style}]{decision}[/{style}]",
             owners.get(incumbent, "base model"),
-            version.tags.get("candidate", "?")[:19],
-            version.run[:8],
+            short(version.tags.get("candidate", "?")),
+            version.mlflow_run[:8],
         )
     console.print(table)

@@ -22,17 +22,22 @@ from components.promote.component import promote
 from components.register.component import register
 from components.snapshot_data.component import snapshot_data
 from components.validate_data.component import validate_data
+from lineage.whereabouts import FIELDS, PREFIX
 
 NAME = "retraining"
 
 
-def build_pipeline(image: str, retries: int = 0, sample_shards: int = 1) -> Any:
-    """The pipeline with every step in ``image`` and retried ``retries`` times with back-off.
+def build_pipeline(image: str, cluster: bool = False, retries: int = 0, sample_shards: int = 1) -> Any:
+    """The pipeline, to be called under `kfp.local`, or compiled.
 
-    With several ``sample_shards``, so many tasks draw the samples and evaluate only judges them: on clusters, since
-    KFP's local runner silently skips an `If` that contains a `ParallelFor`.
+    A run is named after its pipeline job, so that what a schedule repeats (its parameters) names no run.
 
-    Call it to run it with `kfp.local`, or give it to the KFP compiler.
+    Args:
+        image: of every step.
+        cluster: have each step told in which pod it runs.
+        retries: of a step, with back-off.
+        sample_shards: above 1, so many tasks draw the samples and evaluate only judges them: on clusters, since KFP's
+            local runner silently skips an `If` that contains a `ParallelFor`.
     """
 
     def finish(*tasks: dsl.PipelineTask) -> None:
@@ -41,6 +46,11 @@ def build_pipeline(image: str, retries: int = 0, sample_shards: int = 1) -> Any:
             task.set_container_image(image).set_caching_options(False)
             if retries:
                 task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0)
+            if cluster:
+                from kfp import kubernetes
+
+                for name, field in FIELDS.items():
+                    kubernetes.use_field_path_as_env(task, PREFIX + name, field)
 
     @dsl.pipeline(name=NAME, description="Retrain, judge on three axes, register, promote.")
     def retraining(
@@ -54,12 +64,12 @@ def build_pipeline(image: str, retries: int = 0, sample_shards: int = 1) -> Any:
         trainjob: dict = {},  # noqa: B006
         force: bool = False,
     ) -> None:
-        closing = close_run(run=run, registry=registry)
+        this = {"run": run, "job": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
+        closing = close_run(**this, registry=registry)
         with dsl.ExitHandler(closing):
-            snapshot = snapshot_data(run=run, data=data)
+            snapshot = snapshot_data(**this, data=data)
             planned = plan(
-                run=run,
-                kfp_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+                **this,
                 snapshot_digest=snapshot.outputs["digest"],
                 data=data,
                 rows=snapshot.outputs["rows"],
@@ -72,10 +82,10 @@ def build_pipeline(image: str, retries: int = 0, sample_shards: int = 1) -> Any:
             )
             decided = planned.outputs
             with dsl.If(decided["needed"] == True, name="needed"):  # noqa: E712
-                validated = validate_data(run=run, validation=validation, snapshot=snapshot.outputs["snapshot"])
-                features = encode_features(run=run, training=training, validated=validated.outputs["validated"])
+                validated = validate_data(**this, validation=validation, snapshot=snapshot.outputs["snapshot"])
+                features = encode_features(**this, training=training, validated=validated.outputs["validated"])
                 tuned = fine_tune(
-                    run=run,
+                    **this,
                     training=training,
                     trainjob=trainjob,
                     mlflow_run=decided["mlflow_run"],
@@ -85,7 +95,7 @@ def build_pipeline(image: str, retries: int = 0, sample_shards: int = 1) -> Any:
                     features=features.outputs["features"],
                 )
                 compared = {
-                    "run": run,
+                    **this,
                     "evaluation": evaluation,
                     "incumbent_uri": decided["incumbent_uri"],
                     "incumbent_digest": decided["incumbent_digest"],
@@ -99,11 +109,10 @@ def build_pipeline(image: str, retries: int = 0, sample_shards: int = 1) -> Any:
                         drawn = draw_samples(**compared, shard=shard, shards=sample_shards)
                         finish(drawn)
                     scored.after(drawn)
-                judged = gate_step(run=run, gate=gate, registry=registry, scores=scored.outputs["scores"])
+                judged = gate_step(**this, gate=gate, registry=registry, scores=scored.outputs["scores"])
                 registered = register(
-                    run=run,
+                    **this,
                     registry=registry,
-                    snapshot_digest=snapshot.outputs["digest"],
                     training_key=decided["training_key"],
                     evaluation_terms=decided["evaluation_terms"],
                     mlflow_run=decided["mlflow_run"],
@@ -114,14 +123,14 @@ def build_pipeline(image: str, retries: int = 0, sample_shards: int = 1) -> Any:
                     verdict=judged.outputs["verdict"],
                 )
                 promoted = promote(
-                    run=run,
+                    **this,
                     registry=registry,
                     version=registered.output,
                     verdict=judged.outputs["verdict"],
                     verdict_digest=judged.outputs["digest"],
                 )
             with dsl.Else(name="nothing-new"):
-                noted = nothing_new(run=run, reason=decided["reason"])
+                noted = nothing_new(**this, reason=decided["reason"])
         finish(
             closing,
             snapshot,

@@ -3,8 +3,8 @@
     mlflow.db     runs, metrics and the model registry
     artifacts/    what MLflow stores: weights and evidence
     pipeline/     KFP's pipeline root: what passes between steps, under records/ every step's record, and under state/
-                  what a step that was cut off takes up again
-    lineage/      the ledger, all signing keys, the witness's checkpoints, high-water marks, OpenLineage events
+                  what a step that was cut off takes up again; OpenLineage events
+    lineage/      the ledger, all signing keys, the witness's checkpoints, high-water marks, the promotion channel
     logs/         the whole output of each run
 
 Every process of a run carries the folder in its environment, so that whatever a killed run left behind is found and
@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,12 +26,9 @@ from types import FrameType
 import psutil
 
 from lineage.embedded import Embedded
+from pipelines.errors import RequestError
 
 MARK = "TRIPTYCH_WORK_DIR"
-
-
-class WorkspaceError(Exception):
-    """The work folder cannot be used now; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def workspace(root: Path, runner: str) -> Iterator[Workspace]:
     """Hold a work folder for one run: created, locked, and with nothing running in it.
 
     Raises:
-        WorkspaceError: another run uses it, it belongs to another runner, or it cannot be written.
+        RequestError: another run uses it, it belongs to another runner, or it cannot be written.
     """
     place = Workspace(root.resolve())
     try:
@@ -92,17 +90,17 @@ def workspace(root: Path, runner: str) -> Iterator[Workspace]:
             folder.mkdir(parents=True, exist_ok=True)
         lock = (place.root / "lock").open("a")
     except OSError as error:
-        raise WorkspaceError(f"the work folder {root} cannot be written: {error.strerror}") from error
+        raise RequestError(f"the work folder {root} cannot be written: {error.strerror}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise WorkspaceError(f"another run uses {root}; wait for it, or give another --work-dir") from error
+            raise RequestError(f"another run uses {root}; wait for it, or give another --work-dir") from error
         _claim(place, runner)
         stop_leftovers(place)
         os.environ[MARK] = str(place.root)
         try:
-            with _terminations_interrupt():
+            with terminations_interrupt():
                 yield place
         finally:
             stop_leftovers(place)
@@ -130,16 +128,21 @@ def _claim(place: Workspace, runner: str) -> None:
     if not owner.exists():
         owner.write_text(runner)
     elif owner.read_text() != runner:
-        raise WorkspaceError(f"{place.root} belongs to runs in {owner.read_text()}; give another --work-dir")
+        raise RequestError(f"{place.root} belongs to runs in {owner.read_text()}; give another --work-dir")
 
 
 @contextmanager
-def _terminations_interrupt() -> Iterator[None]:
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+def terminations_interrupt() -> Iterator[None]:
+    """Let SIGTERM end this block as Ctrl-C does, unless somebody handles it already."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt("terminated")
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,166 @@
+"""Commands that look after the ledger, and after the channel that tells others what it decided."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines.commands.champion import mover_of, settled
+from pipelines.commands.request import (
+    WORK,
+    ReasonOption,
+    ServerOption,
+    WorkOption,
+    ledger_of,
+    remembered,
+    workspace_of,
+)
+from pipelines.errors import RequestError
+
+if TYPE_CHECKING:
+    from lineage.embedded import Embedded
+
+ExportArgument = Annotated[Path, typer.Argument(metavar="EXPORT", help="An export, JSON lines.")]
+RootArgument = Annotated[Path, typer.Argument(metavar="PUBKEY", help="The root's public key, from a place you trust.")]
+RoleArgument = Annotated[str, typer.Argument(help="run, gate, promotion or witness.")]
+
+ledger_app = typer.Typer(help="Look after the ledger: export, verify, checkpoint, keys.", no_args_is_help=True)
+channel_app = typer.Typer(help="The promotion channel: how servers learn who is champion.", no_args_is_help=True)
+
+
+@ledger_app.command()
+def show(work_dir: WorkOption = WORK, server: ServerOption = "", last: int = 20) -> None:
+    """The last entries, in words."""
+    ledger = ledger_of(work_dir, server)
+    for entry in ledger.entries(max(0, ledger.state.size - last)):
+        body = entry.body.model_dump(exclude={"kind", "keys"})
+        said = "  ".join(f"{name}={str(value)[:24]}" for name, value in body.items())
+        typer.echo(f"{entry.index:6d}  {entry.time}  {entry.body.kind:12s} {said}")
+
+
+@ledger_app.command("export")
+def export_ledger(
+    output: Annotated[Path, typer.Argument(help="The file to write, JSON lines.")],
+    work_dir: WorkOption = WORK,
+    server: ServerOption = "",
+) -> None:
+    """Write all entries to a file, and the root's public key beside it."""
+    from lineage.signing import write_public
+    from lineage.stores import export
+
+    ledger, root = ledger_of(work_dir, server), output.with_suffix(".root.pub")
+    state, entries = ledger.state, ledger.entries()
+    output.write_text(export(entries), "utf-8")
+    write_public(state.keys[entries[0].key].key, root)
+    typer.echo(f"wrote {output} ({len(entries)} entries) and {root}")
+
+
+@ledger_app.command("import")
+def import_ledger(
+    source: ExportArgument,
+    public: RootArgument,
+    into: Annotated[str, typer.Option(help="URL of an empty database, such as postgresql+psycopg://…")],
+) -> None:
+    """Write an export into an empty database, once every entry was checked."""
+    from lineage.ledger import import_entries
+    from lineage.signing import read_public
+    from lineage.stores import read_export
+
+    size = import_entries(into, read_export(source), read_public(public).keyid)
+    typer.echo(f"imported {size} entries")
+
+
+@ledger_app.command()
+def verify(
+    source: ExportArgument,
+    public: RootArgument,
+    checkpoint: Annotated[Path | None, typer.Option(help="A witness's checkpoint, or a folder of them.")] = None,
+) -> None:
+    """Check an export against the root's public key, and against a checkpoint if there is one; needs nothing else."""
+    from lineage.signing import read_public
+    from lineage.stores import read_export
+    from lineage.witness import verify_entries
+
+    for line in verify_entries(read_export(source), read_public(public).keyid, checkpoint):
+        typer.echo(line)
+
+
+@ledger_app.command("checkpoint")
+def write_checkpoint(work_dir: WorkOption = WORK) -> None:
+    """Tell the witness how long the ledger is."""
+    home = workspace_of(work_dir).lineage
+    typer.echo(f"checkpoint of {home.checkpoint()} entries in {home.witness.folder}")
+
+
+@ledger_app.command()
+def rotate(role: RoleArgument, work_dir: WorkOption = WORK) -> bool:
+    """Replace a role's key; the old one signs the entry and is kept with the suffix .old."""
+    home = workspace_of(work_dir).lineage
+    typer.echo(f"{role} key is now {home.rotate(role)[:12]}")  # type: ignore[arg-type]
+    return _follow(home, role, work_dir)
+
+
+@ledger_app.command()
+def revoke(
+    role: RoleArgument,
+    since: Annotated[int, typer.Option(help="Index of the first entry that the key must not have signed.")],
+    reason: ReasonOption,
+    work_dir: WorkOption = WORK,
+) -> bool:
+    """Revoke a role's key from an entry on, and give the role a new one; both signed by the root key."""
+    home = workspace_of(work_dir).lineage
+    typer.echo(f"{role} key is now {home.revoke(role, since, reason)[:12]}")  # type: ignore[arg-type]
+    typer.echo("what rested on the revoked key counts no more; run: triptych reconcile")
+    return _follow(home, role, work_dir)
+
+
+def _follow(home: Embedded, role: str, work_dir: Path) -> bool:
+    """Have the channel trust a new key that it needs, and be signed by it."""
+    if role not in ("promotion", "witness"):
+        return True
+    if not home.holds_root:
+        typer.echo("the channel still trusts the old key; bring root.pem back and run: triptych channel init")
+        return True
+    home.init_channel()
+    return publish(work_dir)
+
+
+@channel_app.command("init")
+def init_channel(
+    work_dir: WorkOption = WORK,
+    place: Annotated[str, typer.Option(help="A folder or s3://bucket/prefix; left out: the work folder's own.")] = "",
+    server: ServerOption = "",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The root of trust, for clients.")] = None,
+) -> None:
+    """Make a channel, or have it trust the keys that count now; signed by the root key of the work folder."""
+    home = workspace_of(work_dir).lineage
+    target = output or (Path("channel-root.json") if place else home.channel_root)
+    target.write_bytes(home.init_channel(ledger_of(work_dir, server), place))
+    typer.echo(f"clients begin with {target}; hand it on by a way you trust")
+
+
+@channel_app.command()
+def publish(work_dir: WorkOption = WORK) -> bool:
+    """Have registry and channel say of every model what the ledger decided, for another while."""
+    state = workspace_of(work_dir).lineage.open().state
+    return all([settled(mover_of(model, work_dir)) for model in state.moved])
+
+
+@channel_app.command("verify")
+def verify_channel(
+    url: Annotated[str, typer.Argument(help="Where the channel lies; left out: the work folder's own.")] = "",
+    root: Annotated[Path | None, typer.Option(help="A root.json of the channel, from a place you trust.")] = None,
+    work_dir: WorkOption = WORK,
+) -> None:
+    """Read all of a channel as a client would, and say what holds."""
+    from lineage.channel.client import verify
+    from pipelines.workspace import Workspace
+
+    home = Workspace(work_dir.resolve()).lineage
+    place, trusted = url or str(home.channel), root or home.channel_root
+    if not trusted.is_file():
+        raise RequestError(f"there is no {trusted} to trust the channel with; name one by --root")
+    for line in verify(trusted.read_bytes(), place, remembered(place)):
+        typer.echo(line)
