@@ -31,7 +31,7 @@ def outcome(records: Mapping[str, StepRecord]) -> Outcome:
     if "promote" in done:
         return "promoted" if records["promote"].facts.get("alias") == "champion" else "judged"
     if "nothing-new" in done:
-        return "busy" if records["plan"].facts.get("busy") else "nothing-new"
+        return "busy" if "plan" in records and records["plan"].facts.get("busy") else "nothing-new"
     return "failed"
 
 

@@ -45,6 +45,10 @@ class RegistrySettings(BaseModel):
     artifacts: str | None = None
     """Where the experiment keeps its files, such as ``s3://bucket/prefix``: weights then go straight to that store.
     None: wherever the MLflow server puts them, through the server."""
+    lease_hours: float = Field(default=24.0, gt=0, le=168)
+    """How long a run that died keeps others from the model."""
+    busy: Literal["wait", "end"] = "wait"
+    """What a run does while another one has the model."""
     license: str | None = None
     """Under which the model may be used, best as an SPDX expression."""
 

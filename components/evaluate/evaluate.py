@@ -21,8 +21,9 @@ from components.evaluate.pictures import draw_sample_grid
 from components.evaluate.sampling import collect, draw
 from components.evaluate.scoring import load_scorers
 from components.evaluate.settings import EvaluationSettings
+from lineage.artifacts import fetch_weights
 from lineage.digests import LineageError, digest_path
-from lineage.registry import fetch_weights
+from lineage.reuse import by_content
 from lineage.scores import COLUMNS, EVALUATION_FILE, TABLE_FILE
 
 
@@ -58,7 +59,8 @@ def evaluate_against(
             for who, (uri, digest) in others.items():
                 models[who] = fetch_weights(tracking_uri, uri, digest, Path(folder) / who)
         except LineageError as error:
-            return _fail(target, {"evaluation_set": _describe(None), "scorers": [], **known}, f"the {who}: {error}")
+            nothing = {"evaluation_set": _describe(None), "scorers": [], "terms": _terms(settings)}
+            return _fail(target, {**nothing, **known}, f"the {who}: {error}")
         store = Path(state or folder) / "samples"
         return evaluate(settings, models, target, store, training, validated)
 
@@ -83,7 +85,7 @@ def evaluate(
         The content of ``evaluation.json``: the digests of everything that decides the scores.
     """
     target.mkdir(parents=True, exist_ok=True)
-    facts: dict[str, Any] = {"evaluation_set": _describe(None), "scorers": []}
+    facts: dict[str, Any] = {"evaluation_set": _describe(None), "scorers": [], "terms": _terms(settings)}
     facts |= {who: {"digest": digest_path(model)} for who, model in models.items()}
     try:
         evaluation_set = read_evaluation_set(settings.evaluation_set, settings.limit)
@@ -140,6 +142,12 @@ def draw_shard(
     except LineageError as error:
         return str(error)
     return ""
+
+
+def _terms(settings: EvaluationSettings) -> dict[str, Any]:
+    """The settings by content: what the ledger pins of them as policy."""
+    terms: dict[str, Any] = by_content(settings.model_dump(mode="json"))
+    return terms
 
 
 def _describe(evaluation_set: EvaluationSet | None) -> dict[str, Any]:

@@ -19,12 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from components.evaluate.evaluation_set import EvaluationError, EvaluationSet, Prompt
 from lineage.digests import code_digest, digest_file, digest_json, digest_path, hex_of, packages_digest
 from lineage.progress import track
-from training.families import sampling_arguments
+from training.errors import TrainingError
+from training.families.drawing import Drawer
 
 DTYPE = "float32"
 
@@ -44,7 +43,7 @@ class Terms:
     @classmethod
     def of(cls, model: Path, evaluation_set: EvaluationSet, batch_size: int) -> Terms:
         """The terms under which ``model`` draws ``evaluation_set`` here and now."""
-        code, machine = code_digest("components.evaluate"), digest_json(describe_machine())
+        code, machine = code_digest("components.evaluate", "training.families"), digest_json(describe_machine())
         weights, packages = digest_path(model), packages_digest()
         return cls(weights, evaluation_set.digest, batch_size, code, packages, DTYPE, machine)
 
@@ -90,10 +89,10 @@ def draw(
         return folder, terms
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "terms.json", json.dumps(asdict(terms), indent=2).encode())
-    pipeline = _load(model, who)
+    drawer = _load(model, who)
     count = sum(len(batches[number]) for number in missing)
     for number in track(missing, f"sampling {who}", count, weight=batch_size):
-        _draw_batch(pipeline, batches[number], evaluation_set, folder, number, who)
+        _draw_batch(drawer, batches[number], evaluation_set, folder, number, who)
     return folder, terms
 
 
@@ -133,45 +132,31 @@ def _is_whole(folder: Path, number: int, batch: Sequence[tuple[Prompt, int]]) ->
         return False
 
 
-def _load(model: Path, who: str) -> Any:
-    import torch
-    from diffusers import DiffusionPipeline
-
+def _load(model: Path, who: str) -> Drawer:
     try:
-        index = json.loads((model / "model_index.json").read_text())
-        # The parts that a bundle says it has not (such as T5): diffusers wants to be told so again.
-        absent = {name: None for name, kind in index.items() if kind == [None, None]}
-        pipeline = DiffusionPipeline.from_pretrained(model, dtype=torch.float32, local_files_only=True, **absent)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        return Drawer(model)
+    except TrainingError as error:
         raise EvaluationError(f"the {who}'s weights at {model} do not load: {error}") from error
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu").set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def _draw_batch(
-    pipeline: Any,
+    drawer: Drawer,
     batch: Sequence[tuple[Prompt, int]],
     evaluation_set: EvaluationSet,
     folder: Path,
     number: int,
     who: str,
 ) -> None:
-    import numpy as np
-    import torch
-
-    drawn = pipeline(
-        prompt=[prompt.text for prompt, _ in batch],
-        generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in batch],
-        output_type="np",
-        **sampling_arguments(pipeline, evaluation_set.description.sampling.model_dump(), len(batch)),
-    ).images
+    prompts, seeds = [prompt.text for prompt, _ in batch], [seed for _, seed in batch]
+    try:
+        drawn = drawer.draw(prompts, seeds, evaluation_set.description.sampling.model_dump())
+    except TrainingError as error:
+        raise EvaluationError(f"the {who}: {error}") from error
     listed = {}
-    for (prompt, seed), pixels in zip(batch, drawn, strict=True):
-        if not np.isfinite(pixels).all():
-            raise EvaluationError(f"the {who} draws NaN for prompt {prompt.id}, seed {seed}: its weights are broken")
-        target = folder / _name((prompt, seed))
+    for sample, picture in zip(batch, drawn, strict=True):
+        target = folder / _name(sample)
         partial = target.with_suffix(f".{os.getpid()}.partial")
-        Image.fromarray((pixels * 255).round().astype(np.uint8)).save(partial, format="PNG")
+        picture.save(partial, format="PNG")
         partial.replace(target)
         listed[target.name] = digest_file(target)
     _write(folder / f"{number:05d}.json", json.dumps(listed).encode())

@@ -9,8 +9,8 @@ from typing import Any
 
 from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainjob import train_on_cluster
+from lineage.artifacts import fetch_weights
 from lineage.digests import digest_json, hex_of
-from lineage.registry import fetch_weights
 from training.curves import draw_curves, read_points
 from training.features_info import check_features
 from training.launch import RECORD, fine_tune, run_identity

@@ -9,23 +9,29 @@ from components.image import step
 
 @step
 def gate(
-    run: dict, gate: dict, registry: dict, scores: Input[Dataset], verdict: Output[Artifact], pareto: Output[HTML]
+    run: dict,
+    job: str,
+    gate: dict,
+    registry: dict,
+    scores: Input[Dataset],
+    verdict: Output[Artifact],
+    pareto: Output[HTML],
 ) -> NamedTuple("Outputs", decision=str, digest=str):
     """Rule on the scores; gives the decision and the digest of the verdict that binds it."""
     from collections import namedtuple
     from pathlib import Path
 
-    from components.gate.gate import PAGE, Docket, judge
+    from components.gate.gate import PAGE, VerdictContext, judge
     from components.gate.settings import GateSettings
     from lineage.records import RunContext, check_records, recording
     from lineage.registry import Registry
 
-    context, target = RunContext.model_validate(run), Path(verdict.path)
-    with recording(run, "gate", parameters=gate) as record:
+    context, target = RunContext.of(run, job), Path(verdict.path)
+    with recording(context, "gate", parameters=gate) as record:
         check_records(context, {"scores": record.input("scores", scores.path)})
         ledger, signer = context.open_ledger(), context.signer("gate")
-        docket = Docket(context.id, Registry(context.tracking_uri, registry["model_name"]), ledger.state)
-        ruling, judged = judge(GateSettings.model_validate(gate), Path(scores.path), target, docket, signer)
+        about = VerdictContext(context.id, Registry(context.tracking_uri, registry["model_name"]), ledger.state)
+        ruling, judged = judge(GateSettings.model_validate(gate), Path(scores.path), target, about, signer)
         ledger.append(judged, signer)
         Path(pareto.path).write_bytes((target / PAGE).read_bytes())
         record.facts |= ruling.model_dump(mode="json")

@@ -12,8 +12,10 @@ from components.gate.pareto import draw_pareto, past_versions
 from components.gate.scores import read_scores
 from components.gate.settings import GateSettings
 from components.gate.verdict import Ruling, decide
-from lineage.entries import Judged, State
+from lineage.entries import Judged
+from lineage.policy import policy_digest
 from lineage.registry import Registry
+from lineage.rules import State
 from lineage.scores import stated
 from lineage.statements import VERDICT, VERDICT_FILE, make_statement, write_statement
 
@@ -24,7 +26,7 @@ PICTURE, PAGE = "pareto.png", "pareto.html"
 
 
 @dataclass(frozen=True)
-class Docket:
+class VerdictContext:
     """What a verdict says beside the scores: whose it is, and what was decided before."""
 
     run: str
@@ -34,7 +36,9 @@ class Docket:
     """Of the ledger, whose name is the workspace's."""
 
 
-def judge(settings: GateSettings, scores: Path, verdict: Path, docket: Docket, signer: Signer) -> tuple[Ruling, Judged]:
+def judge(
+    settings: GateSettings, scores: Path, verdict: Path, about: VerdictContext, signer: Signer
+) -> tuple[Ruling, Judged]:
     """Rule on the scores folder that evaluate wrote.
 
     Writes the folder ``verdict``: `VERDICT_FILE`, a signed in-toto Statement, and the plot as `PICTURE` and `PAGE`.
@@ -45,32 +49,36 @@ def judge(settings: GateSettings, scores: Path, verdict: Path, docket: Docket, s
     """
     read, facts = read_scores(scores)
     ruling, pinned = decide(read, settings), str(facts["evaluation_set"]["digest"])
-    decisions = 1 + sum(judged.evaluation == pinned != "" for judged in docket.state.verdicts.values())
+    decisions = 1 + sum(judged.evaluation == pinned != "" for judged in about.state.verdicts.values())
     warnings = _warnings(decisions, settings)
+    rules = settings.model_dump(mode="json")
+    policy = policy_digest(facts["terms"], rules)
     predicate: dict[str, Any] = {
-        "run": docket.run,
-        "model": docket.store.model_name,
-        "ledger": docket.state.ledger,
+        "run": about.run,
+        "model": about.store.model_name,
+        "ledger": about.state.ledger,
         **ruling.model_dump(mode="json"),
         "decisions": decisions,
         "warnings": warnings,
         "evaluation": stated(facts),
-        "gate": settings.model_dump(mode="json"),
+        "gate": rules,
+        "policy": policy,
     }
     candidate, incumbent = facts["candidate"]["digest"], facts["incumbent"]["digest"]
     verdict.mkdir(parents=True, exist_ok=True)
     statement = make_statement(VERDICT, {"candidate": candidate}, predicate)
     digest = write_statement(statement, verdict / VERDICT_FILE, signer)
-    draw_pareto(ruling, past_versions(docket.state, docket.store, pinned), verdict / PICTURE)
+    draw_pareto(ruling, past_versions(about.state, about.store, pinned), verdict / PICTURE)
     (verdict / PAGE).write_text(_page(ruling, warnings, (verdict / PICTURE).read_bytes()))
     return ruling, Judged(
-        run=docket.run,
-        model=docket.store.model_name,
+        run=about.run,
+        model=about.store.model_name,
         candidate=candidate,
         incumbent=incumbent,
         evaluation=pinned,
         decision=ruling.decision,
         verdict=digest,
+        policy=policy,
     )
 
 

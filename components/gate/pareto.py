@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from components.gate.figures import Figure
 from components.gate.settings import AXES, axis_of
 from components.gate.verdict import Ruling
-from lineage.entries import State
 from lineage.registry import Registry
+from lineage.rules import State
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,8 +34,8 @@ def past_versions(state: State, store: Registry, evaluation: str) -> tuple[Past,
     """Every version of the model that was judged on the evaluation set of this digest, by the metrics of its run."""
     judged = {
         registered.version: registered.mlflow_run
-        for (model, _), registered in state.versions.items()
-        if model == store.model_name and state.verdicts[registered.verdict].evaluation == evaluation != ""
+        for registered in state.versions.get(store.model_name, {}).values()
+        if state.verdicts[registered.verdict].evaluation == evaluation != ""
     }
     metrics = store.metrics("gate/", "/candidate") if judged else {}
     return tuple(Past(version, metrics[run]) for version, run in judged.items() if run in metrics)

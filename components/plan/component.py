@@ -8,7 +8,7 @@ from components.image import step
 @step
 def plan(
     run: dict,
-    kfp_run: str,
+    job: str,
     snapshot_digest: str,
     data: dict,
     rows: int,
@@ -36,22 +36,22 @@ def plan(
     from collections import namedtuple
     from dataclasses import asdict
 
-    from components.plan.plan import make_plan
+    from components.plan.plan import plan_run
     from lineage.records import RunContext, recording
-    from lineage.registry import Registry
+    from lineage.registry import Registry, RegistrySettings
     from training.settings import TrainingSettings
 
-    with recording(run, "plan", parameters={"force": force, "registry": registry}) as record:
+    context, settings = RunContext.of(run, job), RegistrySettings.model_validate(registry)
+    with recording(context, "plan", parameters={"force": force, "registry": registry}) as record:
         record.input("snapshot", snapshot_digest)
-        model = registry["model_name"]
-        state = RunContext.model_validate(run).open_ledger().state
-        store = Registry(run["tracking_uri"], model, registry.get("artifacts"))
         deciding = TrainingSettings.model_validate(training).deciding()
-        made = asdict(make_plan(state, model, snapshot_digest, validation, deciding, evaluation, gate, force))
-        made["mlflow_run"] = store.open_run(run["id"]) if made["needed"] else ""
-        if made["mlflow_run"]:
-            store.log_dataset(made["mlflow_run"], snapshot_digest, data["source"], {"rows": int(rows)})
-        record.facts |= {**made, "kfp_run": kfp_run}
-        for shown in ("incumbent_name", "base_digest"):
-            made.pop(shown)
-        return namedtuple("Outputs", made)(**made)
+        made = plan_run(context, settings, snapshot_digest, validation, deciding, evaluation, gate, force)
+        facts = {**asdict(made), "mlflow_run": ""}
+        if made.needed:
+            store = Registry(context.tracking_uri, settings.model_name, settings.artifacts)
+            facts["mlflow_run"] = store.open_run(context.id)
+            store.log_dataset(facts["mlflow_run"], snapshot_digest, data["source"], {"rows": int(rows)})
+        record.facts |= facts
+        for shown in ("incumbent_name", "base_digest", "busy"):
+            facts.pop(shown)
+        return namedtuple("Outputs", facts)(**facts)

@@ -1,7 +1,8 @@
-"""Plan: decide what has to run, from the two keys of `lineage.keys` and what the ledger knows.
+"""Plan: decide what has to run, from what `lineage.reuse` names and the ledger knows.
 
-A known training key reuses that candidate; a known evaluation key, or a candidate that already is champion, means
-that nothing is new. A changed incumbent alone judges the known candidate anew, without training.
+A known training key reuses that candidate; a candidate that was judged against today's incumbent on the same terms,
+or already is champion, means that nothing is new. A changed incumbent alone judges the known candidate anew, without
+training.
 """
 
 from __future__ import annotations
@@ -10,9 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lineage.digests import digest_path
-from lineage.entries import Registered, Standing, State
-from lineage.keys import evaluation_key, evaluation_terms, training_key
+from lineage.digests import LineageError, digest_path
+from lineage.entries import BusyError, Registered
+from lineage.leases import take_lease
+from lineage.policy import differences, policy_digest
+from lineage.records import RunContext
+from lineage.registry import RegistrySettings
+from lineage.reuse import by_content, evaluation_terms, training_key
+from lineage.rules import Champion, State
 
 
 @dataclass(frozen=True)
@@ -22,18 +28,45 @@ class Plan:
     needed: bool
     reason: str
     """In plain words."""
-    training_key: str
-    evaluation_terms: str
-    reuse_uri: str
+    training_key: str = ""
+    evaluation_terms: str = ""
+    reuse_uri: str = ""
     """Where a known candidate's weights are; empty: train."""
-    reuse_digest: str
-    incumbent_uri: str
-    incumbent_digest: str
-    anchor_uri: str
+    reuse_digest: str = ""
+    incumbent_uri: str = ""
+    incumbent_digest: str = ""
+    anchor_uri: str = ""
     """The last version that a person approved; empty where there is none, or it is the incumbent."""
-    anchor_digest: str
-    incumbent_name: str
-    base_digest: str
+    anchor_digest: str = ""
+    incumbent_name: str = ""
+    base_digest: str = ""
+    busy: bool = False
+    """Another run has the model's lease, and this one does not wait."""
+
+
+def plan_run(
+    context: RunContext,
+    settings: RegistrySettings,
+    snapshot_digest: str,
+    validation: Mapping[str, Any],
+    training: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    gate: Mapping[str, Any],
+    force: bool,
+) -> Plan:
+    """Take the model's lease, hold this run's policy against the ledger's, and decide; see `make_plan`.
+
+    Raises:
+        LineageError: the policy is not the one that the ledger pins.
+    """
+    model = settings.model_name
+    try:
+        take_lease(context, model, settings.lease_hours, wait=settings.busy == "wait")
+    except BusyError as error:
+        return Plan(needed=False, reason=f"busy: {error}", busy=True)
+    state = context.open_ledger().refresh()  # what a run that was waited for did is part of it
+    check_policy(state, model, evaluation, gate)
+    return make_plan(state, model, snapshot_digest, validation, training, evaluation, gate, force)
 
 
 def make_plan(
@@ -58,7 +91,7 @@ def make_plan(
     Raises:
         TrainingError: something has to run, and a scorer holds weights of a network that supervises training.
     """
-    versions = [version for (name, _), version in state.versions.items() if name == model]
+    versions = list(state.versions.get(model, {}).values())
     champion, anchor = state.champion(model), state.anchor(model)
     if anchor and champion and anchor.candidate == champion.candidate:
         anchor = None
@@ -93,7 +126,7 @@ def _decide(
     state: State,
     versions: list[Registered],
     known: Registered | None,
-    champion: Standing | None,
+    champion: Champion | None,
     incumbent_digest: str,
     terms: str,
 ) -> tuple[bool, str]:
@@ -103,12 +136,30 @@ def _decide(
         return False, f"nothing is new: this candidate was withdrawn (version {known.version})"
     if champion and known.candidate == champion.candidate:
         return False, f"nothing is new: this candidate already is the champion (version {champion.version})"
-    key = evaluation_key(known.candidate, incumbent_digest, terms)
-    judged = next((v for v in reversed(versions) if v.evaluation_key == key), None)
-    if judged:
-        decision = state.verdicts[judged.verdict].decision
-        return False, f"nothing is new: version {judged.version} was judged on the same terms: {decision}"
+    for version in reversed(versions):
+        judged = state.verdicts[version.verdict]
+        decided = (version.candidate, judged.incumbent, version.evaluation_terms)
+        if decided == (known.candidate, incumbent_digest, terms):
+            return False, f"nothing is new: version {version.version} was judged on the same terms: {judged.decision}"
     return (
         True,
         f"the candidate of version {known.version} is known; the incumbent or the terms changed: judge it anew",
     )
+
+
+def check_policy(state: State, model: str, evaluation: Mapping[str, Any], gate: Mapping[str, Any]) -> None:
+    """Refuse a run whose verdict could not promote, before anything is trained.
+
+    Raises:
+        LineageError: the ledger pins another policy for the model, or none.
+    """
+    pinned, now = state.policies.get(model), {"gate": gate, "evaluation": by_content(evaluation)}
+    if pinned is None:
+        raise LineageError(f"the ledger pins no policy for {model}; enter this run's with: triptych policy set")
+    if pinned.digest != policy_digest(now["evaluation"], gate):
+        before = {"gate": pinned.gate, "evaluation": pinned.evaluation}
+        told = "; ".join(differences(before, now))
+        raise LineageError(
+            f"this run's policy is not the one that the ledger pins for {model} ({told}): run with that one, or have "
+            "it changed with: triptych policy set"
+        )

@@ -8,8 +8,8 @@ from components.image import step
 @step
 def register(
     run: dict,
+    job: str,
     registry: dict,
-    snapshot_digest: str,
     training_key: str,
     evaluation_terms: str,
     mlflow_run: str,
@@ -22,18 +22,17 @@ def register(
     """Register the candidate with its evidence, whatever the verdict; returns the version's number."""
     from pathlib import Path
 
-    from components.register.register import register_candidate, summary
+    from components.register.register import register_candidate
     from lineage.records import RunContext, recording
     from lineage.registry import RegistrySettings
 
-    context, settings = RunContext.model_validate(run), RegistrySettings.model_validate(registry)
+    context, settings = RunContext.of(run, job), RegistrySettings.model_validate(registry)
     inputs = {"candidate": candidate, "verdict": verdict, "training": training_record, "scores": scores}
     paths = {name: Path(artifact.path) for name, artifact in {**inputs, "validated": validated}.items()}
-    keys = {"snapshot": snapshot_digest, "training_key": training_key, "evaluation_terms": evaluation_terms}
+    keys = {"training_key": training_key, "evaluation_terms": evaluation_terms}
     with recording(context, "register", parameters=registry) as record:
         for name, path in paths.items():
             record.input(name, path)
-        version, registered = register_candidate(context, settings, mlflow_run, paths, keys)
-        context.open_ledger().append(registered, context.signer("run"))
-        record.facts |= {**summary(version), "evidence": registered.evidence}
-        return version.number
+        registered, judged = register_candidate(context, settings, mlflow_run, paths, keys)
+        record.facts |= {**registered.model_dump(), "decision": judged.decision, "incumbent": judged.incumbent}
+        return registered.version

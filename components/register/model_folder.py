@@ -1,46 +1,68 @@
-"""What MLflow keeps around the weights, so that ``mlflow.pyfunc.load_model`` loads them: ``MLmodel`` and some code."""
+"""What MLflow keeps around the weights, so that ``mlflow.pyfunc.load_model`` loads them: no code, only its name."""
 
 from __future__ import annotations
 
-import tempfile
+import platform
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
-CODE = Path(__file__).with_name("portrait_model.py")
-NEEDS = ("diffusers", "mlflow", "pandas", "pillow", "safetensors", "torch", "transformers")
-"""The packages that `portrait_model` needs, stored with the versions installed here."""
+import yaml
+
+from lineage.artifacts import WEIGHTS_FOLDER
+from training import portrait
+
+NEEDS = ("diffusers", "mlflow", "numpy", "pandas", "pillow", "rfc8785", "safetensors", "torch", "transformers")
+"""The packages that `training.portrait` needs, stored with the versions installed here."""
+REQUIREMENTS, ENVIRONMENT = "requirements.txt", "python_env.yaml"
+WITHOUT_TRIPTYCH = (
+    "# Beside these, triptych {version} as you build it yourself. It is not named below: an index may have another\n"
+    "# package of that name, and whoever installs from here would run it.\n"
+)
 
 
-def write_model_folder(target: Path, model_name: str, digest: str, sampling: Mapping[str, Any]) -> None:
-    """Write the folder without the weights, which `lineage.registry.WEIGHTS_FOLDER` then holds, untouched.
+def write_model_folder(target: Path, model_name: str, digest: str, sampling: Mapping[str, Any], created: str) -> None:
+    """Write the folder without the weights, which `lineage.artifacts.WEIGHTS_FOLDER` then holds, untouched.
+
+    Equal arguments give equal bytes, wherever the same packages are installed.
 
     Args:
+        digest: of the folder of weights.
         sampling: the settings that the model was judged with; the defaults when it draws.
+        created: when the model was made, ISO 8601.
     """
     import mlflow
-    from mlflow.models import ModelSignature
+    from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    signature = ModelSignature(
-        inputs=Schema([ColSpec("string", "prompt"), ColSpec("long", "seed", required=False)]),
-        outputs=Schema([ColSpec("string", "prompt"), ColSpec("long", "seed"), ColSpec("binary", "image")]),
-        params=ParamSchema([ParamSpec(name, _type(name, value), value) for name, value in sampling.items()]),
+    model = Model(
+        model_uuid=uuid5(NAMESPACE_URL, f"urn:triptych:model:{model_name}:{digest}").hex,
+        utc_time_created=datetime.fromisoformat(created).astimezone(UTC).replace(tzinfo=None),
+        signature=ModelSignature(
+            inputs=Schema([ColSpec("string", "prompt"), ColSpec("long", "seed", required=False)]),
+            outputs=Schema([ColSpec("string", "prompt"), ColSpec("long", "seed"), ColSpec("binary", "image")]),
+            params=ParamSchema(
+                [ParamSpec(name, _type(name, value), value) for name, value in sorted(sampling.items())]
+            ),
+        ),
     )
-    with tempfile.TemporaryDirectory() as folder:
-        # MLflow would copy the weights; it gets an empty folder of that name, and they are uploaded from their place.
-        weights = Path(folder) / "weights"
-        weights.mkdir()
-        mlflow.pyfunc.save_model(
-            target,
-            python_model=str(CODE),
-            artifacts={"weights": str(weights)},
-            model_config={"model_name": model_name, "digest": digest, "sampling": dict(sampling)},
-            signature=signature,
-            # A build's local version, such as 2.13.0+cpu, is on no index.
-            pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in NEEDS],
-        )
+    mlflow.pyfunc.add_to_model(
+        model,
+        loader_module=portrait.__name__,
+        data=WEIGHTS_FOLDER,
+        python_env=ENVIRONMENT,
+        model_config={"model_name": model_name, "digest": digest, "sampling": dict(sampling)},
+    )
+    target.mkdir(parents=True, exist_ok=True)
+    model.save(target / "MLmodel")
+    # A build's local version, such as 2.13.0+cpu, is on no index.
+    needs = "".join(f"{name}=={version(name).split('+')[0]}\n" for name in NEEDS)
+    (target / REQUIREMENTS).write_text(WITHOUT_TRIPTYCH.format(version=version("triptych")) + needs, "utf-8")
+    environment = {"python": platform.python_version(), "dependencies": [f"-r {REQUIREMENTS}"]}
+    (target / ENVIRONMENT).write_text(yaml.safe_dump(environment), "utf-8")
 
 
 def _type(name: str, value: Any) -> str:

@@ -6,10 +6,11 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from components.register.model_folder import write_model_folder
+from lineage.artifacts import WEIGHTS_FOLDER, digest_of, folder_digest, listing
 from lineage.digests import LineageError, digest_path, short
 from lineage.documents.bom import ml_bom
 from lineage.documents.candidate import Candidate
@@ -17,10 +18,10 @@ from lineage.documents.croissant import croissant
 from lineage.documents.model_card import figures_table, model_card
 from lineage.documents.model_signature import sign_model
 from lineage.documents.provenance import provenance
-from lineage.entries import Registered
-from lineage.keys import evaluation_key
+from lineage.entries import Judged, Registered
+from lineage.moves import registration_tags
 from lineage.records import RunContext, check_records
-from lineage.registry import EVIDENCE_FOLDER, Registry, RegistrySettings, Version
+from lineage.registry import EVIDENCE_FOLDER, Registry, RegistrySettings, new_attempt
 from lineage.signing import SCHEME
 from lineage.statements import VERDICT, VERDICT_FILE, read_statement, write_statement
 
@@ -37,70 +38,99 @@ def register_candidate(
     mlflow_run: str,
     artifacts: Mapping[str, Path],
     keys: Mapping[str, str],
-) -> tuple[Version, Registered]:
+) -> tuple[Registered, Judged]:
     """Store the candidate with its verdict and evidence; the decision does not matter, a rejected one is kept too.
+
+    Every digest that the ledger gets is taken here, before anything is uploaded; nothing is believed that the store
+    holds already. A step that is repeated finds its registration in the ledger.
 
     Args:
         artifacts: name -> what the steps before made: ``candidate``, ``verdict``, ``validated`` (the rows trained
             on), and whatever else to keep beside them.
-        keys: ``snapshot``, ``training_key``, ``evaluation_terms`` of the plan.
+        keys: ``training_key`` and ``evaluation_terms`` of the plan.
 
     Returns:
-        The version, the one already there where this run registered before, and what the ledger is to say of it.
+        The registration, which is in the ledger, and the verdict that it rests on.
 
     Raises:
         LineageError: the verdict is about other weights or not signed by the gate, or no step gave the candidate.
     """
-    verdict = artifacts["verdict"] / VERDICT_FILE
-    statement = read_statement(verdict, VERDICT, context.open_ledger().state.verdict_keys())
-    candidate = Candidate(
+    candidate = _candidate(context, settings, artifacts)
+    state = context.open_ledger().state
+    known = state.versions.get(settings.model_name, {})
+    judged = state.verdicts.get(digest_path(artifacts["verdict"] / VERDICT_FILE))
+    if judged is None:
+        raise LineageError(f"the ledger does not know the verdict of run {context.id}; run the gate again")
+    for registered in known.values():
+        if registered.run == context.id and registered.candidate == candidate.digest:
+            return registered, judged
+    store = Registry(context.tracking_uri, settings.model_name, settings.artifacts)
+    store.delete_leftovers(mlflow_run, known)
+    with tempfile.TemporaryDirectory() as scratch:
+        registered = _store(context, store, mlflow_run, candidate, artifacts, keys, judged, Path(scratch))
+    context.open_ledger().append(registered, context.signer("run"))
+    return registered, judged
+
+
+def _candidate(context: RunContext, settings: RegistrySettings, artifacts: Mapping[str, Path]) -> Candidate:
+    digests = {name: digest_path(path) for name, path in artifacts.items()}
+    records, keys = check_records(context, digests), context.open_ledger().state.keys_of("gate")
+    statement = read_statement(artifacts["verdict"] / VERDICT_FILE, VERDICT, keys)
+    if statement.subject_digest("candidate") != digests["candidate"]:
+        raise LineageError(
+            f"the verdict is about {statement.subject_digest('candidate')}, the candidate is {digests['candidate']}"
+        )
+    return Candidate(
         model_name=settings.model_name,
         run=context.id,
         weights=artifacts["candidate"],
-        digest=digest_path(artifacts["candidate"]),
+        digest=digests["candidate"],
         manifest=artifacts["validated"] / "manifest.parquet",
-        records=check_records(context, {name: digest_path(path) for name, path in artifacts.items()}),
+        records=records,
         verdict=statement,
         license=settings.license,
     )
-    if statement.subject_digest("candidate") != candidate.digest:
-        raise LineageError(
-            f"the verdict is about {statement.subject_digest('candidate')}, the candidate is {candidate.digest}"
-        )
-    tags = _tags(candidate, digest_path(verdict), keys)
-    store = Registry(context.tracking_uri, settings.model_name, settings.artifacts)
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        version = store.version_of(mlflow_run)
-        if version is None:
-            evidence = _evidence(candidate, artifacts, scratch / "documents", context)
-            version = _store(store, mlflow_run, candidate, evidence, tags, scratch / "model")
-        else:
-            evidence = {path.name: path for path in store.fetch_evidence(mlflow_run, scratch).iterdir()}
-        return version, Registered(
-            run=context.id,
-            model=settings.model_name,
-            version=version.number,
-            candidate=candidate.digest,
-            verdict=tags["verdict"],
-            training_key=tags["training_key"],
-            evaluation_key=tags["evaluation_key"],
-            mlflow_run=mlflow_run,
-            evidence={name: digest_path(path) for name, path in sorted(evidence.items())},
-        )
 
 
-def _tags(candidate: Candidate, verdict: str, keys: Mapping[str, str]) -> dict[str, str]:
-    incumbent = candidate.evaluation["incumbent"]["digest"]
-    return {
-        "candidate": candidate.digest,
-        "incumbent": incumbent,
-        "decision": candidate.verdict.predicate["decision"],
-        "verdict": verdict,
-        "snapshot": keys["snapshot"],
-        "training_key": keys["training_key"],
-        "evaluation_key": evaluation_key(candidate.digest, incumbent, keys["evaluation_terms"]),
-    }
+def _store(
+    context: RunContext,
+    store: Registry,
+    mlflow_run: str,
+    candidate: Candidate,
+    artifacts: Mapping[str, Path],
+    keys: Mapping[str, str],
+    judged: Judged,
+    scratch: Path,
+) -> Registered:
+    """Upload everything into a fresh folder and make the version; gives what the ledger is to say of it."""
+    folder, attempt = scratch / "model", new_attempt()
+    sampling = candidate.evaluation.get("sampling", {})
+    write_model_folder(folder, candidate.model_name, candidate.digest, sampling, candidate.ended)
+    evidence = _evidence(candidate, artifacts, scratch / "documents", context)
+    around, weights = listing(folder), listing(candidate.weights)
+    if digest_of(weights) != candidate.digest:
+        raise LineageError(f"the candidate at {candidate.weights} changed while it was registered; run again")
+    whole = [*around, *(one._replace(name=f"{WEIGHTS_FOLDER}/{one.name}") for one in weights)]
+    registered = Registered(
+        run=context.id,
+        model=store.model_name,
+        version="",
+        candidate=candidate.digest,
+        folder=folder_digest(sorted(whole)),
+        verdict=judged.verdict,
+        training_key=keys["training_key"],
+        evaluation_terms=keys["evaluation_terms"],
+        mlflow_run=mlflow_run,
+        evidence={name: digest_path(path) for name, path in sorted(evidence.items())},
+    )
+    for figure in candidate.figures:
+        for part in ("incumbent", "candidate", "difference", "lower", "upper"):
+            name = f"gate/{figure['name']}/{part}"
+            store.client.log_metric(mlflow_run, name.replace(" ", "_"), figure[part])
+    source = store.upload(mlflow_run, folder, candidate.weights, evidence, attempt)
+    tags = registration_tags(registered, judged)
+    version = store.create(mlflow_run, source, tags, describe(candidate, mlflow_run, attempt))
+    return registered.model_copy(update={"version": version.number})
 
 
 def _evidence(
@@ -112,22 +142,6 @@ def _evidence(
         sign_model(candidate.weights, key, documents / "model.sig")
     beside = {name if path.is_dir() else path.name: path for name, path in artifacts.items() if name != "candidate"}
     return {**beside, **{path.name: path for path in documents.iterdir()}}
-
-
-def _store(
-    store: Registry,
-    mlflow_run: str,
-    candidate: Candidate,
-    evidence: Mapping[str, Path],
-    tags: Mapping[str, str],
-    folder: Path,
-) -> Version:
-    write_model_folder(folder, candidate.model_name, candidate.digest, candidate.evaluation.get("sampling", {}))
-    for figure in candidate.figures:
-        for part in ("incumbent", "candidate", "difference", "lower", "upper"):
-            name = f"gate/{figure['name']}/{part}"
-            store.client.log_metric(mlflow_run, name.replace(" ", "_"), figure[part])
-    return store.register(mlflow_run, candidate.weights, folder, evidence, tags, describe(candidate, mlflow_run))
 
 
 def _key_file(uri: str) -> Path | None:
@@ -148,10 +162,19 @@ def write_documents(candidate: Candidate, target: Path, signer: Signer) -> None:
         (target / "records" / f"{step}.json").write_text(record.model_dump_json(indent=2), "utf-8")
 
 
-def describe(candidate: Candidate, mlflow_run: str) -> str:
-    """The verdict as Markdown, with its pictures, for the page of the model version."""
+def describe(candidate: Candidate, mlflow_run: str, attempt: str) -> str:
+    """The verdict as Markdown, with its pictures, for the page of the model version.
+
+    Args:
+        attempt: the folder of the MLflow run's artifacts that holds the version's files.
+    """
+
+    def link(path: str) -> str:
+        place = f"{attempt}/{EVIDENCE_FOLDER}/{path}"
+        return "get-artifact?" + urlencode({"path": place, "run_uuid": mlflow_run}, safe="/")
+
     predicate = candidate.verdict.predicate
-    links = " · ".join(f"[{name}]({_artifact(mlflow_run, path)})" for name, path in DOCUMENTS.items())
+    links = " · ".join(f"[{name}]({link(path)})" for name, path in DOCUMENTS.items())
     lines = [
         f"**{predicate['decision']}** against `{short(predicate['evaluation']['incumbent']['digest'])}`",
         "",
@@ -159,11 +182,11 @@ def describe(candidate: Candidate, mlflow_run: str) -> str:
         "",
         f"Evidence: {links}",
         "",
-        f"![the three axes]({_artifact(mlflow_run, 'verdict/pareto.png')})",
+        f"![the three axes]({link('verdict/pareto.png')})",
         "",
     ]
     if candidate.figures:
-        lines += [f"![samples]({_artifact(mlflow_run, 'scores/grid.png')})", "", figures_table(candidate.figures)]
+        lines += [f"![samples]({link('scores/grid.png')})", "", figures_table(candidate.figures)]
     if candidate.anchor:
         lines += ["", "Against the last approved version:", "", figures_table(candidate.anchor, "approved")]
     return "\n".join(lines)[:DESCRIPTION_LIMIT]
@@ -177,13 +200,3 @@ DOCUMENTS = {
     "data": "croissant.json",
     "data report": "validated/report.html",
 }
-
-
-def _artifact(mlflow_run: str, path: str) -> str:
-    """Where MLflow's server gives a file of the evidence, relative to its page."""
-    return "get-artifact?" + urlencode({"path": f"{EVIDENCE_FOLDER}/{path}", "run_uuid": mlflow_run}, safe="/")
-
-
-def summary(version: Version) -> dict[str, Any]:
-    """What the record keeps of a registered version."""
-    return {"version": version.number, "name": version.name, "tags": dict(version.tags)}

@@ -132,7 +132,8 @@ def test_weights_that_draw_nan_make_the_scores_unusable(
     spoilt = {**models, "candidate": _spoil(models["candidate"], tmp_path / "spoilt")}
     evaluate(settings(small_set), spoilt, tmp_path / "scores", tmp_path / "store")
     facts = said(tmp_path / "scores")
-    assert "the candidate draws NaN for prompt 000-neither, seed 10000" in facts["unusable"]
+    assert "the candidate: this model draws NaN for the prompt" in facts["unusable"]
+    assert "and seed 10000: its weights are broken" in facts["unusable"]
     assert facts["candidate"]["digest"] == digest_path(spoilt["candidate"])
     assert pd.read_parquet(tmp_path / "scores" / "scores.parquet").empty
     ruling = decide(read_scores(tmp_path / "scores")[0], read_configuration(AVATARS / "retrain.yaml").gate)

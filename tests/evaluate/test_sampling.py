@@ -15,6 +15,7 @@ import torch
 
 from components.evaluate.evaluation_set import EvaluationError, read_evaluation_set
 from components.evaluate.sampling import Terms, collect, draw
+from lineage.digests import code_digest
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
@@ -63,6 +64,7 @@ def test_terms_name_what_is_there(models: dict[str, Path], small_set: Path, monk
     assert (
         here.evaluation_set != Terms.of(models["candidate"], read_evaluation_set(str(small_set), 2), 4).evaluation_set
     )
+    assert here.code == code_digest("components.evaluate", "training.families"), "all that draws"
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads + 1)

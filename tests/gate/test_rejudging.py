@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from components.gate.gate import PAGE, PICTURE, Docket, judge
+from components.gate.gate import PAGE, PICTURE, VerdictContext, judge
 from components.gate.pareto import frontier, past_versions
 from lineage.digests import digest_bytes, digest_path
 from lineage.embedded import Embedded
 from lineage.entries import Judged, LedgerError, Registered
+from lineage.policy import policy_digest
 from lineage.registry import Registry
 from lineage.scores import EVALUATION_FILE, SETS_FILE, TABLE_FILE, stated, write_sets
 from lineage.signing import open_signer
@@ -46,12 +47,12 @@ class Desk:
 
     def judge(self, run: str = "run-1") -> Judged:
         ledger, signer = self.home.open(), open_signer(self.home.uri("gate"))
-        _, judged = judge(SET_RULES, self.scores, self.verdict, Docket(run, self.store, ledger.state), signer)
+        _, judged = judge(SET_RULES, self.scores, self.verdict, VerdictContext(run, self.store, ledger.state), signer)
         ledger.append(judged, signer)
         return judged
 
     def predicate(self) -> dict[str, Any]:
-        keys = self.home.open().state.verdict_keys()
+        keys = self.home.open().state.keys_of("gate")
         return read_statement(self.verdict / VERDICT_FILE, VERDICT, keys).predicate
 
 
@@ -66,6 +67,7 @@ def store_scores(target: Path, **more: Any) -> None:
         "sets": write_sets(target, made.sets.rows, made.sets.measures),
         "candidate": {"digest": CANDIDATE},
         "incumbent": {"digest": INCUMBENT},
+        "terms": {"evaluation_set": SET},
         **more,
     }
     (target / EVALUATION_FILE).write_text(json.dumps(facts))
@@ -133,17 +135,37 @@ def test_a_verdict_says_whose_it_is_and_how_often_the_set_was_used(desk: Desk) -
     assert desk.predicate()["decisions"] == 2
 
 
+def test_a_verdict_names_the_policy_that_it_was_given_under(desk: Desk) -> None:
+    predicate = desk.predicate()
+    assert predicate["policy"] == policy_digest({"evaluation_set": SET}, SET_RULES.model_dump(mode="json"))
+    assert desk.said[0].policy == predicate["policy"]
+    looser = SET_RULES.model_copy(update={"alpha": 0.1})
+    about = VerdictContext("run-2", desk.store, desk.home.open().state)
+    _, judged = judge(looser, desk.scores, desk.verdict, about, open_signer(desk.home.uri("gate")))
+    assert judged.policy != predicate["policy"]
+
+
 def test_a_worn_out_set_is_warned_of(desk: Desk) -> None:
     ledger, signer = desk.home.open(), open_signer(desk.home.uri("gate"))
     rules = SET_RULES.model_copy(update={"decisions_warning": 2})
-    judge(rules, desk.scores, desk.verdict, Docket("run-2", desk.store, ledger.state), signer)
+    judge(rules, desk.scores, desk.verdict, VerdictContext("run-2", desk.store, ledger.state), signer)
     assert "decision 2 on this evaluation set" in desk.predicate()["warnings"][0]
     assert "decision 2 on this evaluation set" in (desk.verdict / PAGE).read_text()
 
 
 def register(desk: Desk, model: str, judged: Judged, mlflow_run: str) -> None:
-    names = {"version": "1", "training_key": "", "evaluation_key": "", "mlflow_run": mlflow_run, "evidence": {}}
-    body = Registered(run=judged.run, model=model, candidate=CANDIDATE, verdict=judged.verdict, **names)
+    body = Registered(
+        run=judged.run,
+        model=model,
+        version="1",
+        candidate=CANDIDATE,
+        folder=CANDIDATE,
+        verdict=judged.verdict,
+        training_key="",
+        evaluation_terms="",
+        mlflow_run=mlflow_run,
+        evidence={},
+    )
     desk.home.open().append(body, open_signer(desk.home.uri("run")))
 
 

@@ -22,10 +22,10 @@ def world(tmp_path: Path, migrated: bytes) -> World:
 def champion(world: World, name: str, incumbent: str, by_a_person: bool) -> str:
     """Register and promote weights: by their own run before it closes, or by a person afterwards."""
     number = world.candidate(name, incumbent)
-    run = world.state.versions[MODEL, number].run
+    run = world.state.versions[MODEL][number].run
     for step in ("close", "promote") if by_a_person else ("promote", "close"):
         if step == "promote":
-            world.promotions().promote(number, "somebody")
+            world.mover().move("promote", number)
         else:
             world.home.open().append(Closed(run=run, outcome="registered"), open_signer(world.home.uri("run")))
     return world.digest(name)
@@ -51,7 +51,7 @@ def test_a_person_s_promotion_stays_the_anchor_of_later_runs(world: World) -> No
 def test_a_rollback_approves(world: World) -> None:
     one = champion(world, "one", world.base, by_a_person=False)
     champion(world, "two", one, by_a_person=False)
-    world.promotions().rollback("1", "somebody", "two has six fingers")
+    world.mover().move("rollback", "1", "two has six fingers")
     anchor = world.state.anchor(MODEL)
     assert anchor and anchor.version == "1"
 
@@ -60,6 +60,6 @@ def test_a_withdrawn_version_is_no_anchor(world: World) -> None:
     one = champion(world, "one", world.base, by_a_person=True)
     two = champion(world, "two", one, by_a_person=True)
     champion(world, "three", two, by_a_person=False)
-    world.promotions().withdraw("2", "somebody", "consent was taken back")
+    world.mover().move("withdraw", "2", "consent was taken back")
     anchor = world.state.anchor(MODEL)
     assert anchor and anchor.candidate == one

@@ -8,8 +8,8 @@ import pytest
 
 from lineage.closing import close, outcome
 from lineage.digests import TREE, LineageError, canonical, code_digest, digest_json, digest_path, hex_of, short
-from lineage.keys import by_content
-from lineage.records import RunContext, read_records, recording
+from lineage.records import RUN_VARIABLE, RunContext, read_records, recording
+from lineage.reuse import by_content
 from lineage.statements import VERDICT, Subject, make_statement, read_statement, write_statement
 from tests.runs import run_context
 
@@ -96,12 +96,32 @@ def test_keys_hold_contents_not_places(tmp_path: Path) -> None:
 def test_a_record_is_left_by_success_and_by_failure(run: RunContext) -> None:
     with recording(run, "good", {"x": 1}) as record:
         record.output("thing", DIGEST)
-    with pytest.raises(RuntimeError), recording(run.model_dump(), "bad", {}):
+    with pytest.raises(RuntimeError), recording(run, "bad", {}):
         raise RuntimeError("the reason")
     records = read_records(run.records, run.id)
     assert [(r.step, r.status) for r in records.values()] == [("good", "complete"), ("bad", "failed")]
     assert records["good"].outputs == {"thing": DIGEST}
     assert records["bad"].error == "RuntimeError: the reason"
+
+
+def test_a_run_is_named_by_its_job_and_by_no_parameter(run: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(RUN_VARIABLE, raising=False)
+    repeated = {**run.model_dump(), "id": "what a schedule would repeat"}
+    assert [RunContext.of(repeated, job).id for job in ("job-1", "job-2")] == ["job-1", "job-2"]
+    monkeypatch.setenv(RUN_VARIABLE, "named by the runner here")
+    assert RunContext.of(repeated, "job-3").id == "named by the runner here"
+
+
+def test_a_record_says_where_it_ran_and_keeps_no_password(run: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIPTYCH_POD", "retraining-x")
+    monkeypatch.setenv("TRIPTYCH_SERVICE_ACCOUNT", "gate")
+    told = run.model_copy(update={"trigger": "schedule nightly, 2026-11-26T02:00Z"})
+    with pytest.raises(RuntimeError), recording(told, "step", {}):
+        raise RuntimeError("no answer from postgresql://triptych:secret@db/mlflow")
+    record = read_records(run.records, run.id)["step"]
+    assert record.where == {"pod": "retraining-x", "service_account": "gate"}
+    assert record.trigger == "schedule nightly, 2026-11-26T02:00Z"
+    assert record.error and "secret" not in record.error and "db/mlflow" in record.error
 
 
 def test_a_record_that_cannot_be_written_fails_the_step(tmp_path: Path) -> None:
@@ -154,7 +174,7 @@ def test_a_record_is_named_in_the_ledger(run: RunContext) -> None:
     with recording(run, "good", {"x": 1}):
         pass
     record = read_records(run.records, run.id)["good"]
-    assert run.open_ledger().state.records == {("r1", "good"): record.digest()}
+    assert run.open_ledger().state.records == {"r1": {"good": record.digest()}}
     assert close(run, "model") == "failed"
     assert run.open_ledger().state.outcomes == {"r1": "failed"}
 

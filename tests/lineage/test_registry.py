@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import io
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import boto3
-import mlflow
-import pandas as pd
 import pytest
 from cryptography.hazmat.primitives import serialization as pem
 from moto.server import ThreadedMotoServer
-from PIL import Image
+from pydantic import ValidationError
 
-from components.plan.plan import Plan, make_plan
+from components.plan.plan import Plan, make_plan, plan_run
 from components.register.register import DESCRIPTION_LIMIT, describe, register_candidate
+from lineage.artifacts import fetch_weights, folder_digest, listing, weights_digest
 from lineage.closing import close, unclosed
 from lineage.digests import LineageError, digest_path
 from lineage.documents.candidate import Candidate
 from lineage.documents.model_signature import verify_model
 from lineage.documents.provenance import SLSA
+from lineage.embedded import Embedded
 from lineage.entries import Judged, Registered
+from lineage.leases import take_lease
+from lineage.moves import tags_of
 from lineage.records import RunContext, recording
-from lineage.registry import CHAMPION, Registry, RegistrySettings, Version, fetch_weights
+from lineage.registry import Registry, RegistrySettings
 from lineage.signing import read_public
 from lineage.statements import VERDICT_FILE, read_statement, write_statement
 from tests.documents import example
 from tests.runs import run_context
-from tests.training.tiny import save_bundle
 
 SETTINGS = RegistrySettings(model_name="portraits", license="Apache-2.0")
 KEYS = {"snapshot": example.SNAPSHOT, "training_key": "sha256:t", "evaluation_terms": "sha256:e"}
@@ -50,10 +49,12 @@ class Run:
     def candidate(self) -> Path:
         return self.artifacts["candidate"]
 
-    def register(
-        self, settings: RegistrySettings = SETTINGS, keys: dict[str, str] = KEYS
-    ) -> tuple[Version, Registered]:
-        return register_candidate(self.context, settings, self.mlflow_run, self.artifacts, keys)
+    def register(self, settings: RegistrySettings = SETTINGS, keys: dict[str, str] = KEYS) -> Registered:
+        return register_candidate(self.context, settings, self.mlflow_run, self.artifacts, keys)[0]
+
+    def evidence(self) -> Path:
+        """The folder of the last version's evidence, in the store."""
+        return Path(self.store.versions()[-1].evidence.removeprefix("file://"))
 
 
 def prepare(
@@ -71,6 +72,8 @@ def prepare(
     with recording(context, "fine-tune", {"seed": 7}) as record:
         record.input("base_model", example.BASE)
         record.output("candidate", candidate)
+        (folder / "training_record").write_text("{}")
+        record.output("training", folder / "training_record")
     verdict, scores = folder / "verdict", folder / "scores"
     for path in (verdict, scores):
         path.mkdir()
@@ -78,11 +81,17 @@ def prepare(
     envelope = write_statement(statement, verdict / VERDICT_FILE, context.signer("gate"))
     (verdict / "pareto.png").write_bytes(b"picture")
     (scores / "grid.png").write_bytes(b"picture")
-    judged = Judged(run=example.RUN, candidate=digest, incumbent=incumbent, decision=decision, verdict=envelope)
+    validated = example.validated(folder)
+    given = {"validate-data": {"validated": validated}, "evaluate": {"scores": scores}, "gate": {"verdict": verdict}}
+    for step, outputs in given.items():
+        with recording(context, step, {}) as record:
+            for name, path in outputs.items():
+                record.output(name, path)
+    said = {"model": "portraits", "evaluation": example.SET, "policy": "sha256:p"}
+    judged = Judged(run=example.RUN, candidate=digest, incumbent=incumbent, decision=decision, verdict=envelope, **said)
     context.open_ledger().append(judged, context.signer("gate"))
-    (folder / "training_record").write_text("{}")
     paths = {"candidate": candidate, "verdict": verdict, "scores": scores, "training": folder / "training_record"}
-    return Run(context, store, store.open_run(example.RUN), {**paths, "validated": example.validated(folder)})
+    return Run(context, store, store.open_run(example.RUN), {**paths, "validated": validated})
 
 
 @pytest.fixture
@@ -90,74 +99,13 @@ def run(tmp_path: Path, migrated: bytes) -> Run:
     return prepare(tmp_path, migrated, example.weights(tmp_path))
 
 
-@pytest.fixture(scope="module")
-def drawing(tmp_path_factory: pytest.TempPathFactory, migrated: bytes) -> Run:
-    """A registered tiny model that draws, and is the champion."""
-    folder = tmp_path_factory.mktemp("drawing")
-    made = prepare(folder, migrated, save_bundle(folder / "candidate"))
-    version, _ = made.register()
-    made.store.set_alias(CHAMPION, version)
-    return made
-
-
-def champion(run: Run) -> mlflow.pyfunc.PyFuncModel:
-    mlflow.set_tracking_uri(run.store.tracking_uri)
-    return mlflow.pyfunc.load_model("models:/portraits@champion")
-
-
-def test_the_champion_loads_by_mlflow_alone_and_draws(drawing: Run) -> None:
-    prompts = pd.DataFrame({"prompt": ["a portrait, glasses", "ein Porträt, “Bart”"], "seed": [7, 8]})
-    model = champion(drawing)
-    drawn = model.predict(prompts)
-    assert list(drawn["seed"]) == [7, 8]
-    image = Image.open(io.BytesIO(drawn["image"][1]))
-    assert image.size == (32, 32)
-    assert image.text["model"] == "portraits"  # type: ignore[attr-defined]
-    assert image.text["model-digest"] == digest_path(drawing.candidate)  # type: ignore[attr-defined]
-    assert image.text["prompt"] == "ein Porträt, “Bart”"  # type: ignore[attr-defined]
-    assert image.text["seed"] == "8"  # type: ignore[attr-defined]
-    assert json.loads(image.text["sampling"]) == example.SAMPLING  # type: ignore[attr-defined]
-    assert model.predict(prompts)["image"][1] == drawn["image"][1], "the same prompt and seed draw the same picture"
-
-
-def test_sampling_can_be_changed_and_the_seed_left_out(drawing: Run) -> None:
-    params = {"num_inference_steps": 1, "guidance_scale": 2.5}
-    drawn = champion(drawing).predict(pd.DataFrame({"prompt": ["a portrait"]}), params=params)
-    image = Image.open(io.BytesIO(drawn["image"][0]))
-    assert params.items() <= json.loads(image.text["sampling"]).items()  # type: ignore[attr-defined]
-    assert int(image.text["seed"]) == drawn["seed"][0]  # type: ignore[attr-defined]
-
-
-def test_the_stored_model_imports_nothing_of_ours(drawing: Run, tmp_path: Path) -> None:
-    code = (
-        "import sys, mlflow, pandas; mlflow.set_tracking_uri(sys.argv[1])\n"
-        "model = mlflow.pyfunc.load_model('models:/portraits@champion')\n"
-        "model.predict(pandas.DataFrame({'prompt': ['a portrait']}))\n"
-        "ours = {name for name in sys.modules if name.split('.')[0] in ('lineage', 'components', 'training')}\n"
-        "sys.exit(str(ours) if ours else 0)"
-    )
-    command = [sys.executable, "-c", code, drawing.store.tracking_uri]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_weights_changed_in_the_store_do_not_load(tmp_path: Path, migrated: bytes) -> None:
-    made = prepare(tmp_path, migrated, save_bundle(tmp_path / "candidate"))
-    made.store.set_alias(CHAMPION, made.register()[0])
-    stored = next((tmp_path / "artifacts").rglob("vae/config.json"))
-    stored.write_text(stored.read_text() + " ")
-    with pytest.raises(Exception, match="do not use them"):
-        champion(made)
-
-
 def test_the_weights_come_out_as_they_went_in(run: Run, tmp_path: Path) -> None:
-    version, _ = run.register()
-    digest = digest_path(run.candidate)
-    fetched = fetch_weights(run.store.tracking_uri, version.uri, digest, tmp_path / "fetched")
+    uri, digest = f"models:/portraits/{run.register().version}", digest_path(run.candidate)
+    fetched = fetch_weights(run.store.tracking_uri, uri, digest, tmp_path / "fetched")
     assert digest_path(fetched) == digest
     next((tmp_path / "artifacts").rglob("weights.safetensors")).write_text("swapped")
     with pytest.raises(LineageError, match="they were changed after they were recorded"):
-        fetch_weights(run.store.tracking_uri, version.uri, digest, tmp_path / "again")
+        fetch_weights(run.store.tracking_uri, uri, digest, tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
 
@@ -166,21 +114,28 @@ def test_a_version_that_is_not_there_is_named(run: Run, tmp_path: Path) -> None:
         fetch_weights(run.store.tracking_uri, "models:/portraits/9", "sha256:0", tmp_path / "fetched")
 
 
-def test_all_its_evidence_is_stored_and_named_by_digest(run: Run, tmp_path: Path) -> None:
-    version, registered = run.register()
-    stored = run.store.fetch_evidence(run.mlflow_run, tmp_path / "fetched")
-    assert {path.name: digest_path(path) for path in stored.iterdir()} == registered.evidence
+def test_all_its_evidence_is_stored_and_named_by_digest(run: Run) -> None:
+    registered = run.register()
+    assert {path.name: digest_path(path) for path in run.evidence().iterdir()} == registered.evidence
     assert registered.evidence.keys() == {
         *("verdict", "scores", "validated", "training_record", "records"),
         *("provenance.dsse.json", "bom.cdx.json", "croissant.json", "README.md", "model.sig"),
     }
-    assert registered.version == version.number and registered.verdict == version.tags["verdict"]
-    run.context.open_ledger().append(registered, run.context.signer("run"))
+    assert run.context.open_ledger().refresh().registered("portraits", registered.version) == registered
+
+
+def test_the_whole_model_folder_is_named_by_digest_and_brings_no_code(run: Run) -> None:
+    registered = run.register()
+    folder = Path(run.store.versions()[-1].source.removeprefix("file://"))
+    files = listing(folder)
+    assert folder_digest(files) == registered.folder
+    assert weights_digest(files) == registered.candidate
+    assert not [file.name for file in files if file.name.endswith((".py", ".pkl"))]
 
 
 def test_provenance_and_weights_are_signed_with_the_run_key(run: Run, tmp_path: Path) -> None:
     run.register()
-    stored = run.store.fetch_evidence(run.mlflow_run, tmp_path / "fetched")
+    stored = run.evidence()
     key = read_public(Path(run.context.keys["run"].removeprefix("file2:")).with_suffix(".pub"))
     provenance = read_statement(stored / "provenance.dsse.json", SLSA, [key])
     assert provenance.subject_digest("candidate") == digest_path(run.candidate)
@@ -192,15 +147,61 @@ def test_provenance_and_weights_are_signed_with_the_run_key(run: Run, tmp_path: 
 
 def test_a_rejected_candidate_is_kept_too(tmp_path: Path, migrated: bytes) -> None:
     made = prepare(tmp_path, migrated, example.weights(tmp_path), decision="reject")
-    version, _ = made.register()
+    registered = made.register()
+    (version,) = made.store.versions()
+    assert version.aliases == ()
+    state = made.context.open_ledger().refresh()
+    assert version.tags == tags_of(state, "portraits", registered.version)
     assert version.tags["decision"] == "reject"
-    assert made.store.champion() is None
 
 
 def test_registering_twice_in_one_run_makes_one_version(run: Run) -> None:
-    first, again = run.register(), run.register()
-    assert first == again
+    assert run.register() == run.register()
     assert len(run.store.versions()) == 1
+
+
+def test_a_version_that_somebody_made_first_is_not_taken_over(run: Run, tmp_path: Path) -> None:
+    planted = tmp_path / "planted"
+    (planted / "evidence").mkdir(parents=True)
+    (planted / "evidence" / "model.sig").write_text("not ours")
+    run.store.client.log_artifacts(run.mlflow_run, str(planted), "candidate-0")
+    run.store.client.create_registered_model("portraits")
+    source = f"{run.store.client.get_run(run.mlflow_run).info.artifact_uri}/candidate-0/model"
+    tags = {"triptych.decision": "promote", "triptych.candidate": digest_path(run.candidate)}
+    strange = run.store.client.create_model_version("portraits", source, run_id=run.mlflow_run, tags=tags)
+    registered = run.register()
+    assert registered.version != str(strange.version)
+    (version,) = run.store.versions()
+    assert version.source != source
+    assert registered.evidence["model.sig"] != digest_path(planted / "evidence" / "model.sig")
+
+
+def test_what_was_written_while_it_was_uploaded_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = Registry.upload
+
+    def with_a_stranger(self: Registry, *given: Any) -> str:
+        source = upload(self, *given)
+        (Path(source.removeprefix("file://")) / "evil.py").write_text("import os")
+        return source
+
+    monkeypatch.setattr(Registry, "upload", with_a_stranger)
+    registered = run.register()
+    folder = Path(run.store.versions()[-1].source.removeprefix("file://"))
+    assert folder_digest(listing(folder)) != registered.folder, "the ledger names what was meant, not what lies there"
+
+
+def test_a_record_that_is_gone_registers_nothing(run: Run) -> None:
+    (Path(run.context.records) / example.RUN / "evaluate.json").unlink()
+    with pytest.raises(LineageError, match="the record of step evaluate in run retraining-1 is not the one"):
+        run.register()
+    assert run.store.versions() == []
+
+
+def test_an_artifact_that_no_step_gave_registers_nothing(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "stray").write_text("from nowhere")
+    run.artifacts["stray"] = tmp_path / "stray"
+    with pytest.raises(LineageError, match="no record of run retraining-1 says where stray came from"):
+        run.register()
 
 
 def test_exchanged_weights_register_nothing(run: Run, tmp_path: Path) -> None:
@@ -213,6 +214,10 @@ def test_exchanged_weights_register_nothing(run: Run, tmp_path: Path) -> None:
 def test_a_verdict_about_other_weights_registers_nothing(run: Run) -> None:
     other = example.verdict("sha256:" + "7" * 64, decision="promote")
     write_statement(other, run.artifacts["verdict"] / VERDICT_FILE, run.context.signer("gate"))
+    with pytest.raises(LineageError, match="exchanged between the two"):
+        run.register()
+    with recording(run.context, "gate", {}) as record:
+        record.output("verdict", run.artifacts["verdict"])
     with pytest.raises(LineageError, match="the verdict is about sha256:777"):
         run.register()
     assert run.store.versions() == []
@@ -221,24 +226,26 @@ def test_a_verdict_about_other_weights_registers_nothing(run: Run) -> None:
 def test_a_changed_verdict_registers_nothing(run: Run) -> None:
     forged = example.verdict(digest_path(run.candidate), decision="promote")
     write_statement(forged, run.artifacts["verdict"] / VERDICT_FILE, run.context.signer("run"))
+    with recording(run.context, "gate", {}) as record:
+        record.output("verdict", run.artifacts["verdict"])
     with pytest.raises(LineageError, match="signature does not hold"):
         run.register()
     assert run.store.versions() == []
 
 
 def test_the_description_shows_verdict_figures_and_pictures(run: Run) -> None:
-    version, _ = run.register()
-    shown = run.store.client.get_model_version("portraits", version.number).description
+    shown = run.store.client.get_model_version("portraits", run.register().version).description
     assert "**promote**" in shown and "because" in shown
     assert "| alignment | 0.800 | 0.900 | +0.100 | +0.080 to +0.120 | 0.02 |" in shown
     for picture in ("verdict/pareto.png", "scores/grid.png"):
-        assert f"(get-artifact?path=evidence/{picture}&run_uuid={run.mlflow_run})" in shown
+        attempt = run.evidence().parent.name
+        assert f"(get-artifact?path={attempt}/evidence/{picture}&run_uuid={run.mlflow_run})" in shown
 
 
 def test_a_long_description_keeps_its_pictures(tmp_path: Path) -> None:
     subject: Candidate = example.candidate(tmp_path)
     subject.figures.extend(subject.figures * 40)
-    shown = describe(subject, "run")
+    shown = describe(subject, "run", "candidate-1")
     assert len(shown) == DESCRIPTION_LIMIT
     assert "grid.png" in shown
 
@@ -280,10 +287,11 @@ def test_weights_go_straight_to_an_object_store(
     bucket = boto3.resource("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="models")
     settings = SETTINGS.model_copy(update={"artifacts": "s3://models/portraits"})
     made = prepare(tmp_path, migrated, example.weights(tmp_path), artifacts=settings.artifacts)
-    version, registered = made.register(settings)
+    registered = made.register(settings)
     assert any(stored.key.endswith("/model/artifacts/weights/model_index.json") for stored in bucket.objects.all())
-    fetch_weights(made.store.tracking_uri, version.uri, digest_path(made.candidate), tmp_path / "fetched")
-    assert made.register(settings)[1] == registered
+    uri = f"models:/portraits/{registered.version}"
+    fetch_weights(made.store.tracking_uri, uri, digest_path(made.candidate), tmp_path / "fetched")
+    assert made.register(settings) == registered
     server.stop()
 
 
@@ -292,18 +300,17 @@ def test_a_judged_candidate_is_nothing_new_and_other_terms_judge_it_anew(tmp_pat
     made = prepare(tmp_path, migrated, example.weights(tmp_path), "hold", digest_path(base))
 
     def plan(snapshot: str = example.SNAPSHOT, suite: str = "one", **gate: float) -> Plan:
-        state, training = made.context.open_ledger().state, {"base_model": str(base)}
+        state, training = made.context.open_ledger().refresh(), {"base_model": str(base)}
         return make_plan(state, "portraits", snapshot, {"suite": suite}, training, {}, gate, force=False)
 
     first = plan()
     assert first.needed and not first.reuse_uri and first.incumbent_digest == digest_path(base)
     keys = {**KEYS, "training_key": first.training_key, "evaluation_terms": first.evaluation_terms}
-    version, registered = made.register(keys=keys)
-    made.context.open_ledger().append(registered, made.context.signer("run"))
+    uri = f"models:/portraits/{made.register(keys=keys).version}"
     assert not plan().needed and "judged on the same terms: hold" in plan().reason
     anew = plan(alpha=0.05)
     assert anew.needed
-    assert (anew.reuse_uri, anew.reuse_digest) == (version.uri, digest_path(made.candidate))
+    assert (anew.reuse_uri, anew.reuse_digest) == (uri, digest_path(made.candidate))
     assert plan(snapshot="sha256:another").reuse_uri == "" == plan(suite="another").reuse_uri
 
 
@@ -317,5 +324,41 @@ def test_a_run_that_was_lost_is_found_and_closed(run: Run) -> None:
 
 
 def test_settings_hold_no_null() -> None:
-    assert RegistrySettings(model_name="portraits").model_dump() == {"model_name": "portraits", "mode": "auto"}
+    assert None not in RegistrySettings(model_name="portraits").model_dump().values()
     assert RegistrySettings(model_name="p", artifacts="s3://b/p").model_dump()["artifacts"] == "s3://b/p"
+
+
+@pytest.mark.parametrize("name", ["porträts", "ｐortraits", "a b", "../x", "", "portraits/1", "portraits@1"])
+def test_a_model_s_name_is_ascii(name: str) -> None:
+    with pytest.raises(ValidationError):
+        RegistrySettings(model_name=name)
+
+
+def test_a_run_waits_for_the_model_or_ends_as_told(run: Run) -> None:
+    other = run.context.model_copy(update={"id": "another"})
+    take_lease(run.context, "portraits", 1, wait=False)
+    settings = RegistrySettings(model_name="portraits", busy="end")
+    made = plan_run(other, settings, example.SNAPSHOT, {}, {}, {}, {}, force=False)
+    assert (made.needed, made.busy) == (False, True)
+    assert "run retraining-1 has portraits to itself" in made.reason
+    close(run.context, "portraits")
+    take_lease(other, "portraits", 1, wait=True)
+    assert other.open_ledger().refresh().leases["portraits"].run == "another"
+
+
+def test_a_run_under_another_policy_ends_before_it_trains(run: Run, tmp_path: Path) -> None:
+    settings = RegistrySettings(model_name="portraits")
+    home = Embedded(tmp_path / "lineage")
+
+    def planned(**gate: float) -> Plan:
+        training = {"base_model": str(run.candidate)}
+        return plan_run(run.context, settings, example.SNAPSHOT, {}, training, {}, gate, force=False)
+
+    with pytest.raises(LineageError, match="pins no policy for portraits"):
+        planned(alpha=0.025)
+    home.set_policy("portraits", {}, {"alpha": 0.025}, "first")
+    assert planned(alpha=0.025).needed
+    with pytest.raises(LineageError, match=r"gate\.alpha: 0\.025 -> 0\.5"):
+        planned(alpha=0.5)
+    assert home.set_policy("portraits", {}, {"alpha": 0.5}, "looser") == ["gate.alpha: 0.025 -> 0.5"]
+    assert planned(alpha=0.5).needed

@@ -6,15 +6,22 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from lineage.artifacts import WEIGHTS_FOLDER, folder_digest, listing
+from lineage.channel.client import Channel
 from lineage.digests import digest_bytes, digest_path
 from lineage.embedded import Embedded
-from lineage.entries import Judged, LedgerError, Registered, State
-from lineage.promotion import FAULT_VARIABLE, Promotions
+from lineage.entries import Action, Judged, LedgerError, Registered
+from lineage.moves import FAULT_VARIABLE, LocalMover
+from lineage.policy import policy_digest
 from lineage.records import RunContext
-from lineage.registry import Registry
+from lineage.registry import Registry, new_attempt
+from lineage.rules import State
 from lineage.signing import open_signer
+from lineage.statements import VERDICT, VERDICT_FILE, make_statement, write_statement
 
 MODEL = "portraits"
+EVALUATION, GATE = {"evaluation_set": "sha256:set"}, {"alpha": 0.025}
+POLICY = policy_digest(EVALUATION, GATE)
 
 
 @dataclass(frozen=True)
@@ -44,59 +51,82 @@ class World:
         """As a pipeline's steps see it."""
         return self.home.context("run-1", str(self.folder / "records"), self.store.tracking_uri)
 
-    def promotions(self) -> Promotions:
-        return self.home.promotions(self.store)
+    def mover(self) -> LocalMover:
+        return self.home.mover(self.store)
 
-    def candidate(self, name: str, incumbent: str, decision: str = "promote") -> str:
+    def candidate(self, name: str, incumbent: str, decision: str = "promote", policy: str = POLICY) -> str:
         """Judge and register weights called ``name``; gives the version's number."""
-        weights = self.folder / "candidates" / name
-        weights.mkdir(parents=True, exist_ok=True)
+        self.home.set_policy(MODEL, EVALUATION, GATE, "for a test")
+        weights, around, verdict = (self.folder / kind / name for kind in ("candidates", "around", "verdicts"))
+        for made in (weights, around / WEIGHTS_FOLDER, verdict):
+            made.mkdir(parents=True, exist_ok=True)
         (weights / "weights.safetensors").write_text(name)
-        digest, verdict = digest_path(weights), digest_bytes(f"{name} {incumbent} {decision}".encode())
-        ledger, store = self.home.open(), self.store
-        run = f"run-{name}-{ledger.state.size}"
-        judged = Judged(run=run, candidate=digest, incumbent=incumbent, decision=decision, verdict=verdict)
-        ledger.append(judged, open_signer(self.home.uri("gate")))
-        mlflow_run = store.open_run(run)
-        (self.folder / "empty").mkdir(exist_ok=True)
-        version = store.register(
-            mlflow_run, weights, self.folder / "empty", {}, {"candidate": digest, "verdict": verdict}, ""
+        (around / WEIGHTS_FOLDER / "weights.safetensors").write_text(name)
+        (around / "MLmodel").write_text(f"model of {name}")
+        ledger, store, gate = self.home.open(), self.store, open_signer(self.home.uri("gate"))
+        run, digest = f"run-{name}-{ledger.state.size}", digest_path(weights)
+        predicate = {"decision": decision, "figures": [], "run": run}
+        said = make_statement(VERDICT, {"candidate": digest}, predicate)
+        judged = Judged(
+            run=run,
+            model=MODEL,
+            candidate=digest,
+            incumbent=incumbent,
+            decision=decision,
+            verdict=write_statement(said, verdict / VERDICT_FILE, gate),
+            evaluation="",
+            policy=policy,
         )
+        ledger.append(judged, gate)
+        mlflow_run, attempt = store.open_run(run), new_attempt()
         registered = Registered(
             run=run,
             model=MODEL,
-            version=version.number,
+            version="",
             candidate=digest,
-            verdict=verdict,
+            folder=folder_digest(listing(around)),
+            verdict=judged.verdict,
             training_key="",
-            evaluation_key="",
+            evaluation_terms="",
             mlflow_run=mlflow_run,
-            evidence={},
+            evidence={"verdict": digest_path(verdict)},
         )
-        ledger.append(registered, open_signer(self.home.uri("run")))
+        (around / WEIGHTS_FOLDER / "weights.safetensors").unlink()
+        source = store.upload(mlflow_run, around, weights, {"verdict": verdict}, attempt)
+        version = store.create(mlflow_run, source, {}, "")
+        ledger.append(registered.model_copy(update={"version": version.number}), open_signer(self.home.uri("run")))
         return version.number
 
     def digest(self, name: str) -> str:
         return digest_path(self.folder / "candidates" / name)
 
+    def announced(self) -> str:
+        """The champion's version, as a stranger reads it from the channel; empty where nothing was published."""
+        if not (self.home.channel / "metadata" / "timestamp.json").exists():
+            return ""
+        root = (self.home.channel / "metadata" / "1.root.json").read_bytes()
+        channel = Channel(root, str(self.home.channel), self.folder / "a-server")
+        channel.refresh()
+        return channel.champion(MODEL).version if MODEL in channel.models() else ""
+
     def agrees(self) -> str:
-        """The champion on which alias, ledger and tags agree; fails where they do not."""
+        """The champion on which alias, ledger, tags and channel agree; fails where they do not."""
         state, versions = self.state, self.store.versions()
         champion = state.champion(MODEL)
         said = champion.version if champion else ""
         holders = [version.number for version in versions if "champion" in version.aliases]
         standing = [version.number for version in versions if version.tags.get("standing") == "champion"]
         assert holders == standing == ([said] if said else []), (holders, standing, said)
-        assert not state.pending
+        assert self.announced() == said
         return said
 
 
-def move(folder: Path, action: str, version: str, fault: str = "") -> None:
+def move(folder: Path, action: Action, version: str, fault: str = "") -> None:
     """A move, for a process of its own; what it is refused with goes into ``refused``."""
     os.environ[FAULT_VARIABLE] = fault
-    moves = World(folder).promotions()
+    mover = World(folder).mover()
     try:
-        getattr(moves, action)(version, "somebody", *(["because"] if action != "promote" else []))
+        mover.move(action, version, "" if action == "promote" else "because")
     except LedgerError as error:
         (folder / "refused").write_text(repr(error))
         raise

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from training.errors import TrainingError
 from training.families.family import INDEX, Family
@@ -30,8 +28,3 @@ def family_of(bundle: Path) -> Family:
     if named not in FAMILIES:
         raise TrainingError(f"{index} names {named}; the families trained here are {', '.join(FAMILIES)}")
     return FAMILIES[named](bundle)
-
-
-def sampling_arguments(pipeline: Any, sampling: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """How ``pipeline`` is called for ``count`` prompts and ``sampling``: see `Family.sampling_arguments`."""
-    return FAMILIES.get(type(pipeline).__name__, Family).sampling_arguments(sampling, count)

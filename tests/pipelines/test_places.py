@@ -11,11 +11,12 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from lineage.digests import LineageError
-from lineage.places import local
+from pipelines.places import local
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -32,6 +33,10 @@ FILES = {
 class Hub(BaseHTTPRequestHandler):
     """As much of the Hub's API as a download asks for."""
 
+    lost: ClassVar[set[str]] = set()
+    """Files that it lists and does not give."""
+    given: ClassVar[list[str]] = []
+
     def do_HEAD(self) -> None:
         self.do_GET()
 
@@ -46,8 +51,9 @@ class Hub(BaseHTTPRequestHandler):
                 for name, content in FILES.items()
             ]
             self._answer(json.dumps(entries).encode(), {})
-        elif (name := path.removeprefix(f"/owner/name/resolve/{COMMIT}/")) in FILES:
+        elif (name := path.removeprefix(f"/owner/name/resolve/{COMMIT}/")) in FILES and name not in self.lost:
             content = FILES[name]
+            self.given.extend([name] if self.command == "GET" else [])
             self._answer(content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
         else:
             self.send_response(404)
@@ -78,7 +84,7 @@ def hub() -> Iterator[str]:
 
 def ask(place: str, endpoint: str, home: Path, offline: bool = False) -> subprocess.CompletedProcess[str]:
     """`local` in a process that takes ``endpoint`` for the Hub."""
-    code = "import sys; from lineage.places import local; print(local(sys.argv[1]))"
+    code = "import sys; from pipelines.places import local; print(local(sys.argv[1]))"
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": str(int(offline))}
     return subprocess.run(
         [sys.executable, "-c", code, place], env=environment, capture_output=True, text=True, check=False
@@ -100,6 +106,19 @@ def test_a_commit_on_the_hub_becomes_a_folder_of_what_models_load(hub: str, tmp_
     assert found == {name: FILES[name] for name in wanted}
     again = ask(place, hub, tmp_path, offline=True)
     assert again.stdout.strip().splitlines()[-1] == str(folder), "known already: no Hub is needed"
+
+
+def test_what_was_cut_off_is_taken_up_again(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = f"hf://owner/name@{COMMIT}"
+    monkeypatch.setattr(Hub, "lost", {"vae/config.json"})
+    monkeypatch.setattr(Hub, "given", [])
+    assert "cannot be fetched" in ask(place, hub, tmp_path).stderr
+    assert not list(tmp_path.rglob(COMMIT)), "half a model is no model"
+    assert "vae/diffusion_pytorch_model.safetensors" in Hub.given
+    monkeypatch.setattr(Hub, "lost", set())
+    monkeypatch.setattr(Hub, "given", [])
+    assert ask(place, hub, tmp_path).returncode == 0
+    assert Hub.given == ["vae/config.json"]
 
 
 def test_a_hub_that_has_it_not_or_is_not_there_is_named(hub: str, tmp_path: Path) -> None:

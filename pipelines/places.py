@@ -1,15 +1,13 @@
 """Where a model lies: a folder on this machine, or ``hf://owner/name@commit`` on the Hugging Face Hub.
 
-A place on the Hub names a commit, so that it means the same files for ever; they are fetched once, by way of
-the Hub's own cache, and lie in a folder from there on.
+A place on the Hub names a commit, so that it means the same files for ever; they are fetched once and lie in a folder
+from there on.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 from lineage.digests import LineageError
@@ -48,6 +46,7 @@ def _fetch(repository: str, commit: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     folder = Path(HF_HOME) / "triptych" / repository.replace("/", "--") / commit
+    partial = folder.with_name(f"{commit}.partial")
     if folder.is_dir():
         return folder
     try:
@@ -55,24 +54,17 @@ def _fetch(repository: str, commit: str) -> Path:
         if "model_index.json" in names:
             # Beside a bundle often lie its weights once more, in one file that diffusers does not read.
             ignored += [name for name in names if "/" not in name and name.endswith(".safetensors")]
-        found = snapshot_download(repository, revision=commit, allow_patterns=FETCHED, ignore_patterns=ignored)
+        # What was cut off is taken up there again.
+        snapshot_download(
+            repository, revision=commit, allow_patterns=FETCHED, ignore_patterns=ignored, local_dir=partial
+        )
+        shutil.rmtree(partial / ".cache")
+        partial.rename(folder)
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+        if folder.is_dir():
+            return folder  # another process was faster, with the same files
         raise LineageError(
             f"{HUB}{repository}@{commit} cannot be fetched: {error}; check the name, the commit and the way to the "
             "Hub, accept the model's terms there if it has some, and set HF_TOKEN"
         ) from error
-    return _plain(Path(found), folder)
-
-
-def _plain(snapshot: Path, folder: Path) -> Path:
-    """The files of ``snapshot``, which are links into the Hub's cache, as files in ``folder``, whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent))
-    shutil.copytree(snapshot, partial / "files", copy_function=lambda link, name: os.link(os.path.realpath(link), name))
-    try:
-        (partial / "files").rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was faster, with the same files
-            raise
-    shutil.rmtree(partial)
     return folder

@@ -1,0 +1,57 @@
+"""Drawing with a bundle: one way for the judges, for the registered model and for whoever serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.errors import TrainingError
+from training.families import family_of
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class Drawer:
+    """A bundle, loaded in fp32 onto the GPU where there is one, with the family's own way to sample.
+
+    Raises:
+        TrainingError: it does not load.
+    """
+
+    def __init__(self, bundle: Path) -> None:
+        import torch
+
+        try:
+            self._family = family_of(bundle)
+            self._pipeline = self._family.load_pipeline()
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+            raise TrainingError(f"the bundle at {bundle} cannot be read: {error}; restore it") from error
+        self._pipeline.to("cuda" if torch.cuda.is_available() else "cpu").set_progress_bar_config(disable=True)
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], sampling: Mapping[str, Any]) -> list[Image.Image]:
+        """One picture for each prompt, from noise that its seed alone decides.
+
+        Args:
+            sampling: ``num_inference_steps``, ``guidance_scale``, ``max_sequence_length``, ``height``, ``width``.
+
+        Raises:
+            TrainingError: a picture holds NaN: it names prompt and seed.
+        """
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        drawn = self._pipeline(
+            prompt=list(prompts),
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            output_type="np",
+            **self._family.sampling_arguments(sampling, len(prompts)),
+        ).images
+        for prompt, seed, pixels in zip(prompts, seeds, drawn, strict=True):
+            if not np.isfinite(pixels).all():
+                raise TrainingError(
+                    f"this model draws NaN for the prompt {prompt!r} and seed {seed}: its weights are broken"
+                )
+        return [Image.fromarray((pixels * 255).round().astype(np.uint8)) for pixels in drawn]
