@@ -18,14 +18,12 @@ import functools
 import inspect
 import os
 import pwd
-import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import docker
-import psutil
 from docker.errors import ImageNotFound
 from kfp import local
 from kfp.local import docker_task_handler
@@ -33,7 +31,7 @@ from kfp.local import docker_task_handler
 from infra.docker import ContainerError
 from infra.docker.engine import DEFAULT_SOCKET, connect
 from lineage.records import IMAGE_VARIABLE, RUN_VARIABLE
-from pipelines.container_step import OWNER_LABEL, RUN_LABEL, Volumes, remove, run_step
+from pipelines.container_step import ROOT_LABEL, RUN_LABEL, Volumes, remove, run_step
 from pipelines.processes import initialised
 from pipelines.workspace import terminations_interrupt
 
@@ -41,26 +39,15 @@ CONTRACT = "(client: 'docker.DockerClient', image: str, command: List[str], volu
 """The signature of the function of KFP's that we replace."""
 
 PASSED_ON = (
-    "ATEN_CPU_CAPABILITY",
-    "CUBLAS_WORKSPACE_CONFIG",
-    "DS_ACCELERATOR",
-    "MKL_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "ONEDNN_MAX_CPU_ISA",
-    "PYTHONHASHSEED",
-    "TZ",
+    *("ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "DS_ACCELERATOR", "MKL_NUM_THREADS", "OMP_NUM_THREADS"),
+    *("ONEDNN_MAX_CPU_ISA", "PYTHONHASHSEED", "TZ"),
 )
 """Variables that decide figures or where they are written down: steps see the caller's."""
 
 BUCKETS = {
     "s3": (
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-        "AWS_SESSION_TOKEN",
-        "AWS_REGION",
-        "AWS_DEFAULT_REGION",
-        "AWS_ENDPOINT_URL",
-        "AWS_ENDPOINT_URL_S3",
+        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"),
+        *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
     ),
     "hf": ("HF_ENDPOINT", "HF_TOKEN"),
 }
@@ -86,12 +73,12 @@ def containers(
 ) -> Iterator[None]:
     """Inside this block a pipeline or component that is called runs in containers.
 
-    An interrupt (Ctrl-C or SIGTERM) stops the step's container; none of this run outlives the block, and none of an
-    earlier run whose process is dead outlives its beginning.
+    An interrupt (Ctrl-C or SIGTERM) stops the step's container. No container of a run in this pipeline root outlives
+    the block, and none of an earlier run its beginning: one run at a time uses it, which `pipelines.workspace` sees to.
 
     Args:
         image: the image of every step, by a tag that the engine has. Nothing is pulled.
-        run_id: the run; its containers are labelled ``triptych.run=<run_id>``.
+        run_id: the run; its containers are labelled with it and with the pipeline root.
         pipeline_root: where artifacts go; made if need be.
         mounts: files and folders that steps may read.
         writable: folders beside the pipeline root that steps may write to.
@@ -109,16 +96,14 @@ def containers(
         client = _engine()
         stack.callback(client.close)
         image_id = _image_id(client, image)
-        remove_leftovers(client, run_id)
-        stack.callback(_remove_all, client, run_id)
+        remove_containers(client, pipeline_root)
+        stack.callback(remove_containers, client, pipeline_root)
         stack.enter_context(terminations_interrupt())
-        labels = {RUN_LABEL: run_id, OWNER_LABEL: _owner(psutil.Process())}
-        step = functools.partial(
-            run_step, image_id=image_id, labels=labels, own_volumes=volumes, credentials=credentials or {}
-        )
-        stack.enter_context(_replaced(step))
-        told = {IMAGE_VARIABLE: image_id, RUN_VARIABLE: run_id}
-        runner = local.DockerRunner(**_arguments({**(environment or {}), **told}))
+        labels = {RUN_LABEL: run_id, ROOT_LABEL: str(pipeline_root)}
+        own = {"image_id": image_id, "labels": labels, "own_volumes": volumes, "credentials": credentials or {}}
+        stack.enter_context(_replaced(functools.partial(run_step, **own)))
+        told = {**(environment or {}), IMAGE_VARIABLE: image_id, RUN_VARIABLE: run_id}
+        runner = local.DockerRunner(**_arguments(told))
         stack.enter_context(initialised(runner, pipeline_root))
         yield
 
@@ -137,32 +122,12 @@ def check_contract() -> None:
         )
 
 
-def remove_leftovers(client: docker.DockerClient, run_id: str) -> None:
-    """Remove the containers of runs whose process on this machine is dead.
-
-    Raises:
-        ContainerError: another living process runs ``run_id``.
-    """
-    here = socket.gethostname()
-    for container in _listed(client, RUN_LABEL):
-        owner = container.labels.get(OWNER_LABEL, "")
-        if _lives(owner):
-            if container.labels[RUN_LABEL] == run_id and owner != _owner(psutil.Process()):
-                raise ContainerError(f"run {run_id} has a container of living process {owner}; wait for it or end it")
-        elif owner.startswith(f"{here}/"):
-            print(f"removing container {container.short_id}, left by run {container.labels[RUN_LABEL]}")
-            remove(container)
-
-
-def _owner(process: psutil.Process) -> str:
-    return f"{socket.gethostname()}/{process.pid}/{process.create_time()}"
-
-
-def _lives(owner: str) -> bool:
-    try:
-        return _owner(psutil.Process(int(owner.split("/")[1]))) == owner
-    except (psutil.NoSuchProcess, IndexError, ValueError):
-        return False
+def remove_containers(client: docker.DockerClient, pipeline_root: Path) -> None:
+    """Remove every container of the runs in ``pipeline_root``."""
+    mine = {"label": f"{ROOT_LABEL}={pipeline_root}"}
+    for container in client.containers.list(all=True, filters=mine, ignore_removed=True):
+        print(f"removing container {container.short_id} of run {container.labels[RUN_LABEL]}")
+        remove(container)
 
 
 def _engine() -> docker.DockerClient:
@@ -229,12 +194,3 @@ def _replaced(step: Any) -> Iterator[None]:
         yield
     finally:
         docker_task_handler.run_docker_container = original
-
-
-def _remove_all(client: docker.DockerClient, run_id: str) -> None:
-    for container in _listed(client, f"{RUN_LABEL}={run_id}"):
-        remove(container)
-
-
-def _listed(client: docker.DockerClient, label: str) -> list[Any]:
-    return list(client.containers.list(all=True, filters={"label": label}, ignore_removed=True))

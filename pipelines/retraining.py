@@ -40,17 +40,17 @@ def build_pipeline(image: str, cluster: bool = False, retries: int = 0, sample_s
             local runner silently skips an `If` that contains a `ParallelFor`.
     """
 
-    def finish(*tasks: dsl.PipelineTask) -> None:
+    def placed(task: dsl.PipelineTask) -> dsl.PipelineTask:
         # Never cached: a cache key holds names, not contents. Reuse is the plan's business.
-        for task in tasks:
-            task.set_container_image(image).set_caching_options(False)
-            if retries:
-                task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0)
-            if cluster:
-                from kfp import kubernetes
+        task.set_container_image(image).set_caching_options(False)
+        if retries:
+            task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0)
+        if cluster:
+            from kfp import kubernetes
 
-                for name, field in FIELDS.items():
-                    kubernetes.use_field_path_as_env(task, PREFIX + name, field)
+            for name, field in FIELDS.items():
+                kubernetes.use_field_path_as_env(task, PREFIX + name, field)
+        return task
 
     @dsl.pipeline(name=NAME, description="Retrain, judge on three axes, register, promote.")
     def retraining(
@@ -64,85 +64,56 @@ def build_pipeline(image: str, cluster: bool = False, retries: int = 0, sample_s
         trainjob: dict = {},  # noqa: B006
         force: bool = False,
     ) -> None:
-        this = {"run": run, "job": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
-        closing = close_run(**this, registry=registry)
+        def step(component: Any, *given: dict, **inputs: Any) -> dsl.PipelineTask:
+            for outputs in given:
+                inputs |= outputs
+            return placed(component(run=run, job=dsl.PIPELINE_JOB_ID_PLACEHOLDER, **inputs))
+
+        closing = step(close_run, registry=registry)
         with dsl.ExitHandler(closing):
-            snapshot = snapshot_data(**this, data=data)
-            planned = plan(
-                **this,
+            snapshot = step(snapshot_data, data=data)
+            planned = step(
+                plan,
+                {"data": data, "validation": validation, "training": training},
+                {"evaluation": evaluation, "gate": gate, "registry": registry},
                 snapshot_digest=snapshot.outputs["digest"],
-                data=data,
                 rows=snapshot.outputs["rows"],
-                validation=validation,
-                training=training,
-                evaluation=evaluation,
-                gate=gate,
-                registry=registry,
                 force=force,
             )
-            decided = planned.outputs
-            with dsl.If(decided["needed"] == True, name="needed"):  # noqa: E712
-                validated = validate_data(**this, validation=validation, snapshot=snapshot.outputs["snapshot"])
-                features = encode_features(**this, training=training, validated=validated.outputs["validated"])
-                tuned = fine_tune(
-                    **this,
+            with dsl.If(planned.outputs["needed"] == True, name="needed"):  # noqa: E712
+                validated = step(validate_data, of(snapshot, "snapshot"), validation=validation)
+                features = step(encode_features, of(validated, "validated"), training=training)
+                tuned = step(
+                    fine_tune,
+                    of(planned, "mlflow_run", "reuse_uri", "reuse_digest"),
+                    of(validated, "validated"),
+                    of(features, "features"),
                     training=training,
                     trainjob=trainjob,
-                    mlflow_run=decided["mlflow_run"],
-                    reuse_uri=decided["reuse_uri"],
-                    reuse_digest=decided["reuse_digest"],
-                    validated=validated.outputs["validated"],
-                    features=features.outputs["features"],
                 )
-                compared = {
-                    **this,
-                    "evaluation": evaluation,
-                    "incumbent_uri": decided["incumbent_uri"],
-                    "incumbent_digest": decided["incumbent_digest"],
-                    "anchor_uri": decided["anchor_uri"],
-                    "anchor_digest": decided["anchor_digest"],
-                    "candidate": tuned.outputs["candidate"],
-                }
-                scored = evaluate(**compared, training=training, validated=validated.outputs["validated"])
+                models = of(planned, "incumbent_uri", "incumbent_digest", "anchor_uri", "anchor_digest")
+                compared = {**models, **of(tuned, "candidate"), "evaluation": evaluation}
+                scored = step(evaluate, compared, of(validated, "validated"), training=training)
                 if sample_shards > 1:
                     with dsl.ParallelFor(list(range(sample_shards)), name="samples") as shard:
-                        drawn = draw_samples(**compared, shard=shard, shards=sample_shards)
-                        finish(drawn)
+                        drawn = step(draw_samples, compared, shard=shard, shards=sample_shards)
                     scored.after(drawn)
-                judged = gate_step(**this, gate=gate, registry=registry, scores=scored.outputs["scores"])
-                registered = register(
-                    **this,
+                judged = step(gate_step, of(scored, "scores"), gate=gate, registry=registry)
+                registered = step(
+                    register,
+                    of(planned, "training_key", "evaluation_terms", "mlflow_run"),
+                    of(tuned, "candidate", "training_record"),
+                    {**of(validated, "validated"), **of(scored, "scores"), **of(judged, "verdict")},
                     registry=registry,
-                    training_key=decided["training_key"],
-                    evaluation_terms=decided["evaluation_terms"],
-                    mlflow_run=decided["mlflow_run"],
-                    candidate=tuned.outputs["candidate"],
-                    training_record=tuned.outputs["training_record"],
-                    validated=validated.outputs["validated"],
-                    scores=scored.outputs["scores"],
-                    verdict=judged.outputs["verdict"],
                 )
-                promoted = promote(
-                    **this,
-                    registry=registry,
-                    version=registered.output,
-                    verdict=judged.outputs["verdict"],
-                    verdict_digest=judged.outputs["digest"],
-                )
+                decision = {"verdict_digest": judged.outputs["digest"], **of(judged, "verdict")}
+                step(promote, decision, registry=registry, version=registered.output)
             with dsl.Else(name="nothing-new"):
-                noted = nothing_new(**this, reason=decided["reason"])
-        finish(
-            closing,
-            snapshot,
-            planned,
-            validated,
-            features,
-            tuned,
-            scored,
-            judged,
-            registered,
-            promoted,
-            noted,
-        )
+                step(nothing_new, of(planned, "reason"))
 
     return retraining
+
+
+def of(task: dsl.PipelineTask, *names: str) -> dict:
+    """Some outputs of a task, for inputs of the same names."""
+    return {name: task.outputs[name] for name in names}

@@ -19,7 +19,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -31,46 +30,26 @@ from pipelines.errors import RequestError
 MARK = "TRIPTYCH_WORK_DIR"
 
 
-@dataclass(frozen=True)
 class Workspace:
-    """A work folder; ``root`` is absolute."""
+    """A work folder; nothing is created."""
 
-    root: Path
-
-    @property
-    def database(self) -> str:
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.database = f"sqlite:///{self.root / 'mlflow.db'}"
         """The MLflow store as a URI."""
-        return f"sqlite:///{self.root / 'mlflow.db'}"
-
-    @property
-    def artifacts(self) -> Path:
+        self.artifacts = self.root / "artifacts"
         """Where MLflow keeps files."""
-        return self.root / "artifacts"
-
-    @property
-    def pipeline_root(self) -> Path:
-        """What passes between steps."""
-        return self.root / "pipeline"
-
-    @property
-    def records(self) -> Path:
-        """The steps' records; inside the pipeline root, which is all that containers see."""
-        return self.pipeline_root / "records"
-
-    @property
-    def state(self) -> Path:
-        """What outlives steps and runs; inside the pipeline root, where containers may write."""
-        return self.pipeline_root / "state"
+        self.pipeline_root = self.root / "pipeline"
+        """What passes between steps; all of the folder that containers see."""
+        self.records = self.pipeline_root / "records"
+        self.state = self.pipeline_root / "state"
+        """What outlives steps and runs."""
+        self.events = self.pipeline_root / "openlineage.jsonl"
 
     @property
     def lineage(self) -> Embedded:
         """The ledger and its keys."""
         return Embedded(self.root / "lineage")
-
-    @property
-    def events(self) -> Path:
-        """OpenLineage events; inside the pipeline root, where containers may write."""
-        return self.pipeline_root / "openlineage.jsonl"
 
     def log(self, run: str) -> Path:
         """The file that gets the whole output of a run."""
@@ -84,7 +63,7 @@ def workspace(root: Path, runner: str) -> Iterator[Workspace]:
     Raises:
         RequestError: another run uses it, it belongs to another runner, or it cannot be written.
     """
-    place = Workspace(root.resolve())
+    place = Workspace(root)
     try:
         for folder in (place.artifacts, place.records, place.state, place.root / "logs"):
             folder.mkdir(parents=True, exist_ok=True)

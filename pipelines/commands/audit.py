@@ -9,22 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lineage.digests import LineageError
-from pipelines.commands.request import (
-    READER,
-    WORK,
-    ModelOption,
-    VersionArgument,
-    WorkOption,
-    configuration_of,
-    model_of,
-    workspace_of,
-)
+from pipelines.commands.request import Subject, VersionArgument, about
 from pipelines.errors import RequestError
 
 if TYPE_CHECKING:
     from lineage.audit import Sources
 
-OfOption = Annotated[Path | None, typer.Option("--config", help="A configuration that names the model.")]
 AUDITOR = "auditor"
 """Whose high-water mark an audit keeps."""
 
@@ -37,14 +27,13 @@ class ReportFormat(StrEnum):
     HTML = "html"
 
 
+@about("model", "config", "work_dir")
 def audit(
+    subject: Subject,
     what: Annotated[
         str, typer.Argument(help="A version's number or 'champion', a run, any digest, or a generated picture's file.")
     ],
     image: Annotated[bool, typer.Option("--image", help="WHAT is a training image: its file or digest.")] = False,
-    model: ModelOption = "",
-    config: OfOption = None,
-    work_dir: WorkOption = WORK,
     report: Annotated[ReportFormat, typer.Option("--format", help="How to write the report.")] = ReportFormat.TEXT,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
 ) -> bool:
@@ -53,7 +42,7 @@ def audit(
     from lineage.audit import audit as look_back
 
     try:
-        found = look_back(what, sources_of(work_dir, model, config), image)
+        found = look_back(what, sources_of(subject), image)
     except UnknownError as error:
         raise RequestError(str(error)) from error
     writers = {"text": write_text, "json": lambda r: r.model_dump_json(indent=2) + "\n", "html": write_page}
@@ -67,7 +56,7 @@ def audit(
     return bool(found.holds)
 
 
-def sources_of(work_dir: Path, model: str = "", config: Path | None = None) -> Sources:
+def sources_of(subject: Subject) -> Sources:
     """The evidence in a work folder, read as it lies there; nothing is created.
 
     Raises:
@@ -78,20 +67,15 @@ def sources_of(work_dir: Path, model: str = "", config: Path | None = None) -> S
     from lineage.database import DatabaseStore
     from lineage.memory import Memory
     from lineage.registry import Registry
-    from lineage.rules import State
     from lineage.signing import read_public
 
-    place = workspace_of(work_dir)
-    home, has_registry = place.lineage, (place.root / "mlflow.db").is_file()
-    root = home.keys / "root.pub"
-    entries = DatabaseStore(home.url).entries(0)
-    # Whether they hold is the audit's matter; here they only say which model is meant.
-    known = State.model_construct(versions={e.body.model: {} for e in entries if e.body.kind == "registered"})
+    place, home = subject.place, subject.place.lineage
+    root, has_registry = home.keys / "root.pub", (place.root / "mlflow.db").is_file()
     return Sources(
-        entries,
+        DatabaseStore(home.url).entries(0),
         root=read_public(root) if root.is_file() else "",
         records=str(place.records),
-        registry=Registry(place.database, model_of(model, config, known)) if has_registry else None,
+        registry=Registry(place.database, subject.name) if has_registry else None,
         artifacts=place.artifacts,
         checkpoints=home.witness.read(),
         mark=Memory(home.marks, AUDITOR),
@@ -122,11 +106,10 @@ def gate(
     return not made.differs if made.stored else made.ruling.decision == "promote"
 
 
+@about("model", "config", "work_dir")
 def reproduce(
+    subject: Subject,
     version: VersionArgument,
-    model: ModelOption = "",
-    config: OfOption = None,
-    work_dir: WorkOption = WORK,
     keep: Annotated[Path | None, typer.Option(help="Train in this folder and keep it, not in a temporary one.")] = None,
 ) -> bool:
     """Train a version again from its records and compare the weights' digest."""
@@ -137,9 +120,7 @@ def reproduce(
     from pipelines.reproduce import reproduce as train_again
     from pipelines.reproduce import training_records
 
-    place = workspace_of(work_dir)
-    state = place.lineage.open(READER).state
-    records = training_records(state, str(place.records), model_of(model, config, state), version)
+    records = training_records(subject.ledger.state, str(subject.place.records), subject.name, version)
     with tempfile.TemporaryDirectory() as folder:
         made = train_again(records, keep or Path(folder), Console())
     for name in made.differs:

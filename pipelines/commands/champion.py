@@ -7,167 +7,104 @@ asks (``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD``) and alone h
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.commands.request import (
-    EXAMPLE,
-    READER,
-    WORK,
-    ConfigOption,
-    ModelOption,
-    ReasonOption,
-    ServerOption,
-    VersionArgument,
-    WorkOption,
-    ledger_of,
-    model_of,
-    workspace_of,
-)
+from pipelines.commands.request import EXAMPLE, ConfigOption, ReasonOption, Subject, VersionArgument, about
 from pipelines.errors import RequestError
 
 if TYPE_CHECKING:
     from lineage.entries import Action
-    from lineage.moves import Mover
 
-OfOption = Annotated[Path | None, typer.Option("--config", help="A configuration that names the model.")]
+OF_MODEL = ("model", "config", "work_dir", "server")
 NOT_SETTLED = ("cannot be trusted", "did not follow")
 """What reconciling says where registry, channel or witness still differ from the ledger."""
 
 policy_app = typer.Typer(help="What a model's candidates are judged by.", no_args_is_help=True)
 
 
+@about(*OF_MODEL)
 def promote(
+    subject: Subject,
     version: VersionArgument,
-    model: ModelOption = "",
-    config: OfOption = None,
-    work_dir: WorkOption = WORK,
-    server: ServerOption = "",
     override: Annotated[bool, typer.Option(help="Break-glass: without the gate's approval; needs --reason.")] = False,
     reason: ReasonOption = "",
 ) -> None:
     """Make a version champion, as the gate's verdict on it allows."""
-    _move("override" if override else "promote", version, reason, _mover(model, config, work_dir, server))
+    _move(subject, "override" if override else "promote", version, reason)
 
 
-def rollback(
-    version: VersionArgument,
-    reason: ReasonOption,
-    model: ModelOption = "",
-    config: OfOption = None,
-    work_dir: WorkOption = WORK,
-    server: ServerOption = "",
-) -> None:
+@about(*OF_MODEL)
+def rollback(subject: Subject, version: VersionArgument, reason: ReasonOption) -> None:
     """Make a former champion champion again."""
-    _move("rollback", version, reason, _mover(model, config, work_dir, server))
+    _move(subject, "rollback", version, reason)
 
 
-def withdraw(
-    version: VersionArgument,
-    reason: ReasonOption,
-    model: ModelOption = "",
-    config: OfOption = None,
-    work_dir: WorkOption = WORK,
-    server: ServerOption = "",
-) -> None:
-    """Revoke a version for good, for law or consent; a champion is none afterwards."""
-    _move("withdraw", version, reason, _mover(model, config, work_dir, server))
+@about(*OF_MODEL)
+def withdraw(subject: Subject, version: VersionArgument, reason: ReasonOption) -> None:
+    """Take a version back for good, for law or consent; a champion is none afterwards."""
+    _move(subject, "withdraw", version, reason)
 
 
-def reconcile(
-    model: ModelOption = "", config: OfOption = None, work_dir: WorkOption = WORK, server: ServerOption = ""
-) -> bool:
-    """Make registry and channel agree with the ledger, and say that the channel still holds."""
-    return settled(_mover(model, config, work_dir, server))
+def _move(subject: Subject, action: Action, version: str, reason: str) -> None:
+    if action != "promote" and not reason.strip():
+        raise RequestError(f"{action} needs a reason: --reason '...'")
+    for line in subject.mover(subject.name).move(action, version, reason):
+        typer.echo(line)
 
 
-def settled(mover: Mover) -> bool:
-    """Reconcile, and say what was done; whether all agrees now."""
-    said = mover.reconcile()
+@about(*OF_MODEL)
+def reconcile(subject: Subject) -> bool:
+    """Make registry and channel agree with the ledger on a model, or on all, and hold for another while."""
+    models = [subject.name] if subject.model or subject.config else list(subject.ledger.state.versions)
+    said = [line for model in models for line in subject.mover(model).reconcile()]
     for line in said or ["registry and channel agree with the ledger"]:
         typer.echo(line)
     return not any(trouble in line for line in said for trouble in NOT_SETTLED)
 
 
-def models(model: ModelOption = "", config: OfOption = None, work_dir: WorkOption = WORK) -> None:
+@about("model", "config", "work_dir")
+def models(subject: Subject) -> None:
     """List versions, aliases and verdicts."""
     from rich.console import Console
 
     from lineage.registry import Registry
     from pipelines.report import print_versions
 
-    place = workspace_of(work_dir)
-    name = model_of(model, config, place.lineage.open(READER).state)
-    print_versions(Console(), Registry(place.database, name))
+    print_versions(Console(), Registry(subject.place.database, subject.name))
 
 
 @policy_app.command()
-def show(
-    model: ModelOption = "", config: OfOption = None, work_dir: WorkOption = WORK, server: ServerOption = ""
-) -> bool:
+@about(*OF_MODEL)
+def show(subject: Subject) -> bool:
     """The policy that the ledger pins: settings of gate and evaluation, places by digest."""
     import yaml
 
-    state = ledger_of(work_dir, server).state
-    pinned = state.policies.get(model_of(model, config, state))
+    pinned = subject.ledger.state.policies.get(subject.name)
     if pinned is None:
-        typer.echo("none is pinned, so nothing can be promoted; enter one: triptych policy set")
+        typer.echo(f"none is pinned for {subject.name}, so nothing can be promoted; enter one: triptych policy set")
         return False
     typer.echo(f"{pinned.digest} of {pinned.model}, by {pinned.user}: {pinned.reason}")
-    sections = {"gate": pinned.gate, "evaluation": pinned.evaluation}
-    typer.echo(yaml.safe_dump(sections, sort_keys=False), nl=False)
+    typer.echo(yaml.safe_dump({"gate": pinned.gate, "evaluation": pinned.evaluation}, sort_keys=False), nl=False)
     return True
 
 
 @policy_app.command("set")
-def set_policy(
-    reason: ReasonOption, config: ConfigOption = EXAMPLE, work_dir: WorkOption = WORK, server: ServerOption = ""
-) -> None:
+@about("work_dir", "server")
+def set_policy(subject: Subject, reason: ReasonOption, config: ConfigOption = EXAMPLE) -> None:
     """Have candidates judged by a configuration's gate and evaluation from now on; on a server, for officers."""
+    from lineage.stores import ServerStore
     from pipelines.configuration import policy_of, read_sections
 
     read = read_sections(config, "gate", "evaluation", "registry")
     model, policy = read.registry.model_name, policy_of(read.evaluation, read.gate)
-    _check_reason("a policy", reason)
-    ledger = ledger_of(work_dir, server)
-    if server:
-        from lineage.policy import differences
-        from lineage.stores import ServerStore
-
-        pinned = ledger.state.policies.get(model)
-        ServerStore(server).ask("POST", "/policy", json.dumps({"model": model, "reason": reason, **policy}))
-        before = {"gate": pinned.gate, "evaluation": pinned.evaluation} if pinned else {}
-        said = list(differences(before, policy))
-    else:
-        said = workspace_of(work_dir).lineage.set_policy(model, **policy, reason=reason)
+    if not reason.strip():
+        raise RequestError("a policy needs a reason: --reason '...'")
+    said = changed(subject.ledger.state.policies.get(model), policy)
+    if said and subject.server:
+        ServerStore(subject.server).ask("POST", "/policy", json.dumps({"model": model, "reason": reason, **policy}))
+    elif said:
+        subject.place.lineage.set_policy(model, **policy, reason=reason)
     for line in said or [f"this is the policy of {model} already"]:
         typer.echo(line)
-
-
-def _move(action: Action, version: str, reason: str, mover: Mover) -> None:
-    if action != "promote":
-        _check_reason(action, reason)
-    for line in mover.move(action, version, reason):
-        typer.echo(line)
-
-
-def _check_reason(what: str, reason: str) -> None:
-    if not reason.strip():
-        raise RequestError(f"{what} needs a reason: --reason '...'")
-
-
-def _mover(model: str, config: Path | None, work_dir: Path, server: str) -> Mover:
-    from lineage.moves import ServerMover
-
-    name = model_of(model, config, ledger_of(work_dir, server).state)
-    return ServerMover(server, name) if server else mover_of(name, work_dir)
-
-
-def mover_of(model: str, work_dir: Path) -> Mover:
-    """Moves decided here, by the keys of a work folder."""
-    from lineage.registry import Registry
-
-    place = workspace_of(work_dir)
-    return place.lineage.mover(Registry(place.database, model), READER, place.artifacts)

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from pipelines.commands.champion import mover_of, settled
-from pipelines.commands.request import (
-    WORK,
-    ReasonOption,
-    ServerOption,
-    WorkOption,
-    ledger_of,
-    remembered,
-    workspace_of,
-)
+from pipelines.commands.champion import settled
+from pipelines.commands.request import ReasonOption, Subject, about, remembered
 from pipelines.errors import RequestError
-
-if TYPE_CHECKING:
-    from lineage.embedded import Embedded
 
 ExportArgument = Annotated[Path, typer.Argument(metavar="EXPORT", help="An export, JSON lines.")]
 RootArgument = Annotated[Path, typer.Argument(metavar="PUBKEY", help="The root's public key, from a place you trust.")]
@@ -31,27 +20,25 @@ channel_app = typer.Typer(help="The promotion channel: how servers learn who is 
 
 
 @ledger_app.command()
-def show(work_dir: WorkOption = WORK, server: ServerOption = "", last: int = 20) -> None:
+@about("work_dir", "server")
+def show(subject: Subject, last: int = 20) -> None:
     """The last entries, in words."""
-    ledger = ledger_of(work_dir, server)
-    for entry in ledger.entries(max(0, ledger.state.size - last)):
+    for entry in subject.ledger.entries(max(0, subject.ledger.state.size - last)):
         body = entry.body.model_dump(exclude={"kind", "keys"})
         said = "  ".join(f"{name}={str(value)[:24]}" for name, value in body.items())
         typer.echo(f"{entry.index:6d}  {entry.time}  {entry.body.kind:12s} {said}")
 
 
 @ledger_app.command("export")
+@about("work_dir", "server")
 def export_ledger(
-    output: Annotated[Path, typer.Argument(help="The file to write, JSON lines.")],
-    work_dir: WorkOption = WORK,
-    server: ServerOption = "",
+    subject: Subject, output: Annotated[Path, typer.Argument(help="The file to write, JSON lines.")]
 ) -> None:
     """Write all entries to a file, and the root's public key beside it."""
     from lineage.signing import write_public
     from lineage.stores import export
 
-    ledger, root = ledger_of(work_dir, server), output.with_suffix(".root.pub")
-    state, entries = ledger.state, ledger.entries()
+    root, state, entries = output.with_suffix(".root.pub"), subject.ledger.state, subject.ledger.entries()
     output.write_text(export(entries), "utf-8")
     write_public(state.keys[entries[0].key].key, root)
     typer.echo(f"wrote {output} ({len(entries)} entries) and {root}")
@@ -68,8 +55,7 @@ def import_ledger(
     from lineage.signing import read_public
     from lineage.stores import read_export
 
-    size = import_entries(into, read_export(source), read_public(public).keyid)
-    typer.echo(f"imported {size} entries")
+    typer.echo(f"imported {import_entries(into, read_export(source), read_public(public).keyid)} entries")
 
 
 @ledger_app.command()
@@ -88,78 +74,82 @@ def verify(
 
 
 @ledger_app.command("checkpoint")
-def write_checkpoint(work_dir: WorkOption = WORK) -> None:
+@about("work_dir")
+def write_checkpoint(subject: Subject) -> None:
     """Tell the witness how long the ledger is."""
-    home = workspace_of(work_dir).lineage
+    home = subject.place.lineage
     typer.echo(f"checkpoint of {home.checkpoint()} entries in {home.witness.folder}")
 
 
 @ledger_app.command()
-def rotate(role: RoleArgument, work_dir: WorkOption = WORK) -> bool:
+@about("work_dir")
+def rotate(subject: Subject, role: RoleArgument) -> bool:
     """Replace a role's key; the old one signs the entry and is kept with the suffix .old."""
-    home = workspace_of(work_dir).lineage
-    typer.echo(f"{role} key is now {home.rotate(role)[:12]}")  # type: ignore[arg-type]
-    return _follow(home, role, work_dir)
+    typer.echo(f"{role} key is now {subject.place.lineage.rotate(role)[:12]}")  # type: ignore[arg-type]
+    return _trust_new_key(subject, role)
 
 
 @ledger_app.command()
+@about("work_dir")
 def revoke(
+    subject: Subject,
     role: RoleArgument,
     since: Annotated[int, typer.Option(help="Index of the first entry that the key must not have signed.")],
     reason: ReasonOption,
-    work_dir: WorkOption = WORK,
 ) -> bool:
     """Revoke a role's key from an entry on, and give the role a new one; both signed by the root key."""
-    home = workspace_of(work_dir).lineage
-    typer.echo(f"{role} key is now {home.revoke(role, since, reason)[:12]}")  # type: ignore[arg-type]
+    typer.echo(f"{role} key is now {subject.place.lineage.revoke(role, since, reason)[:12]}")  # type: ignore[arg-type]
     typer.echo("what rested on the revoked key counts no more; run: triptych reconcile")
-    return _follow(home, role, work_dir)
+    return _trust_new_key(subject, role)
 
 
-def _follow(home: Embedded, role: str, work_dir: Path) -> bool:
-    """Have the channel trust a new key that it needs, and be signed by it."""
+def _trust_new_key(subject: Subject, role: str) -> bool:
+    """Have the channel trust a new key, if it is one of those that sign it, and be signed by it."""
     if role not in ("promotion", "witness"):
         return True
-    if not home.holds_root:
-        typer.echo("the channel still trusts the old key; bring root.pem back and run: triptych channel init")
+    if not subject.place.lineage.holds_root:
+        typer.echo("the channel still trusts the old key; where root.pem is, run: triptych channel init")
         return True
-    home.init_channel()
-    return publish(work_dir)
+    subject.place.lineage.init_channel()
+    return _publish(subject)
 
 
 @channel_app.command("init")
+@about("work_dir", "server")
 def init_channel(
-    work_dir: WorkOption = WORK,
+    subject: Subject,
     place: Annotated[str, typer.Option(help="A folder or s3://bucket/prefix; left out: the work folder's own.")] = "",
-    server: ServerOption = "",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The root of trust, for clients.")] = None,
 ) -> None:
     """Make a channel, or have it trust the keys that count now; signed by the root key of the work folder."""
-    home = workspace_of(work_dir).lineage
+    home = subject.place.lineage
     target = output or (Path("channel-root.json") if place else home.channel_root)
-    target.write_bytes(home.init_channel(ledger_of(work_dir, server), place))
+    target.write_bytes(home.init_channel(subject.ledger, place))
     typer.echo(f"clients begin with {target}; hand it on by a way you trust")
 
 
 @channel_app.command()
-def publish(work_dir: WorkOption = WORK) -> bool:
+@about("work_dir")
+def publish(subject: Subject) -> bool:
     """Have registry and channel say of every model what the ledger decided, for another while."""
-    state = workspace_of(work_dir).lineage.open().state
-    return all([settled(mover_of(model, work_dir)) for model in state.moved])
+    return _publish(subject)
+
+
+def _publish(subject: Subject) -> bool:
+    return all([settled(subject, model) for model in subject.ledger.refresh().moved])
 
 
 @channel_app.command("verify")
+@about("work_dir")
 def verify_channel(
+    subject: Subject,
     url: Annotated[str, typer.Argument(help="Where the channel lies; left out: the work folder's own.")] = "",
     root: Annotated[Path | None, typer.Option(help="A root.json of the channel, from a place you trust.")] = None,
-    work_dir: WorkOption = WORK,
 ) -> None:
     """Read all of a channel as a client would, and say what holds."""
     from lineage.channel.client import verify
-    from pipelines.workspace import Workspace
 
-    home = Workspace(work_dir.resolve()).lineage
-    place, trusted = url or str(home.channel), root or home.channel_root
+    place, trusted = url or str(subject.place.lineage.channel), root or subject.place.lineage.channel_root
     if not trusted.is_file():
         raise RequestError(f"there is no {trusted} to trust the channel with; name one by --root")
     for line in verify(trusted.read_bytes(), place, remembered(place)):

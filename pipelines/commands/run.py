@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.request import EXAMPLE, WORK, ConfigOption, WorkOption, configuration_of, workspace_of
+from pipelines.commands.request import EXAMPLE, WORK, ConfigOption, Subject, about, configuration_of
 
 
 class RunnerName(StrEnum):
@@ -79,11 +79,11 @@ def compile_pipeline(
     typer.echo(f"wrote {output}")
 
 
-def ui(work_dir: WorkOption = WORK, port: Annotated[int, typer.Option(help="On the loopback address.")] = 5000) -> None:
+@about("work_dir")
+def ui(subject: Subject, port: Annotated[int, typer.Option(help="On the loopback address.")] = 5000) -> None:
     """Start MLflow's pages on the local store."""
     from pipelines.server import server_command, server_environment
 
-    place = workspace_of(work_dir)
+    command, told = server_command(subject.place, port), server_environment(subject.place)
     typer.echo(f"MLflow on http://127.0.0.1:{port}; Ctrl-C ends it")
-    command = server_command(place, port)
-    os.execve(command[0], command, server_environment(place))
+    os.execve(command[0], command, told)
