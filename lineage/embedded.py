@@ -24,7 +24,7 @@ from lineage.entries import KeyRevoked, KeyRotated, PolicySet
 from lineage.ledger import Ledger, open_database
 from lineage.memory import Memory
 from lineage.moves import LocalMover
-from lineage.policy import differences, policy_digest
+from lineage.policy import changes, policy_digest
 from lineage.records import RunContext
 from lineage.registry import Registry
 from lineage.signing import ROLES, SCHEME, Role, key_facts, make_keys, open_signer, read_public
@@ -91,8 +91,9 @@ class Embedded:
         """
         from lineage.channel.publisher import init
 
-        ledger, roles = ledger or self.open(), ("promotion", "witness")
-        keys: dict[Role, Key] = {role: ledger.state.key_of(role) for role in roles}
+        ledger = ledger or self.open()
+        roles: tuple[Role, ...] = ("promotion", "witness")
+        keys = {role: ledger.state.key_of(role) for role in roles}
         made = init(place or str(self.channel), keys, ledger.signer("root", self.uri("root")))
         if not place:
             partial = self.channel_root.with_suffix(".partial")
@@ -136,21 +137,12 @@ class Embedded:
         Args:
             evaluation, gate: the two sections, as `lineage.policy.policy_digest` takes them.
         """
-        ledger = self.open()
-        before, digest = ledger.state.policies.get(model), policy_digest(evaluation, gate)
-        if before and before.digest == digest:
-            return []
-        body = PolicySet(
-            model=model, digest=digest, gate=dict(gate), evaluation=dict(evaluation), user=local_user(), reason=reason
-        )
-        ledger.append(body, ledger.signer("promotion", self.uri("promotion")))
-        if before is None:
-            return ["first policy of the model"]
-        return list(
-            differences(
-                {"gate": before.gate, "evaluation": before.evaluation}, {"gate": body.gate, "evaluation": evaluation}
-            )
-        )
+        ledger, sections = self.open(), {"evaluation": dict(evaluation), "gate": dict(gate)}
+        if said := changes(ledger.state.policies.get(model), **sections):
+            digest, who = policy_digest(**sections), local_user()
+            body = PolicySet(model=model, digest=digest, **sections, user=who, reason=reason)
+            ledger.append(body, ledger.signer("promotion", self.uri("promotion")))
+        return said
 
     def checkpoint(self) -> int:
         """Tell the witness how long the ledger is now; gives its size."""

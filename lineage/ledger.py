@@ -148,6 +148,7 @@ class Ledger:
                     self._state = None  # it was applied, and may not have been written
                 if not isinstance(error, ConflictError) or time.monotonic() > until:
                     raise
+                time.sleep(0.05)
                 continue
             if self.store.checks:
                 self._apply(entry)

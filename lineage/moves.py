@@ -10,8 +10,6 @@ The entry decides. What follows it only repeats the ledger, and is made again by
 from __future__ import annotations
 
 import json
-import os
-import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from securesystemslib.signer import Signer
 from lineage.artifacts import Artifacts, Listed, folder_digest, listing, weights_digest, without_credentials
 from lineage.digests import LineageError
 from lineage.entries import Action, Judged, LedgerError, Moved, Registered
+from lineage.faults import boundary
 from lineage.ledger import Ledger
 from lineage.registry import CHALLENGER, CHAMPION, Registry, Version
 from lineage.rules import Standing, State
@@ -33,19 +32,11 @@ from lineage.witness import WitnessWriter
 if TYPE_CHECKING:
     from lineage.channel.publisher import Publisher
 
-FAULT_VARIABLE = "TRIPTYCH_FAULT"
-"""Names a boundary at which the process kills itself, for tests of what a crash leaves."""
 BOUNDARIES = ("before-moved", "after-moved", "after-tags", "after-alias", "after-channel", "after-checkpoint")
 MOVE_PATIENCE = 600.0
 """Seconds: a server reads and checks all weights before it moves."""
 ROUNDS = 10
 """How often the projections are made again because the champion moved meanwhile."""
-
-
-def boundary(name: str) -> None:
-    """A point between two steps of a move."""
-    if os.environ.get(FAULT_VARIABLE) == name:
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Mover(Protocol):
@@ -103,7 +94,7 @@ class LocalMover:
         what, champion = f"{action} of version {version} of {self.model}", state.champion(self.model)
         standing = state.standing(self.model, version)
         if standing == ("withdrawn" if action == "withdraw" else "champion"):
-            return [f"{what}: it is {standing} already", *self._follow()]
+            return [f"{what}: it is {standing} already", *self._follow(version)]
         judged = state.verdicts[registered.verdict]
         moved = Moved(
             action=action,
@@ -122,12 +113,12 @@ class LocalMover:
         boundary("before-moved")
         self.ledger.append(moved, self.signer)
         boundary("after-moved")
-        return [f"{what}: done", *self._follow()]
+        return [f"{what}: done", *self._follow(version)]
 
     def reconcile(self) -> list[str]:
         """See `Mover`."""
         self._checked.clear()
-        said, state = self._follow(renew=True), self.ledger.state
+        said, state = self._follow(None), self.ledger.state
         champion = state.champion(self.model)
         if champion:
             try:
@@ -177,15 +168,18 @@ class LocalMover:
         with tempfile.TemporaryDirectory() as scratch:
             yield Artifacts(self.registry.tracking_uri, self.artifacts, Path(scratch))
 
-    def _follow(self, renew: bool = False) -> list[str]:
+    def _follow(self, moved: str | None) -> list[str]:
         """Make tags, aliases and channel repeat the ledger, and tell the witness; gives what had to change.
 
         What does not follow is told and costs nothing: the ledger has decided, and `reconcile` tries again.
+
+        Args:
+            moved: the version that was moved; None: look at all versions, and vouch for the channel anew.
         """
         said: list[str] = []
         for name, follow in (
-            ("registry", self._project),
-            ("channel", lambda: self._publish(renew)),
+            ("registry", lambda: self._project(moved)),
+            ("channel", lambda: self._publish(renew=moved is None)),
             ("witness", self._tell_witness),
         ):
             try:
@@ -195,26 +189,30 @@ class LocalMover:
                 said.append(f"the {name} did not follow the ledger: {reason}; run: triptych reconcile")
         return said
 
-    def _project(self) -> list[str]:
+    def _project(self, moved: str | None) -> list[str]:
         said: list[str] = []
         for _ in range(ROUNDS):
             state = self.ledger.refresh()
             champion = state.champion(self.model)
-            said += self._project_once(state)
+            said += self._project_once(state, moved)
             if self.ledger.refresh().champion(self.model) == champion:
                 return said
         raise LedgerError(f"the champion of {self.model} moves faster than its alias")
 
-    def _project_once(self, state: State) -> list[str]:
-        said, versions = [], self.registry.versions()
+    def _project_once(self, state: State, moved: str | None) -> list[str]:
+        champion, holder = state.champion(self.model), self.registry.aliases().get(CHAMPION)
+        if moved is None:
+            versions = self.registry.versions()
+        else:
+            numbers = {moved, holder, champion.version if champion else None} - {None}
+            versions = [found for number in numbers if (found := self.registry.version(str(number)))]
+        said = []
         for version in versions:
             tags = tags_of(state, self.model, version.number)
             wrong = {name: value for name, value in tags.items() if version.tags.get(name) != value}
             self.registry.tag(version, wrong)
             said += [f"version {version.number}: tag {name} set to {value}" for name, value in wrong.items()]
         boundary("after-tags")
-        champion = state.champion(self.model)
-        holder = next((version.number for version in versions if CHAMPION in version.aliases), None)
         wanted = next((v.number for v in versions if champion and v.number == champion.version), None)
         if holder != wanted:
             self.registry.point(CHAMPION, wanted)

@@ -220,7 +220,7 @@ def _announce(context: RunContext, record: StepRecord, event: Literal["START", "
     if context.openlineage:
         from lineage.openlineage import emit
 
-        emit(context.openlineage, record, event)
+        emit(context.openlineage, record.model_dump(mode="json"), event)
 
 
 def write_record(records: str, record: StepRecord) -> None:

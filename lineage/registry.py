@@ -101,7 +101,7 @@ class Registry:
         while page is not None:
             some = self.client.search_model_versions(f"name = '{self.model_name}'", page_token=page or None)
             found, page = [*found, *some], some.token or None
-        aliases = self._aliases()
+        aliases = self.aliases()
         return sorted((self._version(version, aliases) for version in found), key=lambda version: int(version.number))
 
     def version(self, number: str) -> Version | None:
@@ -114,7 +114,7 @@ class Registry:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
-        return self._version(found, self._aliases())
+        return self._version(found, self.aliases())
 
     def _version(self, version: Any, aliases: Mapping[str, str]) -> Version:
         return Version(
@@ -254,7 +254,8 @@ class Registry:
     def _exists(self) -> bool:
         return bool(self.client.search_registered_models(f"name = '{self.model_name}'"))
 
-    def _aliases(self) -> dict[str, str]:
+    def aliases(self) -> dict[str, str]:
+        """Alias -> number of the version that has it."""
         if not self._exists():
             return {}
         return {a: str(n) for a, n in self.client.get_registered_model(self.model_name).aliases.items()}

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lineage.digests import short
+from lineage.documents.figures import cells
 from lineage.registry import Registry
 from pipelines.retrain import Finished
 
@@ -56,11 +57,7 @@ def _figures_table(figures: list[dict[str, Any]], other: str, name: str) -> Tabl
     for figure in figures:
         holds = figure["lower"] > -figure["margin"]
         table.add_row(
-            figure["name"],
-            *(f"{figure[name]:.3f}" for name in ("incumbent", "candidate")),
-            f"{figure['difference']:+.3f}",
-            f"{figure['lower']:+.3f} … {figure['upper']:+.3f}",
-            f"{figure['margin']:g}",
+            *cells(figure),
             "yes" if holds else "[red]no[/red]",
             end_section=figure["name"] == "aesthetics",
         )

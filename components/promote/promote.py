@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lineage.embedded import CHANNEL_LIFE
@@ -46,5 +47,9 @@ def _mover(context: RunContext, store: Registry) -> Mover:
 
     witness, signer = context.signer("witness"), context.signer("promotion")
     writer = WitnessWriter(open_witness(context.witness), witness) if context.witness else None
-    channel = Publisher(context.channel, signer, witness, CHANNEL_LIFE) if context.channel else None
+    channel = (
+        Publisher(context.channel, signer, witness, CHANNEL_LIFE, Path(context.marks) / "channel")
+        if context.channel
+        else None
+    )
     return LocalMover(context.open_ledger(), signer, store, context.user or context.id, writer, channel)

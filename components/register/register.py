@@ -15,7 +15,8 @@ from lineage.digests import LineageError, digest_path, short
 from lineage.documents.bom import ml_bom
 from lineage.documents.candidate import Candidate
 from lineage.documents.croissant import croissant
-from lineage.documents.model_card import figures_table, model_card
+from lineage.documents.figures import figures_table
+from lineage.documents.model_card import model_card
 from lineage.documents.model_signature import sign_model
 from lineage.documents.provenance import provenance
 from lineage.entries import Judged, Registered

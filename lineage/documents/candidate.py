@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,28 +37,25 @@ class Candidate:
     license: str | None = None
     """Under which the model may be used; None: nobody has said."""
 
-    @property
+    @cached_property
     def data_digest(self) -> str:
         """The digest of the manifest's rows."""
         return manifest_digest(manifest_rows(self.manifest))
 
-    @property
+    @cached_property
     def evaluation(self) -> dict[str, Any]:
         """What decided the scores, by digest, as the verdict binds it."""
-        found: dict[str, Any] = self.verdict.predicate["evaluation"]
-        return found
+        return dict(self.verdict.predicate["evaluation"])
 
-    @property
+    @cached_property
     def figures(self) -> list[dict[str, Any]]:
         """The verdict's figures: incumbent, candidate, and the interval of their difference."""
-        found: list[dict[str, Any]] = self.verdict.predicate["figures"]
-        return found
+        return list(self.verdict.predicate["figures"])
 
-    @property
+    @cached_property
     def anchor(self) -> list[dict[str, Any]]:
         """The figures against the last version that a person approved; none where that is the incumbent."""
-        found: list[dict[str, Any]] = self.verdict.predicate.get("anchor", [])
-        return found
+        return list(self.verdict.predicate.get("anchor", []))
 
     @property
     def ended(self) -> str:
@@ -73,21 +71,26 @@ class Candidate:
         index = self.weights / "model_index.json"
         return str(json.loads(index.read_text("utf-8"))["_class_name"]) if index.is_file() else "unknown"
 
-    def stated(self, column: str) -> dict[str, int]:
-        """What the rows trained on say in ``license``, ``consent`` or ``source`` -> images, most frequent first."""
-        return stated(self.manifest, column, held_out=False)
+    @cached_property
+    def rights(self) -> dict[str, dict[str, int]]:
+        """See `rights_of`, of the rows trained on."""
+        return rights_of(self.manifest, held_out=False)
 
     def images(self) -> str:
         """How many images it was trained on, and how many were held out, in words."""
-        every, trained = (sum(stated(self.manifest, "source", held_out=held).values()) for held in (True, False))
+        every, trained = (sum(r["source"].values()) for r in (rights_of(self.manifest), self.rights))
         return f"{trained} captioned pictures" + (f"; {every - trained} more were held out" if every > trained else "")
 
 
-def stated(manifest: Path, column: str, held_out: bool = True) -> dict[str, int]:
-    """What the rows of a manifest say in ``license``, ``consent`` or ``source`` -> images, most frequent first.
+def rights_of(manifest: Path, held_out: bool = True) -> dict[str, dict[str, int]]:
+    """``license``, ``consent`` and ``source`` -> what the rows of a manifest say there -> images, most frequent first.
 
     Args:
         held_out: count the rows that are not for training too.
     """
+    return {column: _count(manifest, column, held_out) for column in ("license", "consent", "source")}
+
+
+def _count(manifest: Path, column: str, held_out: bool) -> dict[str, int]:
     rows = (row for row in manifest_rows(manifest, [column, "split"]) if held_out or trained_on(row))
     return dict(Counter(row[column] or NOT_STATED for row in rows).most_common())

@@ -10,8 +10,10 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import mlcroissant as mlc  # type: ignore[import-untyped]
+
 from lineage.digests import digest_file, hex_of
-from lineage.documents.candidate import Candidate, stated
+from lineage.documents.candidate import Candidate, rights_of
 from lineage.pictures import manifest_rows
 
 FIELDS = {
@@ -51,8 +53,6 @@ def describe_manifest(
         published: date or time, ISO 8601.
         held_out: name the rights of rows that are not for training too.
     """
-    import mlcroissant as mlc  # type: ignore[import-untyped]
-
     table = mlc.FileObject(
         id="manifest",
         name="manifest.parquet",
@@ -62,7 +62,9 @@ def describe_manifest(
         encoding_formats=[mlc.EncodingFormat.PARQUET],
         sha256=hex_of(digest_file(manifest)),
     )
-    suffixes = _suffixes(manifest)
+    rights = rights_of(manifest, held_out)
+    names = (PurePosixPath(row["file_name"]) for row in manifest_rows(manifest, ["file_name"]))
+    suffixes = sorted({name.suffix.lower().lstrip(".") for name in names} - {""})
     pictures = mlc.FileSet(
         id="pictures",
         name="pictures",
@@ -81,13 +83,13 @@ def describe_manifest(
         mlc.Metadata(
             name=name,
             description=description,
-            license=list(stated(manifest, "license", held_out)),
+            license=list(rights["license"]),
             cite_as=digest,
             version="1.0.0",
             date_published=published,
             url=f"urn:triptych:snapshot:{digest}",
-            personal_sensitive_information=[f"Consent: {consent}" for consent in stated(manifest, "consent", held_out)],
-            data_collection="; ".join(stated(manifest, "source", held_out)),
+            personal_sensitive_information=[f"Consent: {consent}" for consent in rights["consent"]],
+            data_collection="; ".join(rights["source"]),
             distribution=[table, pictures],
             record_sets=[rows],
         ).to_json()
@@ -97,14 +99,7 @@ def describe_manifest(
 _SUBTYPES = {"jpg": "jpeg", "tif": "tiff"}
 
 
-def _suffixes(manifest: Path) -> list[str]:
-    names = (PurePosixPath(row["file_name"]) for row in manifest_rows(manifest, ["file_name"]))
-    return sorted({name.suffix.lower().lstrip(".") for name in names} - {""})
-
-
 def _field(name: str, description: str, kind: str) -> Any:
-    import mlcroissant as mlc  # type: ignore[import-untyped]
-
     return mlc.Field(
         id=f"rows/{name}",
         name=name,

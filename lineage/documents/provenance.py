@@ -35,38 +35,30 @@ def provenance(run_id: str, records: Mapping[str, StepRecord], candidate: str) -
             f"no step of run {run_id} gave the candidate {candidate}; its provenance would be made up: "
             "run again, and keep the records of every step"
         )
-    ended = [record.ended for record in records.values() if record.ended]
-    return make_statement(
-        SLSA,
-        {"candidate": candidate},
-        {
-            "buildDefinition": {
-                "buildType": BUILD_TYPE,
-                "externalParameters": {step: record.parameters for step, record in records.items()},
-                "internalParameters": {
-                    step: {"user": record.user, "host": record.host, "commit": record.commit}
-                    for step, record in records.items()
-                },
-                "resolvedDependencies": [
-                    {"name": name, "digest": digest_set(digest)} for name, digest in dependencies(records)
-                ]
-                + _commits(records)
-                + _reused(records, candidate),
-            },
-            "runDetails": {
-                "builder": {"id": BUILDER, "version": {"triptych": version("triptych")}},
-                "metadata": {
-                    "invocationId": run_id,
-                    "startedOn": _timestamp(min(record.started for record in records.values())),
-                    **({"finishedOn": _timestamp(max(ended))} if ended else {}),
-                },
-                "byproducts": [
-                    {"name": f"step record {step}", "digest": digest_set(record.digest())}
-                    for step, record in records.items()
-                ],
-            },
+    metadata = {"invocationId": run_id, "startedOn": _timestamp(min(record.started for record in records.values()))}
+    if ended := [record.ended for record in records.values() if record.ended]:
+        metadata["finishedOn"] = _timestamp(max(ended))
+    definition = {
+        "buildType": BUILD_TYPE,
+        "externalParameters": {step: record.parameters for step, record in records.items()},
+        "internalParameters": {
+            step: {"user": record.user, "host": record.host, "commit": record.commit}
+            for step, record in records.items()
         },
-    )
+        "resolvedDependencies": [_described(*named) for named in dependencies(records)]
+        + _commits(records)
+        + _reused(records, candidate),
+    }
+    details = {
+        "builder": {"id": BUILDER, "version": {"triptych": version("triptych")}},
+        "metadata": metadata,
+        "byproducts": [_described(f"step record {step}", record.digest()) for step, record in records.items()],
+    }
+    return make_statement(SLSA, {"candidate": candidate}, {"buildDefinition": definition, "runDetails": details})
+
+
+def _described(name: str, digest: str) -> dict[str, Any]:
+    return {"name": name, "digest": digest_set(digest)}
 
 
 def dependencies(records: Mapping[str, StepRecord]) -> list[tuple[str, str]]:
@@ -99,7 +91,7 @@ def _commits(records: Mapping[str, StepRecord]) -> list[dict[str, Any]]:
 def _reused(records: Mapping[str, StepRecord], candidate: str) -> list[dict[str, Any]]:
     """A candidate that was fetched, not trained, by this run says so."""
     uris = [record.facts["reused"] for record in records.values() if "reused" in record.facts]
-    return [{"name": "reused candidate", "uri": uri, "digest": digest_set(candidate)} for uri in uris]
+    return [_described("reused candidate", candidate) | {"uri": uri} for uri in uris]
 
 
 def _timestamp(moment: str) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,14 +18,6 @@ AUDITOR = "auditor"
 """Whose high-water mark an audit keeps."""
 
 
-class ReportFormat(StrEnum):
-    """How an audit is written."""
-
-    TEXT = "text"
-    JSON = "json"
-    HTML = "html"
-
-
 @about("model", "config", "work_dir")
 def audit(
     subject: Subject,
@@ -34,7 +25,9 @@ def audit(
         str, typer.Argument(help="A version's number or 'champion', a run, any digest, or a generated picture's file.")
     ],
     image: Annotated[bool, typer.Option("--image", help="WHAT is a training image: its file or digest.")] = False,
-    report: Annotated[ReportFormat, typer.Option("--format", help="How to write the report.")] = ReportFormat.TEXT,
+    report: Annotated[
+        Literal["text", "json", "html"], typer.Option("--format", help="How to write the report.")
+    ] = "text",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
 ) -> bool:
     """Find the way back: what stands behind it, and whether all of that holds."""
@@ -47,7 +40,7 @@ def audit(
         raise RequestError(str(error)) from error
     writers = {"text": write_text, "json": lambda r: r.model_dump_json(indent=2) + "\n", "html": write_page}
     content = writers[report](found)
-    target = output or (Path("audit.html") if report == ReportFormat.HTML else None)
+    target = output or (Path("audit.html") if report == "html" else None)
     if target is None:
         typer.echo(content, nl=False)
     else:

@@ -94,6 +94,7 @@ def show(subject: Subject) -> bool:
 @about("work_dir", "server")
 def set_policy(subject: Subject, reason: ReasonOption, config: ConfigOption = EXAMPLE) -> None:
     """Have candidates judged by a configuration's gate and evaluation from now on; on a server, for officers."""
+    from lineage.policy import changes
     from lineage.stores import ServerStore
     from pipelines.configuration import policy_of, read_sections
 
@@ -101,7 +102,7 @@ def set_policy(subject: Subject, reason: ReasonOption, config: ConfigOption = EX
     model, policy = read.registry.model_name, policy_of(read.evaluation, read.gate)
     if not reason.strip():
         raise RequestError("a policy needs a reason: --reason '...'")
-    said = changed(subject.ledger.state.policies.get(model), policy)
+    said = changes(subject.ledger.state.policies.get(model), **policy)
     if said and subject.server:
         ServerStore(subject.server).ask("POST", "/policy", json.dumps({"model": model, "reason": reason, **policy}))
     elif said:

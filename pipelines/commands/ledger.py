@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.champion import settled
+from pipelines.commands.champion import reconcile
 from pipelines.commands.request import ReasonOption, Subject, about, remembered
 from pipelines.errors import RequestError
 
@@ -17,6 +17,7 @@ RoleArgument = Annotated[str, typer.Argument(help="run, gate, promotion or witne
 
 ledger_app = typer.Typer(help="Look after the ledger: export, verify, checkpoint, keys.", no_args_is_help=True)
 channel_app = typer.Typer(help="The promotion channel: how servers learn who is champion.", no_args_is_help=True)
+channel_app.command("publish")(reconcile)
 
 
 @ledger_app.command()
@@ -111,7 +112,7 @@ def _trust_new_key(subject: Subject, role: str) -> bool:
         typer.echo("the channel still trusts the old key; where root.pem is, run: triptych channel init")
         return True
     subject.place.lineage.init_channel()
-    return _publish(subject)
+    return bool(reconcile(work_dir=subject.work_dir))
 
 
 @channel_app.command("init")
@@ -126,17 +127,6 @@ def init_channel(
     target = output or (Path("channel-root.json") if place else home.channel_root)
     target.write_bytes(home.init_channel(subject.ledger, place))
     typer.echo(f"clients begin with {target}; hand it on by a way you trust")
-
-
-@channel_app.command()
-@about("work_dir")
-def publish(subject: Subject) -> bool:
-    """Have registry and channel say of every model what the ledger decided, for another while."""
-    return _publish(subject)
-
-
-def _publish(subject: Subject) -> bool:
-    return all([settled(subject, model) for model in subject.ledger.refresh().moved])
 
 
 @channel_app.command("verify")

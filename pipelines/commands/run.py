@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from pipelines.commands.request import EXAMPLE, WORK, ConfigOption, Subject, about, configuration_of
 
-
-class RunnerName(StrEnum):
-    """Where the steps run."""
-
-    PROCESSES = "processes"
-    CONTAINERS = "containers"
+Runner = Literal["processes", "containers"]
 
 
 def retrain(
     config: ConfigOption = EXAMPLE,
-    runner: Annotated[RunnerName, typer.Option(help="Where the steps run.")] = RunnerName.PROCESSES,
+    runner: Annotated[Runner, typer.Option(help="Where the steps run.")] = "processes",
     work_dir: Annotated[
         Path | None,
         typer.Option("--work-dir", help="Work folder; .triptych, in containers .triptych/containers."),
@@ -41,7 +35,7 @@ def retrain(
 
     root = work_dir or (WORK if runner == "processes" else WORK / "containers")
     console = Console(file=sys.stdout)  # this stream, also while the run's output is redirected
-    asked = Request(configuration_of(config), runner.value, force, trigger)
+    asked = Request(configuration_of(config), runner, force, trigger)
     finished = run_pipeline(asked, root, console)
     print_outcome(console, finished, root, asked.model)
     return finished.outcome != "failed"

@@ -34,6 +34,7 @@ from lineage.records import StepRecord
 from tests.documents import example
 
 CANDIDATE = digest_bytes(b"candidate")
+GATE = example.records(CANDIDATE)["gate"].model_dump(mode="json")
 OURS = json.loads(Path(lineage.openlineage.__file__).with_suffix(".json").read_text())
 GENERATED = {
     "ParentRunFacet": "parent_run",
@@ -49,7 +50,7 @@ GENERATED = {
 def event(record: StepRecord, state: State) -> dict[str, Any]:
     from openlineage.client.serde import Serde
 
-    return dict(Serde.to_dict(make_event(record, state)))
+    return dict(Serde.to_dict(make_event(record.model_dump(mode="json"), state)))
 
 
 def events() -> list[dict[str, Any]]:
@@ -160,7 +161,7 @@ def test_a_failure_says_why_and_a_start_says_when() -> None:
 def test_events_are_appended_to_a_file(tmp_path: Path, uri: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENLINEAGE_URL", "http://127.0.0.1:9")  # the setting counts, not what else is around
     path = tmp_path / "a folder" / "events.jsonl"
-    record = example.records(CANDIDATE)["gate"]
+    record = GATE
     for state in ("START", "COMPLETE"):
         emit(path.as_uri() if uri else str(path), record, state)
     assert [json.loads(line)["eventType"] for line in path.read_text().splitlines()] == ["START", "COMPLETE"]
@@ -168,7 +169,7 @@ def test_events_are_appended_to_a_file(tmp_path: Path, uri: bool, monkeypatch: p
 
 def test_a_line_waits_until_another_process_has_written_its_own(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    record = example.records(CANDIDATE)["gate"]
+    record = GATE
     make_event(record, "START")  # load the client first
     with path.open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -203,7 +204,7 @@ def server() -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
 @pytest.mark.parametrize(("path", "expected"), [("", "/api/v1/lineage"), ("/team/lineage", "/team/lineage")])
 def test_events_are_posted(server: tuple[str, list[tuple[str, dict[str, Any]]]], path: str, expected: str) -> None:
     url, got = server
-    emit(url + path, example.records(CANDIDATE)["gate"], "COMPLETE")
+    emit(url + path, GATE, "COMPLETE")
     assert [(where, content["eventType"]) for where, content in got] == [(expected, "COMPLETE")]
 
 
@@ -211,7 +212,7 @@ def test_events_are_posted(server: tuple[str, list[tuple[str, dict[str, Any]]]],
 def test_an_unreachable_destination_costs_a_line_and_not_the_step(
     destination: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    emit(destination, example.records(CANDIDATE)["gate"], "COMPLETE")
+    emit(destination, GATE, "COMPLETE")
     said = capsys.readouterr().err
     assert said.startswith("[warning]") and said.count("\n") == 1
     assert destination in said and "COMPLETE of step 'gate'" in said
@@ -220,12 +221,12 @@ def test_an_unreachable_destination_costs_a_line_and_not_the_step(
 def test_a_server_that_refuses_is_reported(
     server: tuple[str, list[tuple[str, dict[str, Any]]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    emit(f"{server[0]}/broken", example.records(CANDIDATE)["gate"], "START")
+    emit(f"{server[0]}/broken", GATE, "START")
     assert "was not sent" in capsys.readouterr().err
 
 
 def test_no_destination_means_no_events(capsys: pytest.CaptureFixture[str]) -> None:
-    emit("", example.records(CANDIDATE)["gate"], "START")
+    emit("", GATE, "START")
     assert capsys.readouterr().err == ""
 
 

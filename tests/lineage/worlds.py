@@ -11,7 +11,8 @@ from lineage.channel.client import Channel
 from lineage.digests import digest_bytes, digest_path
 from lineage.embedded import Embedded
 from lineage.entries import Action, Judged, LedgerError, Registered
-from lineage.moves import FAULT_VARIABLE, LocalMover
+from lineage.faults import FAULT_VARIABLE
+from lineage.moves import LocalMover
 from lineage.policy import policy_digest
 from lineage.records import RunContext
 from lineage.registry import Registry, new_attempt
