@@ -139,8 +139,8 @@ class Embedded:
         """
         ledger, sections = self.open(), {"evaluation": dict(evaluation), "gate": dict(gate)}
         if said := changes(ledger.state.policies.get(model), **sections):
-            digest, who = policy_digest(**sections), local_user()
-            body = PolicySet(model=model, digest=digest, **sections, user=who, reason=reason)
+            said_by = {"model": model, "user": local_user(), "reason": reason}
+            body = PolicySet.model_validate({**said_by, **sections, "digest": policy_digest(**sections)})
             ledger.append(body, ledger.signer("promotion", self.uri("promotion")))
         return said
 

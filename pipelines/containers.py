@@ -32,7 +32,7 @@ from infra.docker import ContainerError
 from infra.docker.engine import DEFAULT_SOCKET, connect
 from lineage.records import IMAGE_VARIABLE, RUN_VARIABLE
 from pipelines.container_step import ROOT_LABEL, RUN_LABEL, Volumes, remove, run_step
-from pipelines.processes import initialised
+from pipelines.processes import initialised, replaced
 from pipelines.workspace import terminations_interrupt
 
 CONTRACT = "(client: 'docker.DockerClient', image: str, command: List[str], volumes: Dict[str, Any], **container_run_args) -> int"  # noqa: E501
@@ -101,7 +101,8 @@ def containers(
         stack.enter_context(terminations_interrupt())
         labels = {RUN_LABEL: run_id, ROOT_LABEL: str(pipeline_root)}
         own = {"image_id": image_id, "labels": labels, "own_volumes": volumes, "credentials": credentials or {}}
-        stack.enter_context(_replaced(functools.partial(run_step, **own)))
+        step: Any = functools.partial(run_step, **own)  # type: ignore[arg-type]
+        stack.enter_context(replaced(docker_task_handler, "run_docker_container", step))
         told = {**(environment or {}), IMAGE_VARIABLE: image_id, RUN_VARIABLE: run_id}
         runner = local.DockerRunner(**_arguments(told))
         stack.enter_context(initialised(runner, pipeline_root))
@@ -184,13 +185,3 @@ def _arguments(environment: Mapping[str, str]) -> dict[str, Any]:
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
     }
-
-
-@contextmanager
-def _replaced(step: Any) -> Iterator[None]:
-    original = docker_task_handler.run_docker_container
-    docker_task_handler.run_docker_container = step
-    try:
-        yield
-    finally:
-        docker_task_handler.run_docker_container = original

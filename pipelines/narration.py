@@ -23,6 +23,11 @@ _BEGINS = re.compile(r"Executing task '?([a-z0-9-]+)'?")
 _ENDS = re.compile(r"Task '?([a-z0-9-]+)'? finished with status (\w+)")
 
 
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a text as it is, brackets and numbers included, in one colour."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 class Narration(io.TextIOBase):
     """Takes what is printed inside its block: everything goes to ``log``, the gist to ``console``."""
 
@@ -75,11 +80,8 @@ class Narration(io.TextIOBase):
     def _end(self, step: str, status: str) -> None:
         if step != self._step:
             return
-        good = status == "SUCCESS"
-        note = "" if good else f"  [red]{status.lower()}[/red]"
-        self._console.print(
-            f"  {step:<18} {time.monotonic() - self._began:6.1f} s{note}", highlight=False, soft_wrap=True
-        )
+        note, style = ("", "") if status == "SUCCESS" else (f"  {status.lower()}", "red")
+        say(self._console, f"  {step:<18} {time.monotonic() - self._began:6.1f} s{note}", style)
         self._show("…")
 
     def _progress(self, text: str) -> None:
@@ -87,7 +89,7 @@ class Narration(io.TextIOBase):
             self._show(f"{self._step}: {text}" if self._step else text)
         elif (now := time.monotonic()) - self._spoke >= 10:
             self._spoke = now
-            self._console.print(f"    {text}", highlight=False, soft_wrap=True)
+            say(self._console, f"    {text}")
 
     def _show(self, text: str) -> None:
         if self._status:

@@ -23,19 +23,25 @@ def processes(run: str, pipeline_root: Path) -> Iterator[None]:
         with initialised(local.SubprocessRunner(use_venv=False), pipeline_root):
             yield
     finally:
-        if before is None:
-            del os.environ[RUN_VARIABLE]
-        else:
-            os.environ[RUN_VARIABLE] = before
+        del os.environ[RUN_VARIABLE]
+        os.environ.update({RUN_VARIABLE: before} if before else {})
 
 
 @contextmanager
 def initialised(runner: Any, pipeline_root: Path) -> Iterator[None]:
     """Have KFP use ``runner`` inside this block, and what it used before afterwards."""
-    before = config.LocalExecutionConfig.instance
-    # An empty workspace_root: no workspace, instead of a temporary folder that nobody removes.
-    local.init(runner=runner, pipeline_root=str(pipeline_root), workspace_root="", raise_on_error=True)
+    with replaced(config.LocalExecutionConfig, "instance", None):
+        # An empty workspace_root: no workspace, instead of a temporary folder that nobody removes.
+        local.init(runner=runner, pipeline_root=str(pipeline_root), workspace_root="", raise_on_error=True)
+        yield
+
+
+@contextmanager
+def replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
+    """Have ``holder`` hold another value inside this block."""
+    before = getattr(holder, name)
+    setattr(holder, name, value)
     try:
         yield
     finally:
-        config.LocalExecutionConfig.instance = before
+        setattr(holder, name, before)

@@ -18,7 +18,7 @@ from lineage.closing import CLOSING, Outcome, close, unclosed
 from lineage.records import RunContext, StepRecord, read_records
 from pipelines.checkout import checkout_commit
 from pipelines.configuration import Configuration, local_path, policy_of
-from pipelines.narration import Narration
+from pipelines.narration import Narration, say
 from pipelines.workspace import Workspace, stop_leftovers, workspace
 
 Runner = Literal["processes", "containers"]
@@ -68,14 +68,14 @@ def retrain(request: Request, root: Path, console: Console) -> Finished:
     with workspace(root, request.runner) as place:
         policy = policy_of(request.configuration.evaluation, request.configuration.gate)
         for changed in place.lineage.set_policy(request.model, **policy, reason="a run's configuration"):
-            console.print(f"policy: {changed}", highlight=False, markup=False, soft_wrap=True)
+            say(console, f"policy: {changed}")
         for _ in range(ATTEMPTS):
             finished = _attempt(request, force, place, console)
             place.lineage.checkpoint()
             if finished.outcome != "stale":
                 break
             # Its candidate is known now: the next attempt only judges it against the new champion.
-            console.print(finished.records["promote"].facts["stale"], highlight=False, soft_wrap=True)
+            say(console, finished.records["promote"].facts["stale"])
             force = False
         return finished
 
@@ -83,7 +83,7 @@ def retrain(request: Request, root: Path, console: Console) -> Finished:
 def _attempt(request: Request, force: bool, place: Workspace, console: Console) -> Finished:
     run = f"retraining-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     log, context = place.log(run), _context(request, place, run)
-    console.print(f"[bold]{run}[/bold]  ({place.root})", highlight=False)
+    say(console, f"{run}  ({place.root})", "bold")
     with Narration(console, log), _runner(request, place, context) as (image, told):
         failure = _run(request, force, place, context, image, told)
     return _finished(run, read_records(context.records, run), log, failure)

@@ -14,7 +14,7 @@ from components.validate_data.errors import DataValidationError
 from components.validate_data.validate import validate
 from lineage.digests import LineageError
 from pipelines.configuration import Configuration
-from pipelines.narration import Narration
+from pipelines.narration import Narration, say
 
 
 def validate_source(configuration: Configuration, out: Path) -> bool:
@@ -27,20 +27,20 @@ def validate_source(configuration: Configuration, out: Path) -> bool:
         Whether the data may be trained on.
     """
     console, validated, problem = Console(file=sys.stdout), out / "validated", ""
+    summary = validated / "summary.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
+        summary.unlink(missing_ok=True)
         with Narration(console, out / "validate.log"):
             taken = take_snapshot(configuration.data, out / "snapshot", out / "state")
-            told = f"snapshot {taken.digest}: {taken.rows} rows, {taken.refused} refused"
-            console.print(told, highlight=False, soft_wrap=True)
+            say(console, f"snapshot {taken.digest}: {taken.rows} rows, {taken.refused} refused")
             validate(configuration.validation, out / "snapshot", validated, out / "state")
     except (DataValidationError, LineageError, OSError) as error:
         problem = str(error)
-    if (validated / "summary.json").is_file() and (not problem or "the data is refused" in problem):
-        _print_summary(console, json.loads((validated / "summary.json").read_text(encoding="utf-8")))
-        console.print(f"pictures and reasons: {validated / 'report.html'}", highlight=False, soft_wrap=True)
-    verdict = f"[red]refused[/red]: {problem}" if problem else "[green]accepted[/green]"
-    console.print(verdict, highlight=False, soft_wrap=True)
+    if summary.is_file():
+        _print_summary(console, json.loads(summary.read_text(encoding="utf-8")))
+        say(console, f"pictures and reasons: {validated / 'report.html'}")
+    say(console, *((f"refused: {problem}", "red") if problem else ("accepted", "green")))
     return not problem
 
 
@@ -53,4 +53,4 @@ def _print_summary(console: Console, summary: dict[str, object]) -> None:
         table.add_row(one["description"], one["severity"], holds, one["error"] or one["observed"])
     console.print(table)
     counts = ("rows", "accepted", "quarantined", "refused_before")
-    console.print(", ".join(f"{summary[name]} {name.replace('_', ' ')}" for name in counts), highlight=False)
+    say(console, ", ".join(f"{summary[name]} {name.replace('_', ' ')}" for name in counts))

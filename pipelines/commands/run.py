@@ -11,12 +11,10 @@ import typer
 
 from pipelines.commands.request import EXAMPLE, WORK, ConfigOption, Subject, about, configuration_of
 
-Runner = Literal["processes", "containers"]
-
 
 def retrain(
     config: ConfigOption = EXAMPLE,
-    runner: Annotated[Runner, typer.Option(help="Where the steps run.")] = "processes",
+    runner: Annotated[Literal["processes", "containers"], typer.Option(help="Where the steps run.")] = "processes",
     work_dir: Annotated[
         Path | None,
         typer.Option("--work-dir", help="Work folder; .triptych, in containers .triptych/containers."),
