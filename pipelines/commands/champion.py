@@ -57,7 +57,8 @@ def _move(subject: Subject, action: Action, version: str, reason: str) -> None:
 @about(*OF_MODEL)
 def reconcile(subject: Subject) -> bool:
     """Make registry and channel agree with the ledger on a model, or on all, and hold for another while."""
-    models = [subject.name] if subject.model or subject.config else list(subject.ledger.state.versions)
+    named, state = subject.model or subject.config, subject.ledger.state
+    models = [subject.name] if named else sorted({*state.versions, *state.moved})  # moved, and perhaps void since
     said = [line for model in models for line in subject.mover(model).reconcile()]
     for line in said or ["registry and channel agree with the ledger"]:
         typer.echo(line)
