@@ -45,4 +45,5 @@ def fine_tune(
             cluster = TrainJobSettings.model_validate(trainjob) if trainjob else None
             places = Path(validated.path), Path(features.path), *outputs
             record.facts |= train_candidate(settings, cluster, context.id, *places, curves_to, context.state)
+        record.output("training", training_record.path)
         return namedtuple("Outputs", "digest")(record.output("candidate", candidate.path))

@@ -14,8 +14,8 @@ from lineage.channel.client import champion
 from lineage.closing import outcome
 from lineage.digests import digest_path
 from lineage.embedded import Embedded
-from lineage.records import StepRecord, read_records
 from lineage.entries import Moved
+from lineage.records import StepRecord, read_records
 from lineage.registry import Registry, Version
 from lineage.statements import VERDICT, VERDICT_FILE, open_statement
 from lineage.witness import hear
