@@ -29,13 +29,14 @@ def audit(
         Literal["text", "json", "html"], typer.Option("--format", help="How to write the report.")
     ] = "text",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
+    remote: Annotated[bool, typer.Option(help="Fetch evidence and images that lie elsewhere.")] = False,
 ) -> bool:
     """Find the way back: what stands behind it, and whether all of that holds."""
     from lineage.audit import UnknownError, write_page, write_text
     from lineage.audit import audit as look_back
 
     try:
-        found = look_back(what, sources_of(subject), image)
+        found = look_back(what, sources_of(subject, remote), image)
     except UnknownError as error:
         raise RequestError(str(error)) from error
     writers = {"text": write_text, "json": lambda r: r.model_dump_json(indent=2) + "\n", "html": write_page}
@@ -49,8 +50,11 @@ def audit(
     return bool(found.holds)
 
 
-def sources_of(subject: Subject) -> Sources:
+def sources_of(subject: Subject, remote: bool = False) -> Sources:
     """The evidence in a work folder, read as it lies there; nothing is created.
+
+    Args:
+        remote: whether what lies elsewhere is fetched.
 
     Raises:
         RequestError: there is no ledger.
@@ -59,19 +63,23 @@ def sources_of(subject: Subject) -> Sources:
     from lineage.audit import Sources
     from lineage.database import DatabaseStore
     from lineage.memory import Memory
-    from lineage.registry import Registry
     from lineage.signing import read_public
 
     place, home = subject.place, subject.place.lineage
-    root, has_registry = home.keys / "root.pub", (place.root / "mlflow.db").is_file()
+    entries, root = DatabaseStore(home.url).entries(0), home.keys / "root.pub"
+    # Not by the ledger's state: whether that holds is the audit's question.
+    known = {entry.body.model for entry in entries if entry.body.kind == "registered"}
+    named = subject.name if subject.model or subject.config else ""
     return Sources(
-        DatabaseStore(home.url).entries(0),
-        root=read_public(root) if root.is_file() else "",
+        entries,
+        root=read_public(root).keyid if root.is_file() else "",
         records=str(place.records),
-        registry=Registry(place.database, subject.name) if has_registry else None,
+        registry=place.database if (place.root / "mlflow.db").is_file() else "",
+        model=named or (known.pop() if len(known) == 1 else ""),
         artifacts=place.artifacts,
-        checkpoints=home.witness.read(),
+        checkpoints=list(home.witness.read()),
         mark=Memory(home.marks, AUDITOR),
+        remote=remote,
     )
 
 
