@@ -56,7 +56,7 @@ def _report(
     keys = {keyid: known.role + ended.get(keyid, "") for keyid, known in x.state.keys.items()}
     ledger = {"name": x.state.ledger, "size": x.state.size, "head": x.state.head, "keys": keys}
     return Report(
-        what=what,
+        what=what.encode(errors="replace").decode(),
         kind=target.kind,
         found=target.found,
         ledger=Ledger(**ledger, root=x.sources.root, proven=x.proven),  # type: ignore[arg-type]

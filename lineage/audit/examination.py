@@ -146,7 +146,10 @@ class Examination:
         """Keep a finding; what was found wrong with a subject before stays."""
         known = self.findings.get(subject)
         if known is None or known.standing in ("holds", "not proven"):
-            self.findings[subject] = Finding(part=part, standing=standing, subject=subject, reason=reason)
+            # A file's name need not be text.
+            told = {"subject": subject, "reason": reason}
+            clean = {name: value.encode(errors="replace").decode() for name, value in told.items()}
+            self.findings[subject] = Finding(part=part, standing=standing, **clean)
 
     @contextmanager
     def checking(self, part: Part, subject: str, good: str = "") -> Iterator[None]:
