@@ -6,18 +6,19 @@ from components.image import step
 
 
 @step
-def encode_features(run: dict, training: dict, validated: Input[Dataset], features: Output[Dataset]) -> str:
+def encode_features(run: dict, job: str, training: dict, validated: Input[Dataset], features: Output[Dataset]) -> str:
     """Encode latents, text embeddings and teacher features of the accepted pictures; returns their digest."""
     from pathlib import Path
 
     from components.encode_features.pictures import encode_pictures
-    from lineage.records import recording
+    from lineage.records import RunContext, recording
     from training.settings import TrainingSettings
 
-    with recording(run, "encode-features", parameters=training) as record:
+    context = RunContext.of(run, job)
+    with recording(context, "encode-features", parameters=training) as record:
         settings = TrainingSettings.model_validate(training)
         record.input("validated", validated.path)
-        cache = Path(run["state"]) / "features" if run.get("state") else None
+        cache = Path(context.state) / "features" if context.state else None
         info = encode_pictures(settings, Path(validated.path), Path(features.path), cache)
         record.input("base_model", info.base_model)
         if info.teacher:
