@@ -161,6 +161,12 @@ class LocalMover:
             raise LineageError(
                 f"version {registered.version} of {self.model} was deleted and made again from another run"
             )
+        loaded = self.registry.client.get_model_version_download_uri(self.model, registered.version)
+        if loaded != found.source:
+            raise LineageError(
+                f"MLflow shows version {registered.version} of {self.model} at {found.source} and loads it from "
+                f"{loaded}: its row was changed; restore it"
+            )
         return found
 
     @contextmanager
