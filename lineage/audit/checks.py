@@ -12,17 +12,16 @@ from lineage.audit.examination import VERDICT_PATH, Claim, Examination, Unproven
 from lineage.audit.report import LEDGER, STORE, Part
 from lineage.closing import CLOSING
 from lineage.digests import PREFIX, LineageError, digest_json
-from lineage.documents.figures import cells
-from lineage.documents.model_signature import signed_files
-from lineage.documents.provenance import SLSA
 from lineage.entries import PolicySet, Registered
+from lineage.figures import cells
+from lineage.model_signature import signed_files
 from lineage.moves import tags_of
 from lineage.pictures import manifest_rows
 from lineage.policy import policy_digest
 from lineage.records import StepRecord
 from lineage.registry import CHAMPION
 from lineage.scores import EVALUATION_FILE, SETS_FILE, TABLE_FILE, stated
-from lineage.statements import VERDICT, open_statement
+from lineage.statements import SLSA, VERDICT, open_statement
 from lineage.witness import check_against, checkpoint_keys, read_checkpoint, told_by_revoked
 
 STEPS = ("snapshot-data", "plan", "validate-data", "encode-features", "fine-tune", "evaluate", "gate", "register")

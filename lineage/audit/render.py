@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from lineage.audit.report import Picture, Report, Standing
 from lineage.digests import short
-from lineage.documents.figures import cells
+from lineage.figures import cells
 from lineage.records import StepRecord
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")

@@ -56,7 +56,12 @@ def restore(folder: Path, pristine: dict[Path, bytes]) -> None:
             path.rmdir()
     for name, content in pristine.items():
         path = folder / name
-        if path.is_symlink() or not path.is_file() or path.stat().st_size != len(content) or path.read_bytes() != content:
+        if (
+            path.is_symlink()
+            or not path.is_file()
+            or path.stat().st_size != len(content)
+            or path.read_bytes() != content
+        ):
             path.parent.mkdir(parents=True, exist_ok=True)
             if (path.exists() or path.is_symlink()) and path.suffix != ".db":
                 path.unlink()
