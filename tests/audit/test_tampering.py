@@ -133,7 +133,7 @@ def test_changed_weights_are_named_with_their_file(world: World) -> None:
         report = world.audit("2")
     names(report, "does not hold", "the weights of version 2")
     reason = names(report, "does not hold", "weights/transformer/weights.safetensors of version 2")
-    assert "model.sig and the bill of materials say" in reason
+    assert "bom.cdx.json and model.sig say" in reason
 
 
 def test_weights_with_a_file_more_are_named(world: World) -> None:
@@ -261,7 +261,7 @@ def test_an_alias_moved_behind_the_ledgers_back_is_named(world: World) -> None:
         reason = names(world.audit("2"), "does not hold", "alias champion")
     finally:
         world.store.client.set_registered_model_alias("portraits", "champion", "2")
-    assert reason == "the ledger says version 2; the registry says version 3"
+    assert reason == "the ledger says 2; the registry says 3"
 
 
 TAGS = ("standing", "candidate", "verdict", "decision", "incumbent", "training_key", "evaluation_terms")
