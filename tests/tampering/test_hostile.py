@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL.PngImagePlugin import PngInfo, putchunk
+from typer.testing import CliRunner
 
 from lineage.audit import UnknownError, write_page, write_text
 from lineage.pictures import manifest_rows
 from lineage.signing import read_public
-from pipelines.audit_cli import audit_command
+from pipelines.cli import app
 from tests.audit.world import MODEL, World, registered_with
 from tests.tampering.test_evidence import named
 
@@ -228,12 +229,13 @@ def test_evidence_elsewhere_is_not_fetched(world: World, offline: list[Any]) -> 
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 1000, None])
-def test_a_damaged_registry(world: World, content: bytes | None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_registry(world: World, content: bytes | None) -> None:
     path = world.folder / "mlflow.db"
     whole = path.read_bytes()
     path.write_bytes(content if content is not None else whole[:100] + b"\xff" * 4000 + whole[4100:])
-    assert audit_command("2", False, world.folder, Path("unused.yaml"), "text", None) == 1
-    assert "the registry" in capsys.readouterr().out
+    told = CliRunner().invoke(app, ["audit", "2", "--work-dir", str(world.folder)])
+    assert told.exit_code == 1
+    assert "the registry" in told.output
     path.write_bytes(whole)
 
 
