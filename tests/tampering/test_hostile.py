@@ -15,12 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL.PngImagePlugin import PngInfo, putchunk
-from typer.testing import CliRunner
 
 from lineage.audit import UnknownError, write_page, write_text
 from lineage.pictures import manifest_rows
 from lineage.signing import read_public
-from pipelines.cli import app
+from tests.audit.test_command import run
 from tests.audit.world import MODEL, World, registered_with
 from tests.tampering.test_evidence import named
 
@@ -233,9 +232,8 @@ def test_a_damaged_registry(world: World, content: bytes | None) -> None:
     path = world.folder / "mlflow.db"
     whole = path.read_bytes()
     path.write_bytes(content if content is not None else whole[:100] + b"\xff" * 4000 + whole[4100:])
-    told = CliRunner().invoke(app, ["audit", "2", "--work-dir", str(world.folder)])
-    assert told.exit_code == 1
-    assert "the registry" in told.output
+    found = run(world.folder, "2")
+    assert found.exit_code == 1 and "the registry" in found.output
     path.write_bytes(whole)
 
 
