@@ -13,7 +13,7 @@ from lineage.audit.report import LEDGER, STORE, Part
 from lineage.closing import CLOSING
 from lineage.digests import PREFIX, LineageError, digest_json
 from lineage.entries import PolicySet, Registered
-from lineage.figures import cells
+from lineage.figures import METRICS, cells, metrics
 from lineage.model_signature import signed_files
 from lineage.moves import tags_of
 from lineage.pictures import manifest_rows
@@ -117,7 +117,7 @@ def check_version(x: Examination, version: Registered) -> tuple[dict[str, Any] |
         with x.checking(part, f"what {beside(version, path)} says", "it can be read, and whoever must has signed it"):
             said = list(read(x, version, x.content(version, path)))
             x.claim(*(Claim(subject, str(value), path, part) for subject, value in said))
-    _check_registry(x, version)
+    _check_registry(x, version, predicate)
     return predicate, _check_samples(x, version, predicate or {})
 
 
@@ -220,8 +220,8 @@ DOCUMENTS: dict[str, tuple[Part, Any]] = {
 """What claims something of other things, and how it is read."""
 
 
-def _check_registry(x: Examination, version: Registered) -> None:
-    """The registry's version, tags and champion agree with the ledger."""
+def _check_registry(x: Examination, version: Registered, predicate: Mapping[str, Any] | None) -> None:
+    """The registry's version, tags and champion agree with the ledger, its figures with the verdict."""
     name, model, champion = f"{called(version)} in the registry", version.model, x.state.champion(version.model)
 
     def compare(subject: str, said: str, shown: str, part: Part = "version") -> None:
@@ -232,6 +232,10 @@ def _check_registry(x: Examination, version: Registered) -> None:
         compare(f"the MLflow run of {name}", version.mlflow_run, stored.mlflow_run)
         for tag, said in tags_of(x.state, model, version.version).items():
             compare(f"tag {tag} of {name}", said, stored.tags.get(tag, ""))
+        if predicate:
+            found = x.registry(model).client.get_run(version.mlflow_run).data.metrics
+            shown = {metric: value for metric, value in found.items() if metric.startswith(METRICS)}
+            compare(f"the figures of {name}", digest_json(metrics(predicate["figures"])), digest_json(shown))
     with x.checking("moves", f"alias {CHAMPION} of {model}"):
         holder = x.registry(model).client.get_registered_model(model).aliases.get(CHAMPION, "")
         compare(f"alias {CHAMPION} of {model}", champion.version if champion else "", str(holder), "moves")

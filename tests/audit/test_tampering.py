@@ -294,6 +294,17 @@ def test_a_tag_that_is_gone_is_named(world: World, tag: str) -> None:
     assert reason.endswith("the registry says nothing")
 
 
+def test_a_figure_that_mlflow_shows_otherwise_is_named(world: World) -> None:
+    """The plot of later verdicts is drawn from it."""
+    run = world.registered("2").mlflow_run
+    before = world.store.client.get_run(run).data.metrics["gate/alignment/difference"]
+    world.store.client.log_metric(run, "gate/alignment/difference", 0.9)
+    try:
+        names(world.audit("2"), "does not hold", "the figures of version 2 of portraits in the registry")
+    finally:
+        world.store.client.log_metric(run, "gate/alignment/difference", before)
+
+
 def test_no_tag_is_forgotten(world: World) -> None:
     found = world.store.version("2")
     assert found and set(found.tags) == set(TAGS)

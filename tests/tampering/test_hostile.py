@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo, putchunk
 from lineage.audit import UnknownError, write_page, write_text
 from lineage.pictures import manifest_rows
 from lineage.signing import read_public
-from pipelines.audit_cli import audit_command
+from tests.audit.test_command import run
 from tests.audit.world import MODEL, World, registered_with
 from tests.tampering.test_evidence import named
 
@@ -228,12 +228,12 @@ def test_evidence_elsewhere_is_not_fetched(world: World, offline: list[Any]) -> 
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 1000, None])
-def test_a_damaged_registry(world: World, content: bytes | None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_registry(world: World, content: bytes | None) -> None:
     path = world.folder / "mlflow.db"
     whole = path.read_bytes()
     path.write_bytes(content if content is not None else whole[:100] + b"\xff" * 4000 + whole[4100:])
-    assert audit_command("2", False, world.folder, Path("unused.yaml"), "text", None) == 1
-    assert "the registry" in capsys.readouterr().out
+    found = run(world.folder, "2")
+    assert found.exit_code == 1 and "the registry" in found.output
     path.write_bytes(whole)
 
 
