@@ -62,7 +62,7 @@ class DatabaseStore:
             if dialect not in DIALECTS:
                 raise LedgerError(f"the ledger {without_credentials(url)} is in {dialect}; use SQLite or PostgreSQL")
             self.engine = sql.create_engine(url, connect_args={"timeout": PATIENCE} if dialect == "sqlite" else {})
-        except (ArgumentError, NoSuchModuleError) as error:
+        except (ArgumentError, NoSuchModuleError, ValueError) as error:  # the last one of a port
             raise LedgerError(without_credentials(f"{url} is no database: {error}")) from error
 
     def create(self) -> None:
