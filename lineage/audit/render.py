@@ -93,10 +93,11 @@ def rights(pictures: tuple[Picture, ...], name: str) -> str:
     return most + (f" and {len(found) - FEW} more" if found[FEW:] else "")
 
 
-def seeds(records: dict[str, StepRecord]) -> dict[str, int]:
+def seeds(records: dict[str, StepRecord]) -> dict[str, Any]:
     """Step -> the seed that it was given."""
+    given = {step: record.parameters["seed"] for step, record in records.items() if "seed" in record.parameters}
     # KFP hands whole numbers on as floats.
-    return {step: int(record.parameters["seed"]) for step, record in records.items() if "seed" in record.parameters}
+    return {step: int(seed) if isinstance(seed, float) else seed for step, seed in given.items()}
 
 
 def shown(content: bytes, side: int = THUMBNAIL) -> str:

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lineage.audit import Report, write_text
+from lineage.audit import Report, write_page, write_text
 from lineage.policy import policy_digest
 from lineage.signing import open_signer
 from lineage.statements import VERDICT, VERDICT_FILE, make_statement, read_statement, write_statement
-from tests.audit.world import MODEL, TERMS, World, registered_with
+from tests.audit.world import MODEL, TERMS, World, lying, registered_with
 from tests.tampering.test_evidence import named
 
 
@@ -128,6 +128,20 @@ def test_a_verdict_under_a_policy_that_was_not_pinned(world: World) -> None:
     subject = f"the policy of evidence/verdict/{VERDICT_FILE} of {told(number)}"
     found = [f for f in world.audit(number).findings if f.subject == subject]
     assert [f.standing for f in found] == ["not proven"] and "can never promote" in found[0].reason
+
+
+@pytest.mark.parametrize("change", [{"reasons": 7}, {"figures": [{"name": "x"}]}, {"anchor": 1}, {"gate": None}])
+def test_a_verdict_of_another_form_is_named_and_not_shown(world: World, change: dict[str, Any]) -> None:
+    number = judged_with(world, "gate", change, {})
+    report = world.audit(number)
+    assert not report.holds and report.version and report.version.predicate is None
+    assert "what it measured is unknown" in write_text(report) and write_page(report)
+
+
+def test_a_record_of_another_form_is_shown(world: World) -> None:
+    with lying(world, "fine-tune", lambda record: record.parameters.update(seed=["x"])) as entries:
+        report = world.audit("2", entries=entries, checkpoints=())
+    assert "seed of fine-tune: ['x']" in write_text(report) and write_page(report)
 
 
 def test_an_override_is_shown_as_one(world: World) -> None:
