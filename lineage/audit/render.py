@@ -15,7 +15,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
 from lineage.audit.report import Picture, Report, Standing
-from lineage.digests import short
+from lineage.digests import PREFIX, TREE, hex_of, short
 from lineage.figures import cells
 from lineage.records import StepRecord
 
@@ -125,5 +125,5 @@ def _as_uri(content: bytes) -> str:
 
 def _brief(line: str) -> str:
     """A line that fits into a box."""
-    line = short(line) if line.partition(":")[0] in ("sha256", "tree-sha256") else line
+    line = f"{hex_of(line)[:12]}…" if line.startswith((PREFIX, TREE)) else line
     return line if len(line) <= LETTERS else line[: LETTERS - 1] + "…"
