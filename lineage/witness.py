@@ -59,7 +59,7 @@ class Witness(Protocol):
         ...
 
     def read(self, prefix: str = "") -> Iterator[tuple[str, bytes]]:
-        """Name and content of all checkpoints whose name begins so; a name may come several times."""
+        """Name and content of all checkpoints whose name begins so, longest ledger first; names may come repeatedly."""
         ...
 
 
@@ -83,7 +83,7 @@ class FileWitness:
         return True
 
     def read(self, prefix: str = "") -> Iterator[tuple[str, bytes]]:
-        for path in sorted(self.folder.glob("*.json")):
+        for path in sorted(self.folder.glob("*.json"), reverse=True):
             if path.name.startswith(prefix):
                 regular = path.is_file() and not path.is_symlink()
                 yield path.name, _head(path) if regular else b""
@@ -99,9 +99,12 @@ class S3Witness:
 
     def __init__(self, uri: str) -> None:
         import boto3
+        from botocore.config import Config
 
         self.bucket, _, self.folder = uri.removeprefix("s3://").partition("/")
-        self.client = boto3.client("s3")
+        # A witness that does not answer must not keep the writer of an entry longer than it waits for the ledger.
+        limits = Config(connect_timeout=3, read_timeout=5, retries={"total_max_attempts": 2})
+        self.client = boto3.client("s3", config=limits)
 
     def write(self, name: str, content: bytes) -> bool:
         self.client.put_object(
@@ -116,10 +119,11 @@ class S3Witness:
     def read(self, prefix: str = "") -> Iterator[tuple[str, bytes]]:
         # Every version: who may write here can put anything on top, but takes nothing away.
         pages = self.client.get_paginator("list_object_versions")
-        for page in pages.paginate(Bucket=self.bucket, Prefix=f"{self.folder}/{prefix}"):
-            for version in page.get("Versions", []):
-                which = {"Bucket": self.bucket, "Key": version["Key"], "VersionId": version["VersionId"]}
-                yield version["Key"].rsplit("/", 1)[-1], self.client.get_object(**which)["Body"].read(LARGEST)
+        listed = pages.paginate(Bucket=self.bucket, Prefix=f"{self.folder}/{prefix}")
+        versions = [version for page in listed for version in page.get("Versions", [])]
+        for version in sorted(versions, key=lambda version: str(version["Key"]), reverse=True):
+            which = {"Bucket": self.bucket, "Key": version["Key"], "VersionId": version["VersionId"]}
+            yield version["Key"].rsplit("/", 1)[-1], self.client.get_object(**which)["Body"].read(LARGEST)
 
 
 def open_witness(uri: str) -> Witness:
@@ -178,8 +182,12 @@ class Told:
     """Name of what claims to be a checkpoint of this ledger and does not hold -> why."""
 
 
-def hear(witness: Witness, state: State) -> Told:
-    """All that a witness tells about a ledger. A revoked key's word is neither proof nor alarm."""
+def hear(witness: Witness, state: State, whole: bool = True) -> Told:
+    """What a witness tells about a ledger. A revoked key's word is neither proof nor alarm.
+
+    Args:
+        whole: read every checkpoint; False: from the furthest one on, until one holds. There may be one an entry.
+    """
     latest: Checkpoint | None = None
     unreadable: dict[str, str] = {}
     for name, content in witness.read(state.ledger):
@@ -193,6 +201,8 @@ def hear(witness: Witness, state: State) -> Told:
             unreadable[name] = f"it is a checkpoint of {found.size} entries of ledger {found.ledger} under another name"
         elif latest is None or found.size > latest.size:
             latest = found
+            if not whole:
+                break
     return Told(latest, unreadable)
 
 

@@ -84,7 +84,7 @@ class Guard:
         """
         with self.state() as state:
             try:
-                told = hear(self.witness.witness, state)
+                told = hear(self.witness.witness, state, whole=False)
             except Exception as error:  # of whatever store it is
                 raise LedgerError(f"the witness {self.settings.witness} cannot be read: {error}") from error
             for name, why in told.unreadable.items():
@@ -169,7 +169,9 @@ class Guard:
             if registered and action != "withdraw":
                 self.folder_of(registered)
                 self.writes.await_end(registered.mlflow_run)
-            return mover.move(action, version, reason)
+            said = mover.move(action, version, reason)
+        LOG.warning("%s, asked for by %r: %s", model, user, "; ".join(said))  # MLflow's server shows no less
+        return said
 
     def reconcile(self, model: str, user: str) -> list[str]:
         """Make registry and channel agree with the ledger for a model; says what did not.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,6 @@ from lineage.digests import LineageError
 from lineage.entries import LedgerError, Registered
 from lineage.registry import CHAMPION, TAG
 
-LOG = logging.getLogger(__name__)
 KEPT_TAGS = (TAG, "mlflow.prompt.")
 """Prefixes of tags that only the ledger's projection sets; the second one would hide a model among the prompts."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -74,8 +72,7 @@ class GuardedRegistry(RegistryStore):  # type: ignore[misc]
             return
         number = str(self.get_model_version(name, version).version)
         with refusing():
-            said = self.guard.move("promote", name, number, current_user(self.guard.settings))
-        LOG.info("%s", "; ".join(said))
+            self.guard.move("promote", name, number, current_user(self.guard.settings))
 
     def delete_registered_model_alias(self, name: str, alias: str) -> None:
         if alias.lower() == CHAMPION:

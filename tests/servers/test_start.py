@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import BotoCoreError
 
 from lineage.embedded import Embedded
 from lineage.ledger import Ledger
 from lineage.signing import open_signer
-from lineage.witness import FileWitness, WitnessWriter, hear
+from lineage.stores import PATIENCE as LEDGER_PATIENCE
+from lineage.witness import FileWitness, S3Witness, WitnessWriter, hear
 from tests.servers.governed import (
     BASE,
     Pipeline,
@@ -150,6 +155,36 @@ def test_a_witness_that_fails_fails_no_entry_and_is_told_by_the_next(tmp_path: P
         verdict(server, "c")
         shown = server.ask("GET", "/api/2.0/triptych/state").json()["witness"]
         assert shown == {"size": size + 2, "error": ""}
+
+
+def test_one_checkpoint_is_read_at_the_start_however_many_there_are(tmp_path: Path) -> None:
+    read: list[str] = []
+
+    class Counting(FileWitness):
+        def read(self, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+            for name, content in super().read(prefix):
+                read.append(name)
+                yield name, content
+
+    state = Ledger.open(settings(tmp_path)["TRIPTYCH_LEDGER"]).state
+    writer = WitnessWriter(FileWitness(tmp_path / "many"), open_signer(Embedded(tmp_path).uri("witness")))
+    for size in range(1, 21):
+        writer.write(state.model_copy(update={"size": size}))
+    told = hear(Counting(tmp_path / "many"), state, whole=False)
+    assert told.latest is not None and told.latest.size == 20
+    assert read == [f"{state.ledger}-0000000020.json"]
+
+
+def test_a_witness_that_never_answers_keeps_no_writer_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        closed = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
+        for name, value in closed.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(BotoCoreError):
+            S3Witness("s3://witness/checkpoints").write("checkpoint.json", b"{}")
+        assert time.monotonic() - began < LEDGER_PATIENCE / 1.5
 
 
 def test_a_witness_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
