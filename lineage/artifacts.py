@@ -33,7 +33,7 @@ LOADER_FILE = "registered_model_meta"
 version from a store on this machine, and no code reads it: so it is no part of the folder's digest."""
 MOST_FILES = 1_000_000
 """Files that a listing may have."""
-MOST_BYTES = 2**42
+MOST_BYTES = 2**40
 """Bytes that the files of a listing may have together, so that a sparse file does not keep its reader for days."""
 
 

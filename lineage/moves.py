@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,11 +183,12 @@ class LocalMover:
             moved: the version that was moved; None: look at all versions, and vouch for the channel anew.
         """
         said: list[str] = []
-        for name, follow in (
-            ("registry", lambda: self._project(moved)),
-            ("channel", lambda: self._publish(renew=moved is None)),
-            ("witness", self._tell_witness),
-        ):
+        follows: dict[str, Callable[[], list[str]]] = {
+            "registry": lambda: self._project(moved),
+            "channel": lambda: self._publish(renew=moved is None),
+            "witness": self._tell_witness,
+        }
+        for name, follow in follows.items():
             try:
                 said += follow()
             except Exception as error:  # of whatever library the store behind it uses

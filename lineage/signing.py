@@ -74,7 +74,7 @@ def read_public(path: Path) -> Key:
     """
     try:
         return read_key(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise LineageError(f"{path} is not a public key: {error}") from error
     except LineageError as error:
         raise LineageError(f"{path}: {error}") from error
