@@ -59,7 +59,8 @@ def manifest_rows(manifest: Path | BinaryIO, columns: Sequence[str] | None = Non
     with pq.ParquetFile(manifest) as file:
         kinds = {field.name: field.type for field in file.schema_arrow if columns is None or field.name in columns}
         texts = [n for n, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
-        strange = [name for name, kind in kinds.items() if name not in texts and not pa.types.is_primitive(kind)]
+        known = (*texts, *(n for n, kind in kinds.items() if pa.types.is_primitive(kind) or pa.types.is_null(kind)))
+        strange = sorted(kinds.keys() - known)
         if strange or file.metadata.num_rows > MOST_ROWS:
             raise LineageError(f"{file.metadata.num_rows} rows, with no text or numbers in {strange}: not read")
     size = 0
