@@ -12,7 +12,7 @@ from lineage.audit.examination import VERDICT_PATH, Claim, Examination, Unproven
 from lineage.audit.report import LEDGER, STORE, Part
 from lineage.closing import CLOSING
 from lineage.digests import PREFIX, LineageError, digest_json
-from lineage.entries import PolicySet, Registered
+from lineage.entries import Registered
 from lineage.figures import METRICS, cells, metrics
 from lineage.model_signature import signed_files
 from lineage.moves import tags_of
@@ -26,8 +26,8 @@ from lineage.witness import check_against, checkpoint_keys, read_checkpoint, tol
 
 STEPS = ("snapshot-data", "plan", "validate-data", "encode-features", "fine-tune", "evaluate", "gate", "register")
 """The steps that every registered version has behind it."""
-MOST_TABLE = 2**30
-"""Bytes of a table's file."""
+MOST_TABLE, MOST_UNPACKED = 2**30, 2**31
+"""Bytes of a table's file, and of what is in it."""
 NAMED = 20
 """Culprits that are named one by one."""
 VERDICT_SAYS = ("candidate", "incumbent", "decision", "policy")
@@ -135,12 +135,13 @@ def check_verdict(x: Examination, version: Registered) -> dict[str, Any] | None:
             x.claim(Claim(f"{name} in run {judged.run}", getattr(judged, name), LEDGER, "verdict"))
             x.claim(Claim(f"{name} in run {judged.run}", str(value), "the verdict", "verdict"))
         x.claim(Claim(f"evaluation in run {judged.run}", digest_json(evaluation), "the verdict", "evaluation"))
-        before = [entry.body for entry in x.counted if entry.index < made.judged.index]
-        pinned = [body.digest for body in before if isinstance(body, PolicySet) and body.model == judged.model]
+        pinned = [p.digest for entry, p in x.policies if entry.index < made.judged.index and p.model == judged.model]
         if pinned[-1:] != [judged.policy]:
             reason = f"the ledger pinned {pinned[-1] if pinned else 'none'} then: it can never promote"
             x.note("verdict", "not proven", f"the policy of {subject}", reason)
+        # What is shown of it must have its form.
         list(map(cells, (*predicate["figures"], *predicate.get("anchor", ()))))
+        list((*predicate["reasons"], *evaluation.get("scorers", ())))
         if predicate["run"] != judged.run:
             raise LineageError(f"it is of run {predicate['run']}, the ledger says {judged.run}")
         return predicate if said == tuple(getattr(judged, name) for name in VERDICT_SAYS) else None
@@ -151,15 +152,15 @@ def _check_samples(x: Examination, version: Registered, predicate: Mapping[str, 
     """There is one picture for each that was scored; gives each prompt's seeds."""
     seeds: dict[str, set[int]] = {}
     good = "one picture for each prompt and seed that was scored"
+    if predicate.get("evaluation", {}).get("unusable"):
+        return {}  # nothing was scored, whatever was drawn before that
     with x.checking("evaluation", beside(version, "scores/samples"), good):
         table, scored = BytesIO(x.content(version, f"scores/{TABLE_FILE}", MOST_TABLE)), set[str]()
-        for row in manifest_rows(table, ["model", "prompt", "seed"]):
+        for row in manifest_rows(table, ["model", "prompt", "seed"], MOST_UNPACKED):
             seeds.setdefault(row["prompt"], set()).add(row["seed"])
             scored.add(f"samples/{row['model']}/{row['prompt']}-{row['seed']}.png")
         files = x.evidence(version, "scores")
         there = {name for name in files if name.startswith("samples/") and name.endswith(".png")}
-        if predicate.get("evaluation", {}).get("unusable"):
-            return {}  # nothing was scored, whatever was drawn before that
         if scored - there:
             raise GoneError(f"scored and not there: {', '.join(sorted(scored - there)[:NAMED])}")
         if there - scored:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lineage.artifacts import ChangedError, GoneError, UnreachableError, read_file, regular
-from lineage.audit.checks import MOST_TABLE, NAMED
+from lineage.audit.checks import MOST_TABLE, MOST_UNPACKED, NAMED
 from lineage.audit.examination import Claim, Examination, UnprovenError, beside, judge, once
 from lineage.audit.report import Data, Finding, Picture, Standing
 from lineage.digests import digest_bytes, manifest_digest
@@ -32,7 +32,7 @@ def data_of(x: Examination, version: Registered) -> Data:
 
     def rows(name: str, *columns: str) -> Iterator[dict[str, Any]]:
         content = x.content(version, f"validated/{name}.parquet", MOST_TABLE)
-        return manifest_rows(BytesIO(content), columns or None)
+        return manifest_rows(BytesIO(content), columns or None, MOST_UNPACKED)
 
     with x.checking("data", beside(version, "validated/manifest.parquet")):
         found = list(rows("manifest"))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from lineage.artifacts import Artifacts, GoneError, Listed, UnreachableError, digest_of, listing, reaching, read_file
 from lineage.audit.report import LEDGER, STORE, Finding, Part, Registration, Standing
 from lineage.digests import LineageError, digest_bytes
-from lineage.entries import Entry, Judged, Moved, Registered, entry_digest
+from lineage.entries import Entry, Judged, Moved, PolicySet, Registered, entry_digest
 from lineage.memory import Memory
 from lineage.records import StepRecord
 from lineage.registry import Registry, Version
@@ -117,12 +117,13 @@ class Examination:
         self.images: dict[str, bytes] = {}
         self.proven = ""
         self.known: dict[tuple[Any, ...], Any] = {}
-        self.counted = [entry for entry in sources.entries[: self.state.size] if entry.index not in self.state.void]
-        judged = {entry.body.verdict: entry for entry in reversed(self.counted) if isinstance(entry.body, Judged)}
-        self.moves = [(entry, entry.body) for entry in self.counted if isinstance(entry.body, Moved)]
+        counted = [entry for entry in sources.entries[: self.state.size] if entry.index not in self.state.void]
+        judged = {entry.body.verdict: entry for entry in reversed(counted) if isinstance(entry.body, Judged)}
+        self.moves = [(entry, entry.body) for entry in counted if isinstance(entry.body, Moved)]
+        self.policies = [(entry, entry.body) for entry in counted if isinstance(entry.body, PolicySet)]
         self.registered: dict[tuple[str, str], Registration] = {}
         """(Model, version) -> its registration, oldest first."""
-        for entry in self.counted:
+        for entry in counted:
             if isinstance(body := entry.body, Registered) and (body.model, body.version) not in self.registered:
                 made = Registration(registered=entry, judged=judged[body.verdict])
                 self.registered[body.model, body.version] = made

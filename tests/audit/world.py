@@ -7,7 +7,7 @@ Version 1 was champion and is withdrawn, 2 is champion, 3 was rejected, 4 was tr
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -321,15 +321,21 @@ def written_on(world: World, body: Body, role: Role) -> list[Entry]:
     return [*entries, entry.model_copy(update={"signature": sign_bytes(entry.signed_bytes(), signer)})]
 
 
-def registered_with(world: World, change: Callable[[Path], None], number: str = "2") -> str:
-    """A version registered by a dishonest holder of the run key: as another one, but with evidence that he changed."""
+def registered_with(
+    world: World, change: Callable[[Path], object], number: str = "2", about: Mapping[str, str] | None = None
+) -> str:
+    """A version registered by a dishonest holder of the run key: as another one, but with evidence that he changed.
+
+    Args:
+        about: what else he says of it.
+    """
     store, before = world.store, world.registered(number)
     folder = world.model(number).parent.with_name(new_attempt())
     copytree(world.model(number).parent, folder)
     change(folder / "evidence")
     made = store.create(before.mlflow_run, (folder / "model").as_uri(), {}, "").number
     evidence = {name: digest_path(folder / "evidence" / name) for name in before.evidence}
-    said = before.model_copy(update={"version": made, "evidence": evidence})
+    said = before.model_copy(update={"version": made, "evidence": evidence, **(about or {})})
     world.home.open("tests").append(said, open_signer(world.home.uri("run")))
     found = store.version(made)
     assert found
