@@ -101,7 +101,12 @@ class DatabaseStore:
         query = sql.select(ENTRIES.c.position, ENTRIES.c.entry).where(ENTRIES.c.position >= after)
         if before is not None:
             query = query.where(ENTRIES.c.position < before)
-        return [_read_row(*row) for row in connection.execute(query.order_by(ENTRIES.c.position))]
+        found: list[Entry] = []
+        for row in connection.execute(query.order_by(ENTRIES.c.position)):
+            found.append(_read_row(*row))
+            if found[-1].index != after + len(found) - 1:
+                break  # the chain ends here, however much a table that somebody exchanged goes on
+        return found
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -117,7 +122,7 @@ class DatabaseStore:
 
 def _read_row(position: int, line: str) -> Entry:
     try:
-        return read_entry(line)
+        return read_entry(str(line))
     except LedgerError as error:
         raise LedgerError(f"ledger row {position}: {error}") from error
 
