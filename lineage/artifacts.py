@@ -174,8 +174,9 @@ def reaching(uri: str, is_gone: Callable[[str], bool] = lambda uri: False) -> It
 
 def without_credentials(text: str) -> str:
     """``text`` without the user names, passwords and signed queries of the URLs in it."""
-    text = re.sub(r"(?<=://)[^/\s'\"]*@", "", text)
-    return re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]+", r"\1", text)
+    # Up to the last @: a password may hold anything. The Hub's places have no user, and a commit after their @.
+    text = re.sub(r"(?<=://)(?<!hf://)\S*@", "", text)
+    return re.sub(r"""\?(?:'[^']*'|"[^"]*"|[\w.~%-]+=(?:'[^']*'|"[^"]*"|\S)*)""", "", text)
 
 
 def listing(place: Path) -> list[Listed]:

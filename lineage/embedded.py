@@ -23,6 +23,7 @@ from securesystemslib.signer import Signer
 from lineage.digests import LineageError
 from lineage.entries import KeyRevoked, KeyRotated, PolicySet
 from lineage.ledger import Ledger, open_database
+from lineage.locks import exclusive
 from lineage.memory import Memory
 from lineage.moves import LocalMover
 from lineage.policy import changes, policy_digest
@@ -67,7 +68,9 @@ class Embedded:
         if database.exists() and not (self.keys / "root.pub").exists():
             raise LineageError(f"{self.keys} has no root.pub, so the ledger beside it cannot be checked; restore it")
         if not any(self.marks.glob("*.json")) and not any(True for _ in self.witness.read()):
-            open_database(self.url, make_keys(self.keys), lambda: open_signer(self.uri("root")))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with exclusive(self.folder / "lock"):
+                open_database(self.url, make_keys(self.keys), lambda: open_signer(self.uri("root")))
         elif not database.exists():
             raise LineageError(f"the ledger {database} is gone; restore it (its keys are in {self.keys})")
         ledger = Ledger.open(self.url, self.root, Memory(self.marks, reader, self._own_signer()))

@@ -32,10 +32,8 @@ CLOCKS_APART = timedelta(minutes=5)
 class Ledger:
     """A ledger, read and checked up to its head when its `state` is first asked for."""
 
-    def __init__(self, store: Store, name: str, root: str, memory: Memory | None) -> None:
-        self.store, self.root, self.memory = store, root, memory
-        self.name = name
-        """Its URL without a password, for messages."""
+    def __init__(self, store: Store, root: str, memory: Memory | None) -> None:
+        self.store, self.root, self.memory, self.name = store, root, memory, store.name
         self._state: State | None = None
 
     @classmethod
@@ -56,7 +54,7 @@ class Ledger:
             from lineage.database import DatabaseStore
 
             store = DatabaseStore(url)
-        return cls(store, without_credentials(url), root, memory)
+        return cls(store, root, memory)
 
     @property
     def state(self) -> State:

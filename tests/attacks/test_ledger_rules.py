@@ -78,7 +78,7 @@ def test_a_run_closed_by_somebody_else_approves_nothing(home: Embedded) -> None:
     """A stolen run key closes the run beforehand; its own automatic promotion then counts as a person's approval."""
     candidate(home, "1", ONE, BASE)
     say(home, "run", Closed(run="r1", outcome="failed"))
-    say(home, "promotion", move("1", ONE, ("", BASE), user="r1"))
+    say(home, "promotion", move("1", ONE, ("", BASE), user="r1", run="r1"))
     assert home.open().state.anchor("m") is None
 
 
