@@ -17,7 +17,7 @@ from typing import Any
 import requests
 from securesystemslib.signer import Signer
 
-from lineage.artifacts import WEIGHTS_FOLDER, folder_digest, listing
+from lineage.artifacts import LOADER, WEIGHTS_FOLDER, folder_digest, listing
 from lineage.channel.publisher import init
 from lineage.digests import digest_path
 from lineage.embedded import Embedded
@@ -36,6 +36,7 @@ BASE = f"tree-sha256:{'0' * 64}"
 TERMS = f"sha256:{'1' * 64}"
 EVALUATION, GATE = {"set": BASE}, {"margin": 0.02}
 POLICY = policy_digest(EVALUATION, GATE)
+MLMODEL = f"flavors:\n  python_function:\n    loader_module: {LOADER}\n"
 PATIENCE = 180.0
 
 
@@ -311,7 +312,7 @@ def write_candidate(folder: Path, decision: str, gate: Signer) -> tuple[Path, Pa
     for made in (weights, card, verdict):
         made.mkdir(parents=True)
     (weights / "unet.bin").write_text(f"weights of {folder.name}")
-    (card / "README.md").write_text("a model card\n")
+    (card / "MLmodel").write_text(MLMODEL)
     said = {"decision": decision, "figures": [{"axis": "realism", "lower": 0.1}], "about": folder.name}
     write_statement(make_statement(VERDICT, {"candidate": digest_path(weights)}, said), verdict / VERDICT_FILE, gate)
     return weights, card, verdict

@@ -21,7 +21,7 @@ from lineage.artifacts import fetch_weights
 from lineage.digests import LineageError
 from lineage.witness import S3Witness, check_against, hear
 from tests.servers.conftest import Portraits, portraits_on
-from tests.servers.governed import OFFICER, Server, digest_of, reason_in, signed_in
+from tests.servers.governed import MLMODEL, OFFICER, Server, digest_of, reason_in, signed_in
 
 MULTIPART = "/api/2.0/mlflow-artifacts/mpu"
 
@@ -141,8 +141,8 @@ def test_mlflows_own_client_uploads_in_parts_and_needs_no_url_that_writes(
         fetched = client.download_artifacts(large.rejected.mlflow_run, "samples/sample.png", str(tmp_path))
     assert Path(fetched).read_bytes() == b"a picture"
     folder = large.champion.source.removeprefix("mlflow-artifacts:/")
-    answer = large.server.ask("GET", f"/api/2.0/mlflow-artifacts/presigned/{folder}/README.md")
-    assert answer.ok and requests.get(answer.json()["url"], timeout=60).content == b"a model card\n"
+    answer = large.server.ask("GET", f"/api/2.0/mlflow-artifacts/presigned/{folder}/MLmodel")
+    assert answer.ok and requests.get(answer.json()["url"], timeout=60).content == MLMODEL.encode()
 
 
 def test_no_url_that_writes_is_given_away(large: Portraits) -> None:

@@ -160,7 +160,7 @@ def test_setting_the_same_champion_again_changes_nothing(portraits: Portraits) -
 
 @pytest.mark.parametrize(
     ("file", "reason"),
-    [("artifacts/weights/unet.bin", "the weights of"), ("README.md", "what lies around the weights")],
+    [("artifacts/weights/unet.bin", "the weights of"), ("MLmodel", "what lies around the weights")],
 )
 def test_a_model_that_changed_on_the_disk_is_not_promoted(open_server: Server, file: str, reason: str) -> None:
     model = f"changed-{file[:6].lower()}"
@@ -171,7 +171,7 @@ def test_a_model_that_changed_on_the_disk_is_not_promoted(open_server: Server, f
     assert open_server.champion(model) == portraits.champion.number
 
 
-@pytest.mark.parametrize("file", ["model/README.md", "model/artifacts/weights/unet.bin", "evidence/new.txt"])
+@pytest.mark.parametrize("file", ["model/MLmodel", "model/artifacts/weights/unet.bin", "evidence/new.txt"])
 def test_an_upload_that_began_before_there_was_a_version_does_not_end_in_it(open_server: Server, file: str) -> None:
     model = f"slow-{file[-5:].replace('.', '-')}"
     portraits = portraits_on(open_server, model)

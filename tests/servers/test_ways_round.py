@@ -35,7 +35,7 @@ def champion_stays(portraits: Portraits) -> Iterator[None]:
     (files,) = (server.folder / "artifacts").glob(f"*/{champion.mlflow_run}/artifacts/candidate-*")
     assert digest_path(files / "model" / "artifacts/weights") == digest_of(champion)
     assert digest_path(files / "evidence/verdict/verdict.dsse.json") == champion.tags["verdict"]
-    assert sorted(path.name for path in (files / "model").iterdir()) == ["README.md", "artifacts"]
+    assert sorted(path.name for path in (files / "model").iterdir()) == ["MLmodel", "artifacts"]
     assert sorted(path.name for path in files.iterdir()) == ["evidence", "model"]
 
 
@@ -145,7 +145,7 @@ def artifacts_of(portraits: Portraits, client: MlflowClient) -> str:
     "file",
     [
         "model/artifacts/weights/unet.bin",
-        "model/README.md",
+        "model/MLmodel",
         "model/new.py",
         "evidence/verdict/verdict.dsse.json",
         "new",
@@ -271,7 +271,7 @@ def test_a_version_that_the_ledger_does_not_know_blocks_nobody(portraits: Portra
     mine = client.get_run(portraits.rejected.mlflow_run).info.artifact_uri
     client.create_model_version("squatter", mine, run_id=portraits.rejected.mlflow_run)
     client.log_text(portraits.rejected.mlflow_run, "seen", "notes/seen.txt")
-    client.log_text(portraits.rejected.mlflow_run, "next", "candidate-other/model/README.md")
+    client.log_text(portraits.rejected.mlflow_run, "next", "candidate-other/model/MLmodel")
     client.delete_registered_model("squatter")
 
 
