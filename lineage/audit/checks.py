@@ -8,8 +8,9 @@ from io import BytesIO
 from typing import Any
 
 from lineage.artifacts import WEIGHTS_FOLDER, GoneError, folder_digest, weights_digest
-from lineage.audit.examination import VERDICT_PATH, Claim, Examination, UnprovenError, beside, called
+from lineage.audit.examination import VERDICT_PATH, Examination, beside, called
 from lineage.audit.report import LEDGER, STORE, Part
+from lineage.audit.sources import Claim, UnprovenError
 from lineage.closing import CLOSING
 from lineage.digests import PREFIX, LineageError, digest_json
 from lineage.entries import Registered
