@@ -13,13 +13,22 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from securesystemslib.signer import Signer
 
-from lineage.artifacts import Artifacts, Listed, digest_of, folder_digest, listing, weights_digest, without_credentials
+from lineage.artifacts import (
+    Artifacts,
+    Listed,
+    check_loader,
+    digest_of,
+    folder_digest,
+    listing,
+    weights_digest,
+    without_credentials,
+)
 from lineage.digests import LineageError
 from lineage.entries import Action, Judged, LedgerError, Moved, Registered
 from lineage.faults import boundary
@@ -75,6 +84,8 @@ class LocalMover:
     channel: Publisher | None = None
     artifacts: Path | None = None
     """Where ``mlflow-artifacts:`` places lie on this machine."""
+    run: str = ""
+    """The run that promotes its own candidate; empty: a person moves the champion."""
     _checked: dict[str, list[Listed]] = field(default_factory=dict)
     """Digest of a model folder -> its files."""
 
@@ -86,6 +97,7 @@ class LocalMover:
     def move(self, action: Action, version: str, reason: str = "") -> list[str]:
         """See `Mover`."""
         state = self.ledger.refresh()
+        self._checked.clear()
         registered = state.registered(self.model, version)
         if registered is None:
             raise LedgerError(
@@ -106,6 +118,7 @@ class LocalMover:
             verdict=registered.verdict if action == "promote" else "",
             user=self.user,
             reason=reason,
+            run=self.run,
         )
         state.check_move(moved)  # before all its files are read
         if action != "withdraw":
@@ -113,7 +126,12 @@ class LocalMover:
         boundary("before-moved")
         self.ledger.append(moved, self.signer)
         boundary("after-moved")
-        return [f"{what}: done", *self._follow(version)]
+        said = [f"{what}: done", *self._follow(version)]
+        for model, versions in self.ledger.state.versions.items() if action == "withdraw" else ():
+            if model != self.model and any(one.candidate == registered.candidate for one in versions.values()):
+                other = Registry(self.registry.tracking_uri, model)
+                said += replace(self, registry=other, _checked={})._follow(None)
+        return said
 
     def reconcile(self) -> list[str]:
         """See `Mover`."""
@@ -137,9 +155,17 @@ class LocalMover:
         """
         if registered.folder in self._checked:
             return self._checked[registered.folder]
-        what, version = f"version {registered.version} of {self.model}", self._version(registered)
+        version = self._version(registered)
         with self._reader() as reader:
-            files = listing(reader.open(version.source))
+            folder = reader.open(version.source)
+            files = listing(folder)
+            self._compare(registered, version, files)
+            check_loader(folder, files)
+        self._checked[registered.folder] = files
+        return files
+
+    def _compare(self, registered: Registered, version: Version, files: list[Listed]) -> None:
+        what = f"version {registered.version} of {self.model}"
         if weights_digest(files) != registered.candidate:
             raise LineageError(
                 f"the weights of {what} were changed: digest {weights_digest(files)}, the ledger says "
@@ -150,8 +176,6 @@ class LocalMover:
                 f"what lies around the weights of {what} was changed: digest {folder_digest(files)}, the ledger says "
                 f"{registered.folder}; whoever loads the version would run it: restore {version.source}"
             )
-        self._checked[registered.folder] = files
-        return files
 
     def _version(self, registered: Registered) -> Version:
         found = self.registry.version(registered.version)
@@ -235,7 +259,12 @@ class LocalMover:
             return []
         from lineage.announcement import announce
 
-        said = announce(self.ledger, self.model, self.channel, self._released, renew)
+        said: list[str] = []
+        for _ in range(ROUNDS):
+            decided = self.ledger.refresh().decided(self.model)
+            said += announce(self.ledger, self.model, self.channel, self._released, renew)
+            if self.ledger.refresh().decided(self.model) == decided:
+                break  # else what was announced is old: reading a model takes a while
         boundary("after-channel")
         return said
 
@@ -267,10 +296,13 @@ class ServerMover:
 
     url: str
     model: str
+    run: str = ""
+    """As in `LocalMover`."""
 
     def move(self, action: Action, version: str, reason: str = "") -> list[str]:
         """See `Mover`."""
-        return self._ask("/moves", {"action": action, "model": self.model, "version": version, "reason": reason})
+        asked = {"action": action, "model": self.model, "version": version, "reason": reason, "run": self.run}
+        return self._ask("/moves", asked)
 
     def reconcile(self) -> list[str]:
         """See `Mover`."""

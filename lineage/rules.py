@@ -7,7 +7,7 @@ exactly these weights against exactly this incumbent is refused here, whoever as
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
@@ -260,7 +260,8 @@ class State(BaseModel):
         known = self.keys.get(body.key)
         if known is None or known.role == "root":
             raise LedgerError(f"{entry.name}: {body.key[:12]} is no key that can be revoked")
-        known.distrusted, self.revoked = body.since, entry.index
+        known.distrusted = min(body.since, known.distrusted if known.distrusted is not None else body.since)
+        self.revoked = entry.index
         for distrusted in self.keys.values():
             if distrusted.distrusted is not None and distrusted.until is None:
                 distrusted.until = entry.index
@@ -277,9 +278,12 @@ class State(BaseModel):
                 f"run {holder.run} has {body.model} to itself until {holder.expires}; wait for it to end, or close it"
             )
         try:
-            length = datetime.fromisoformat(body.expires) - datetime.fromisoformat(entry.time)
+            expires = datetime.fromisoformat(body.expires)
+            length = expires - datetime.fromisoformat(entry.time)
         except (ValueError, TypeError) as error:
             raise LedgerError(f"{entry.name}: the lease expires at no time: {error}") from error
+        if expires.astimezone(UTC).isoformat(timespec="milliseconds") != body.expires:
+            raise LedgerError(f"{entry.name}: the lease expires at no time: write it as entries write theirs")
         if length > LONGEST_LEASE:
             raise LedgerError(f"{entry.name}: a lease of {length} is longer than {LONGEST_LEASE}")
         self.leases[body.model] = body
@@ -315,8 +319,7 @@ class State(BaseModel):
             return
         champion = Champion(version=body.version, candidate=body.candidate, entry=entry.index)
         self.champions.setdefault(body.model, []).append(champion)
-        # A run promotes its own candidate before it closes; whatever else moves the champion is a person.
-        if body.action != "promote" or self.versions[body.model][body.version].run in self.outcomes:
+        if not body.run:
             self.approved.setdefault(body.model, []).append(champion)
 
     def check_move(self, move: Moved) -> None:

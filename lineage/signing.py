@@ -16,7 +16,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
 from securesystemslib.signer import CryptoSigner, Key, Signature, Signer, SSlibKey
@@ -41,12 +43,12 @@ def make_keys(folder: Path, roles: Iterable[Role] = ROLES) -> dict[str, Key]:
     public: dict[str, Key] = {}
     for role in roles:
         private, shown = folder / f"{role}.pem", folder / f"{role}.pub"
-        if not shown.exists() and private.exists():
-            raise LineageError(f"{shown} is gone, and its private key is there; restore it")
+        if not shown.exists() and not private.exists():
+            _write_private(private, CryptoSigner.generate_ecdsa().private_bytes)
         if not shown.exists():
-            signer = CryptoSigner.generate_ecdsa()
-            write_public(signer.public_key, shown)
-            _write_private(private, signer.private_bytes)
+            # The private half came first, so that a pair is never without it, wherever this ends.
+            made = load_pem_private_key(private.read_bytes(), None)
+            write_public(SSlibKey.from_crypto(made.public_key()), shown)
         public[role] = read_public(shown)
     return public
 
@@ -97,7 +99,7 @@ def read_key(facts: Mapping[str, Any]) -> Key:
         if not isinstance(key, SSlibKey):
             raise ValueError(f"the id of a {key.scheme} key does not follow from its content")
         derived = SSlibKey.from_crypto(key._crypto_key()).keyid
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
         raise LineageError(f"this is not a public key: {error}") from error
     if derived != key.keyid:
         raise LineageError(f"public key {key.keyid} carries another key's id; it should be {derived}")

@@ -176,10 +176,15 @@ def read_checkpoint(content: bytes, keys: Sequence[Key]) -> Checkpoint:
 class Told:
     """What a witness tells about one ledger."""
 
-    latest: Checkpoint | None
-    """The furthest checkpoint that holds."""
+    held: list[Checkpoint]
+    """The checkpoints that hold, each of which the ledger must go on from."""
     unreadable: dict[str, str]
     """Name of what claims to be a checkpoint of this ledger and does not hold -> why."""
+
+    @property
+    def latest(self) -> Checkpoint | None:
+        """The furthest one."""
+        return max(self.held, key=lambda found: found.size, default=None)
 
 
 def hear(witness: Witness, state: State, whole: bool = True) -> Told:
@@ -188,7 +193,7 @@ def hear(witness: Witness, state: State, whole: bool = True) -> Told:
     Args:
         whole: read every checkpoint; False: from the furthest one on, until one holds. There may be one an entry.
     """
-    latest: Checkpoint | None = None
+    held: list[Checkpoint] = []
     unreadable: dict[str, str] = {}
     for name, content in witness.read(state.ledger):
         try:
@@ -199,11 +204,11 @@ def hear(witness: Witness, state: State, whole: bool = True) -> Told:
             continue
         if not name.startswith(found.stem):
             unreadable[name] = f"it is a checkpoint of {found.size} entries of ledger {found.ledger} under another name"
-        elif latest is None or found.size > latest.size:
-            latest = found
+        else:
+            held.append(found)
             if not whole:
                 break
-    return Told(latest, unreadable)
+    return Told(held, unreadable)
 
 
 def checkpoint_keys(state: State) -> list[Key]:
@@ -262,15 +267,14 @@ def verify_entries(entries: Sequence[Entry], root: str, seen: Path | None) -> li
         return [*said, f"consistent up to entry {state.size - 1}; completeness not proven: give a --checkpoint"]
     if seen.is_dir():
         told = hear(FileWitness(seen), state)
-        latest = told.latest
-        if told.unreadable:
-            name, why = next(iter(told.unreadable.items()))
-            raise LedgerError(f"checkpoint {name}: {why}")
     else:
-        latest = read_checkpoint(_head(seen), checkpoint_keys(state))
-    if latest is None:
+        told = Told([read_checkpoint(_head(seen), checkpoint_keys(state))], {})
+    for name, why in told.unreadable.items():
+        raise LedgerError(f"checkpoint {name}: {why}")
+    if (latest := told.latest) is None:
         raise LedgerError(f"{seen} holds no checkpoint of ledger {state.ledger}")
-    check_against(state, lambda index: entry_digest(entries[index]), latest, "the witness")
+    for found in told.held:
+        check_against(state, lambda index: entry_digest(entries[index]), found, "the witness")
     said.append(f"complete up to entry {latest.size - 1}, as the witness saw at {latest.time}")
     if latest.size < state.size:
         said.append(f"entries {latest.size} to {state.size - 1} came after it: nothing shows that none followed them")

@@ -63,6 +63,8 @@ class Move(Asked):
     model: Said
     version: Said
     reason: Annotated[str, StringConstraints(strip_whitespace=True)] = ""
+    run: str = ""
+    """The run that asks to promote its own candidate; empty: a person asks."""
 
     @model_validator(mode="after")
     def _has_reason(self) -> Self:
@@ -108,7 +110,7 @@ def routes(guard: Guard) -> Blueprint:
             require_update(guard.settings, user, asked.model)
         else:
             require_officer(guard.settings, user, asked.action)
-        return jsonify({"said": guard.move(asked.action, asked.model, asked.version, user, asked.reason)})
+        return jsonify({"said": guard.move(asked.action, asked.model, asked.version, user, asked.reason, asked.run)})
 
     @api.post("/policy")
     def policy() -> Answer:

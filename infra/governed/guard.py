@@ -158,7 +158,7 @@ class Guard:
             self._ledger.append(policy, self._signer)
         self._tell_witness()
 
-    def move(self, action: Action, model: str, version: str, user: str, reason: str = "") -> list[str]:
+    def move(self, action: Action, model: str, version: str, user: str, reason: str = "", run: str = "") -> list[str]:
         """Move the champion; who may do so was checked before. Setting the alias ``champion`` asks for ``promote``.
 
         Raises:
@@ -169,6 +169,7 @@ class Guard:
             if registered and action != "withdraw":
                 self.folder_of(registered)
                 self.writes.await_end(registered.mlflow_run)
+            mover.run = run
             said = mover.move(action, version, reason)
         LOG.warning("%s, asked for by %r: %s", model, user, "; ".join(said))  # MLflow's server shows no less
         return said

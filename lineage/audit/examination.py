@@ -9,13 +9,23 @@ Nothing is parsed before its digest was found to be the one that somebody vouche
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from lineage.artifacts import Artifacts, GoneError, Listed, digest_of, listing, reaching, read_file
+from lineage.artifacts import (
+    Artifacts,
+    ChangedError,
+    GoneError,
+    Listed,
+    digest_of,
+    listing,
+    reaching,
+    read_file,
+)
 from lineage.audit.report import LEDGER, STORE, Finding, Part, Registration, Standing
 from lineage.audit.sources import Claim, Sources, UnprovenError, judge
 from lineage.digests import LineageError, digest_bytes
@@ -176,6 +186,7 @@ class Examination:
         if not self.sources.registry:
             raise GoneError("there is no registry to look into")
         with reaching("the registry"):
+            _check_database(self.sources.registry)
             return Registry(self.sources.registry, model)
 
     @once
@@ -306,3 +317,18 @@ def _replay(entries: Sequence[Entry]) -> tuple[State, str]:
         with suppress(LineageError):
             return replay(entries[: state.size]), str(error)
         return State(), str(error)
+
+
+def _check_database(uri: str) -> None:
+    """Refuse an SQLite file that MLflow would fill, or whose tables were exchanged for something without an end."""
+    place = Path(uri.removeprefix("sqlite:///"))
+    if place == Path(uri):
+        return
+    if not place.is_file() or not place.stat().st_size:
+        raise GoneError(f"{place} is empty or not there")
+    with closing(sqlite3.connect(f"{place.as_uri()}?mode=ro", uri=True)) as database:
+        views = database.execute("SELECT name FROM sqlite_master WHERE type = 'view'").fetchall()
+    if views:
+        raise ChangedError(
+            f"{place} has views in the place of tables: {', '.join(str(name) for (name,) in views)[:200]}"
+        )

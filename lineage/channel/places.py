@@ -7,7 +7,6 @@ which the rest of the house uses, has no such operation.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from lineage.locks import exclusive
+
 CHUNK = 64 * 1024
+PATIENCE = 60.0
+"""Seconds to wait for another process, which may be fetching."""
 LARGEST = 64 * 1024 * 1024
 """Bytes of the largest file that a publisher reads."""
 
@@ -146,6 +149,5 @@ def write(path: Path, content: bytes) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file at ``path``; wait while another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with exclusive(path, PATIENCE):
         yield
