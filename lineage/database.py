@@ -60,7 +60,8 @@ class DatabaseStore:
         """
         try:
             made = sql.make_url(url)
-            self.name, dialect = made.set(username=None, password=None).render_as_string(), made.get_backend_name()
+            self.name = without_credentials(made.set(username=None, password=None).render_as_string())
+            dialect = made.get_backend_name()
             if dialect not in DIALECTS:
                 raise LedgerError(f"the ledger {self.name} is in {dialect}; use SQLite or PostgreSQL")
             self.engine = sql.create_engine(url, connect_args={"timeout": PATIENCE} if dialect == "sqlite" else {})

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lineage.entries import LedgerError
+from lineage.digests import LineageError
 
 LONGEST = 15.0
 """Seconds that anybody holds one."""
@@ -21,15 +21,15 @@ def exclusive(path: Path, patience: float = LONGEST) -> Iterator[None]:
     """Hold the lock file at ``path``, made where missing, that nobody but its owner may read.
 
     Raises:
-        LedgerError: it is no file of its own, or somebody else holds it for longer than ``patience`` seconds.
+        LineageError: it is no file of its own, or somebody else holds it for longer than ``patience`` seconds.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise LedgerError(f"the lock {path} cannot be used: {error}") from error
+        raise LineageError(f"the lock {path} cannot be used: {error}") from error
     with os.fdopen(descriptor, "rb+", buffering=0):
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise LedgerError(f"the lock {path} is no file: remove it")
+            raise LineageError(f"the lock {path} is no file: remove it")
         until = time.monotonic() + patience
         while True:
             try:
@@ -37,6 +37,8 @@ def exclusive(path: Path, patience: float = LONGEST) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > until:
-                    raise LedgerError(f"somebody holds the lock {path} for {patience:.0f} s: find and end it") from None
+                    raise LineageError(
+                        f"somebody holds the lock {path} for {patience:.0f} s: find and end it"
+                    ) from None
                 time.sleep(0.02)
         yield

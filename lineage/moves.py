@@ -21,15 +21,18 @@ from securesystemslib.signer import Signer
 
 from lineage.artifacts import (
     Artifacts,
+    ChangedError,
     Listed,
+    UnreachableError,
     check_loader,
     digest_of,
     folder_digest,
     listing,
+    read_file,
     weights_digest,
     without_credentials,
 )
-from lineage.digests import LineageError
+from lineage.digests import LineageError, digest_bytes
 from lineage.entries import Action, Judged, LedgerError, Moved, Registered
 from lineage.faults import boundary
 from lineage.ledger import Ledger
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
 BOUNDARIES = ("before-moved", "after-moved", "after-tags", "after-alias", "after-channel", "after-checkpoint")
 MOVE_PATIENCE = 600.0
 """Seconds: a server reads and checks all weights before it moves."""
+MOST_DOCUMENT = 16 * 2**20
+"""Bytes of a document that the channel hands on."""
 ROUNDS = 10
 """How often the projections are made again because the champion moved meanwhile."""
 
@@ -106,6 +111,8 @@ class LocalMover:
         what, champion = f"{action} of version {version} of {self.model}", state.champion(self.model)
         standing = state.standing(self.model, version)
         if standing == ("withdrawn" if action == "withdraw" else "champion"):
+            if action != "withdraw":
+                self._check_files(registered)  # no alias is set on files that were not looked at
             return [f"{what}: it is {standing} already", *self._follow(version)]
         judged = state.verdicts[registered.verdict]
         moved = Moved(
@@ -136,13 +143,15 @@ class LocalMover:
     def reconcile(self) -> list[str]:
         """See `Mover`."""
         self._checked.clear()
-        said, state = self._follow(None), self.ledger.state
-        champion = state.champion(self.model)
+        state = self.ledger.refresh()
+        champion, said, usable = state.champion(self.model), list[str](), True
         if champion:
             try:
                 self._check_files(state.versions[self.model][champion.version])
             except LineageError as error:
                 said.append(f"the champion, version {champion.version}, cannot be trusted: {error}")
+                usable = isinstance(error, UnreachableError)
+        said += self._follow(None, usable)
         known = state.versions.get(self.model, {})
         strangers = [version.number for version in self.registry.versions() if version.number not in known]
         return said + [f"version {n} of {self.model} is in the registry but not in the ledger" for n in strangers]
@@ -167,12 +176,12 @@ class LocalMover:
     def _compare(self, registered: Registered, version: Version, files: list[Listed]) -> None:
         what = f"version {registered.version} of {self.model}"
         if weights_digest(files) != registered.candidate:
-            raise LineageError(
+            raise ChangedError(
                 f"the weights of {what} were changed: digest {weights_digest(files)}, the ledger says "
                 f"{registered.candidate}; restore them"
             )
         if folder_digest(files) != registered.folder:
-            raise LineageError(
+            raise ChangedError(
                 f"what lies around the weights of {what} was changed: digest {folder_digest(files)}, the ledger says "
                 f"{registered.folder}; whoever loads the version would run it: restore {version.source}"
             )
@@ -198,17 +207,18 @@ class LocalMover:
         with tempfile.TemporaryDirectory() as scratch:
             yield Artifacts(self.registry.tracking_uri, self.artifacts, Path(scratch))
 
-    def _follow(self, moved: str | None) -> list[str]:
+    def _follow(self, moved: str | None, usable: bool = True) -> list[str]:
         """Make tags, aliases and channel repeat the ledger, and tell the witness; gives what had to change.
 
         What does not follow is told and costs nothing: the ledger has decided, and `reconcile` tries again.
 
         Args:
             moved: the version that was moved; None: look at all versions, and vouch for the channel anew.
+            usable: whether the champion's files are what they should be; if not, nobody is to load them by its alias.
         """
         said: list[str] = []
         follows: dict[str, Callable[[], list[str]]] = {
-            "registry": lambda: self._project(moved),
+            "registry": lambda: self._project(moved, usable),
             "channel": lambda: self._publish(renew=moved is None),
             "witness": self._tell_witness,
         }
@@ -220,17 +230,17 @@ class LocalMover:
                 said.append(f"the {name} did not follow the ledger: {reason}; run: triptych reconcile")
         return said
 
-    def _project(self, moved: str | None) -> list[str]:
+    def _project(self, moved: str | None, usable: bool) -> list[str]:
         said: list[str] = []
         for _ in range(ROUNDS):
             state = self.ledger.refresh()
             champion = state.champion(self.model)
-            said += self._project_once(state, moved)
+            said += self._project_once(state, moved, usable)
             if self.ledger.refresh().champion(self.model) == champion:
                 return said
         raise LedgerError(f"the champion of {self.model} moves faster than its alias")
 
-    def _project_once(self, state: State, moved: str | None) -> list[str]:
+    def _project_once(self, state: State, moved: str | None, usable: bool) -> list[str]:
         champion, holder = state.champion(self.model), self.registry.aliases().get(CHAMPION)
         if moved is None:
             versions = self.registry.versions()
@@ -244,7 +254,7 @@ class LocalMover:
             self.registry.tag(version, wrong)
             said += [f"version {version.number}: tag {name} set to {value}" for name, value in wrong.items()]
         boundary("after-tags")
-        wanted = next((v.number for v in versions if champion and v.number == champion.version), None)
+        wanted = next((v.number for v in versions if usable and champion and v.number == champion.version), None)
         if holder != wanted:
             self.registry.point(CHAMPION, wanted)
             was, now = (f"version {number}" if number else "no version" for number in (holder, wanted))
@@ -277,10 +287,13 @@ class LocalMover:
                 top = name.split("/", 1)[0]
                 if top not in registered.evidence:
                     continue
-                place = reader.open(f"{version.evidence}/{top}")
-                if digest_of(listing(place)) != registered.evidence[top]:
-                    raise LineageError(f"evidence {top!r} of version {version.number} was changed: restore it")
-                documents[Path(name).name] = (place / name.partition("/")[2] if "/" in name else place).read_bytes()
+                place, inner = reader.open(f"{version.evidence}/{top}"), name.partition("/")[2]
+                found = listing(place)
+                content = read_file(place / inner if inner else place, MOST_DOCUMENT)
+                known = next((one.digest for one in found if one.name == inner), "")
+                if digest_of(found) != registered.evidence[top] or digest_bytes(content) != known:
+                    raise ChangedError(f"evidence {name!r} of version {version.number} was changed: restore it")
+                documents[Path(name).name] = content
         return version.source, files, documents
 
     def _tell_witness(self) -> list[str]:

@@ -24,6 +24,7 @@ from securesystemslib.exceptions import UnverifiedSignatureError, VerificationEr
 from securesystemslib.signer import CryptoSigner, Key, Signature, Signer, SSlibKey
 
 from lineage.digests import LineageError
+from lineage.locks import exclusive
 
 Role = Literal["root", "run", "gate", "promotion", "witness"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -40,17 +41,19 @@ def make_keys(folder: Path, roles: Iterable[Role] = ROLES) -> dict[str, Key]:
     A private key whose public half exists is never made: it may be kept elsewhere, as the root's should be.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    public: dict[str, Key] = {}
-    for role in roles:
-        private, shown = folder / f"{role}.pem", folder / f"{role}.pub"
-        if not shown.exists() and not private.exists():
-            _write_private(private, CryptoSigner.generate_ecdsa().private_bytes)
-        if not shown.exists():
-            # The private half came first, so that a pair is never without it, wherever this ends.
-            made = load_pem_private_key(private.read_bytes(), None)
-            write_public(SSlibKey.from_crypto(made.public_key()), shown)
-        public[role] = read_public(shown)
-    return public
+    with exclusive(folder / ".lock"):
+        return {role: _make_pair(folder, role) for role in roles}
+
+
+def _make_pair(folder: Path, role: Role) -> Key:
+    private, shown = folder / f"{role}.pem", folder / f"{role}.pub"
+    if not shown.exists() and not private.exists():
+        _write_private(private, CryptoSigner.generate_ecdsa().private_bytes)
+    if not shown.exists():
+        # The private half came first, so that a pair is never without it, wherever this ends.
+        made = load_pem_private_key(private.read_bytes(), None)
+        write_public(SSlibKey.from_crypto(made.public_key()), shown)
+    return read_public(shown)
 
 
 def _write_private(path: Path, content: bytes) -> None:

@@ -147,7 +147,7 @@ def _run(request: Request, force: bool, place: Workspace, context: RunContext, i
     """
     from pipelines.retraining import build_pipeline
 
-    for lost in unclosed(context.records):
+    for lost in unclosed(context):
         close(context.model_copy(update={"id": lost}), request.model, killed=True)
     parameters = {"run": told.model_dump(exclude={"id"}), "force": force, **request.configuration.arguments()}
     try:

@@ -39,6 +39,8 @@ from lineage.stores import API, ConflictError, export
 Answer = tuple[Response, int] | Response
 Said = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Index = Annotated[int, Field(ge=0, lt=2**31)]
+MOST = 2**20
+"""Bytes of a request."""
 FILE = re.compile(r"(metadata|targets)(/[A-Za-z0-9_][A-Za-z0-9_. -]{0,200}){1,9}")
 """Names of files in a channel: no part of one is empty or begins with a dot."""
 
@@ -91,6 +93,10 @@ class Reconciling(Asked):
 def routes(guard: Guard) -> Blueprint:
     """The routes, for MLflow's Flask application, whose authentication then holds for them."""
     api = Blueprint("triptych", __name__, url_prefix=_add_static_prefix(API))
+
+    @api.before_request
+    def bound() -> None:
+        request.max_content_length = MOST  # werkzeug answers 413 beyond it
 
     @api.get("/entries")
     def entries() -> Answer:

@@ -21,13 +21,14 @@ from mlflow.server.handlers import _add_static_prefix
 from mlflow.utils.uri import extract_db_type_from_uri
 
 from infra.governed.api import channel_route, routes
-from infra.governed.artifacts import place
+from infra.governed.artifacts import place, touches
 from infra.governed.guard import Guard
 from infra.governed.identity import NamedUsersOnly
 from infra.governed.settings import Settings, read_settings
 from infra.governed.stores import install
 from lineage.database import DIALECTS
 from lineage.digests import LineageError
+from lineage.signing import SCHEME
 from lineage.stores import API
 
 SERVER = "_MLFLOW_SGI_NAME"
@@ -107,6 +108,7 @@ def check_start() -> None:
     """
     settings = read_settings()
     _check_options()
+    _check_places(settings)
     Guard(settings, "").check_witness()
     if settings.allowed_hosts:
         origins = [f"{scheme}://{host}" for host in settings.allowed_hosts for scheme in ("http", "https")]
@@ -115,6 +117,9 @@ def check_start() -> None:
     # Jobs run what users send, on this machine.
     if os.environ.setdefault(JOBS, "false").lower() not in ("false", "0"):
         raise LineageError(f"{JOBS} is on, but jobs run users' code beside the promotion key; unset it")
+    for variable in ("MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"):
+        if "*" in os.environ.get(variable, ""):
+            raise LineageError(f"{variable} has a '*'; any website could then act for its visitors: name them")
     if settings.authentication == "basic-auth":
         _bootstrap_basic_auth()  # MLflow does it only for its own app of that name
         os.environ["_MLFLOW_AUTH_ADMIN_BOOTSTRAPPED"] = "true"
@@ -130,11 +135,27 @@ def _check_options() -> None:
         raise LineageError("--no-serve-artifacts does not go with it: only what the server writes can be guarded")
     if str(options.get("static_prefix") or "").startswith(("/static", "/health", "/favicon.ico")):
         raise LineageError("--static-prefix begins with a path that MLflow's log-in lets pass; choose another one")
+    for name in ("allowed_hosts", "cors_allowed_origins"):
+        if "*" in str(options.get(name) or ""):
+            raise LineageError(f"--{name.replace('_', '-')} has a '*'; any website could then act for its visitors")
     backend = options.get("backend_store_uri")
     if options.get("registry_store_uri") not in (None, backend):
         raise LineageError("--registry-store-uri must be the backend store: runs and versions belong together")
     if backend:
         _database(backend)
+
+
+def _check_places(settings: Settings) -> None:
+    """Refuse to serve as artifacts what the server keeps for itself."""
+    command = click.get_current_context(silent=True)
+    options = command.params if command else {}
+    served = options.get("artifacts_destination") or os.environ.get(ARTIFACTS_DESTINATION_ENV_VAR) or "./mlartifacts"
+    keys = [key.removeprefix(SCHEME) for key in (settings.promotion_key, settings.witness_key) if SCHEME in key]
+    databases = [settings.ledger, str(options.get("backend_store_uri") or "")]
+    files = [*keys, str(settings.mark), *(u.removeprefix("sqlite:///") for u in databases if u.startswith("sqlite:"))]
+    for kept in (*files, settings.witness, settings.channel):
+        if kept and touches(place(kept, served), place("mlflow-artifacts:/", served)):
+            raise LineageError(f"--artifacts-destination {served} holds {kept}, or lies in it: keep them apart")
 
 
 def _database(uri: str) -> str:

@@ -21,7 +21,9 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry as repositories
 from mlflow.utils.file_utils import local_file_uri_to_path
 
+from infra.governed.settings import Settings
 from infra.governed.writes import Writes
+from lineage.entries import LedgerError
 
 RUN = re.compile(r"/([0-9a-f]{32})/artifacts(?=/|$)")
 """Where MLflow keeps the files of a run, below its experiment's place."""
@@ -72,6 +74,19 @@ class GuardedFolders:
             found = self._place(target)
             self._refuse(next((name for kept, name in self.protected().items() if inside(kept, found)), None), target)
             yield
+
+    def check_location(self, target: str, settings: Settings) -> None:
+        """Refuse to keep an experiment's files where the server keeps its own.
+
+        Raises:
+            LedgerError: on this machine it is not within what is served, or it touches the witness or the channel.
+        """
+        found, served = self._place(target), place("mlflow-artifacts:/", self.destination)
+        if "://" not in found and not inside(found, served):
+            raise LedgerError(f"{target} is on the server's own disk, beside what it serves: choose another location")
+        for kept in (settings.witness, settings.channel):
+            if kept and touches(found, place(kept, self.destination)):
+                raise LedgerError(f"{target} is where the server keeps its witness or channel: choose another location")
 
     def _place(self, target: str) -> str:
         if ".." in _unquoted(target).split("/"):
@@ -186,3 +201,8 @@ class _GuardedWrites:
             "upload through the server",
             error_code=PERMISSION_DENIED,
         )
+
+
+def touches(one: str, other: str) -> bool:
+    """Whether one of two places lies in the other."""
+    return inside(one, other) or inside(other, one)

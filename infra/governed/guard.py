@@ -103,6 +103,11 @@ class Guard:
         with self.state() as state:
             return model in state.versions
 
+    def keeps(self, model: str) -> bool:
+        """Whether a model is governed already, or its policy is pinned, so that it is about to be."""
+        with self.state() as state:
+            return model in state.versions or model in state.policies
+
     def runs(self) -> set[str]:
         """The MLflow runs behind the versions that the ledger knows."""
         with self.state() as state:

@@ -70,9 +70,12 @@ def current_user(settings: Settings) -> str:
     if has_request_context():
         by_proxy = settings.authentication == "header"
         user = request.headers.get(settings.user_header, "") if by_proxy else g.get("mlflow_authenticated_user") or ""
-    if not user.strip():
+    user = user.strip(" ")
+    if not user:
         raise LedgerError("nobody is logged in")
-    return user.strip()
+    if not user.isprintable():
+        raise LedgerError(f"{user!r} is no name of a user")
+    return user
 
 
 def require_officer(settings: Settings, user: str, action: str) -> None:

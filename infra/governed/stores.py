@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, PERMISSION_DENIED
 from mlflow.server import handlers
@@ -81,6 +82,9 @@ class GuardedRegistry(RegistryStore):  # type: ignore[misc]
 
     def create_registered_model(self, name: str, *args: Any, **more: Any) -> Any:
         check_name(name)
+        with refusing():
+            if self.guard.governs(name):
+                raise LedgerError(f"the ledger knows versions of {name}; restore MLflow's database, do not begin anew")
         return super().create_registered_model(name, *args, **more)
 
     def rename_registered_model(self, name: str, new_name: str) -> Any:
@@ -116,7 +120,7 @@ class GuardedRegistry(RegistryStore):  # type: ignore[misc]
 
     def set_model_version_tag(self, name: str, version: str, tag: Any) -> None:
         if tag.key.casefold().startswith(KEPT_TAGS):
-            self._refuse_if_known(name, version, f"its tag {tag.key} repeats the ledger and is not for editing")
+            self._refuse_if_governed(name, f"tag {tag.key} of its versions repeats the ledger and is not for editing")
         super().set_model_version_tag(name, version, tag)
 
     def delete_model_version_tag(self, name: str, version: str, key: str) -> None:
@@ -133,7 +137,7 @@ class GuardedRegistry(RegistryStore):  # type: ignore[misc]
         what = f"version {registered.version} of {registered.model}"
         if not NUMBER.fullmatch(registered.version):
             raise LedgerError(f"{what}: MLflow has no version of this name")
-        columns = SqlModelVersion.storage_location, SqlModelVersion.source, SqlRun.artifact_uri
+        columns = SqlModelVersion.storage_location, SqlModelVersion.source, SqlRun.artifact_uri, SqlRun.lifecycle_stage
         with self.ManagedSessionMaker(read_only=False) as session:  # not from a replica that lags behind
             query = session.query(*columns).join(SqlRun, SqlRun.run_uuid == SqlModelVersion.run_id)
             found = query.filter(
@@ -143,7 +147,9 @@ class GuardedRegistry(RegistryStore):  # type: ignore[misc]
             ).one_or_none()
         if found is None:
             raise LedgerError(f"MLflow has no {what} that run {registered.mlflow_run} made")
-        stored, source, artifacts = found
+        stored, source, artifacts, stage = found
+        if stage != LifecycleStage.ACTIVE:
+            raise LedgerError(f"the run {registered.mlflow_run} behind {what} was deleted; restore it")
         return self._own_folder(what, stored or source, artifacts)
 
     def _own_folder(self, what: str, stored: str, artifacts: str) -> str:
@@ -161,7 +167,7 @@ class GuardedRegistry(RegistryStore):  # type: ignore[misc]
 
     def _refuse_if_governed(self, name: str, why: str) -> None:
         with refusing():
-            if self.guard.governs(name):
+            if self.guard.keeps(name):
                 raise LedgerError(f"the ledger keeps the model {name}: {why}")
 
     def _refuse_if_known(self, name: str, version: str, why: str) -> None:
@@ -178,14 +184,17 @@ class GuardedTracking(TrackingStore):  # type: ignore[misc]
     files: GuardedFolders
 
     def delete_run(self, run_id: str) -> None:
+        of = self.get_experiment(self.get_run(run_id).info.experiment_id).name
         with refusing():
-            if run_id in self.guard.runs():
-                raise LedgerError(f"run {run_id} made versions that the ledger keeps; it cannot be deleted")
+            if run_id in self.guard.runs() or self.guard.keeps(of):
+                raise LedgerError(f"run {run_id} makes versions that the ledger keeps; it cannot be deleted")
         super().delete_run(run_id)
 
     def create_experiment(self, name: str, artifact_location: str | None = None, tags: Any = None) -> Any:
         self._refuse_name(name)
         if artifact_location:
+            with refusing():
+                self.files.check_location(artifact_location, self.guard.settings)
             with self.files.writing(artifact_location):
                 return super().create_experiment(name, artifact_location, tags)
         return super().create_experiment(name, artifact_location, tags)
@@ -210,7 +219,7 @@ class GuardedTracking(TrackingStore):  # type: ignore[misc]
             rows = session.query(SqlRun.run_uuid).filter(SqlRun.experiment_id == int(found.experiment_id))
             runs = {run for (run,) in rows}
         with refusing():
-            if self.guard.governs(found.name) or runs & self.guard.runs():
+            if self.guard.keeps(found.name) or runs & self.guard.runs():
                 raise LedgerError(f"the ledger keeps versions made in the experiment {found.name}: {why}")
 
 

@@ -316,9 +316,9 @@ def test_a_judged_candidate_is_nothing_new_and_other_terms_judge_it_anew(tmp_pat
 def test_a_run_that_was_lost_is_found_and_closed(run: Run) -> None:
     with recording(run.context, "plan", {}) as record:
         record.facts["mlflow_run"] = run.mlflow_run
-    assert unclosed(run.context.records) == [example.RUN]
+    assert unclosed(run.context) == [example.RUN]
     assert close(run.context, "portraits", killed=True) == "failed"
-    assert unclosed(run.context.records) == []
+    assert unclosed(run.context) == []
     assert run.store.client.get_run(run.mlflow_run).info.status == "KILLED"
 
 

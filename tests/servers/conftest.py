@@ -99,3 +99,10 @@ def allow_edits(server: Server, model: str) -> None:
 @pytest.fixture(scope="session")
 def portraits(server: Server) -> Portraits:
     return portraits_on(server, "portraits")
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Server]:
+    """A server of one's own, to be broken."""
+    with governed(tmp_path, settings(tmp_path), workers=1) as server:
+        yield server
