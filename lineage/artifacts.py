@@ -94,11 +94,7 @@ class Artifacts:
         return place
 
     def names(self, uri: str) -> set[str]:
-        """The names of what lies directly in the folder at ``uri``.
-
-        Raises:
-            GoneError, UnreachableError: as `open`.
-        """
+        """The names of what lies directly in the folder at ``uri``; raises as `open` does."""
         place = self._in_place(uri)
         with reaching(uri):
             return {entry.name for entry in os.scandir(place)} if place else self._listed(uri)
@@ -129,9 +125,7 @@ class Artifacts:
 
     def _check_remote(self, uri: str) -> None:
         if not self.remote:
-            raise UnreachableError(
-                f"{without_credentials(uri)} lies elsewhere, and nothing is fetched unless asked for"
-            )
+            raise UnreachableError(f"{without_credentials(uri)} lies elsewhere; nothing is fetched unless asked for")
 
     def _listed(self, uri: str) -> set[str]:
         from mlflow.artifacts import list_artifacts

@@ -8,8 +8,9 @@ from io import BytesIO
 from typing import Any
 
 from lineage.artifacts import WEIGHTS_FOLDER, GoneError, check_loader, folder_digest, weights_digest
-from lineage.audit.examination import VERDICT_PATH, Claim, Examination, UnprovenError, beside, called
+from lineage.audit.examination import VERDICT_PATH, Examination, beside, called
 from lineage.audit.report import LEDGER, STORE, Part
+from lineage.audit.sources import Claim, UnprovenError
 from lineage.closing import CLOSING
 from lineage.digests import PREFIX, LineageError, digest_json
 from lineage.entries import Registered
@@ -176,8 +177,9 @@ def _check_model(x: Examination, version: Registered) -> None:
         x.claim(Claim(f"the model folder of {of}", folder_digest(files), STORE, "weights"))
         for one in files:
             x.claim(Claim(f"{one.name.replace(WEIGHTS_FOLDER, 'weights')} of {of}", one.digest, STORE, "weights"))
-    with x.checking("weights", f"the loader of {of}", "it is ours, and no code lies beside it"):
-        check_loader(x.artifacts.open(x.stored(version).source), files)
+    if x.agree(f"the model folder of {of}"):
+        with x.checking("weights", f"the loader of {of}", "it is ours, and no code lies beside it"):
+            check_loader(x.artifacts.open(x.stored(version).source), files)
 
 
 def _evaluation(x: Examination, version: Registered, content: bytes) -> Said:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from lineage.audit import checks
 from lineage.audit.data import MOST_PICTURE, check_pictures, data_of
-from lineage.audit.examination import Examination, Sources, called
+from lineage.audit.examination import Examination, called
 from lineage.audit.report import Ledger, Report, Use, Version
 from lineage.audit.resolve import Target, UnknownError, resolve, use
+from lineage.audit.sources import Sources
 from lineage.digests import LineageError
 from lineage.entries import Registered
 from lineage.records import StepRecord

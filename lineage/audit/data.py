@@ -10,8 +10,9 @@ from typing import Any, get_args
 
 from lineage.artifacts import ChangedError, GoneError, UnreachableError, read_file, regular
 from lineage.audit.checks import MOST_TABLE, MOST_UNPACKED, NAMED
-from lineage.audit.examination import Claim, Examination, UnprovenError, beside, judge, once
+from lineage.audit.examination import Examination, beside, once
 from lineage.audit.report import Data, Finding, Picture, Standing
+from lineage.audit.sources import Claim, UnprovenError, judge
 from lineage.digests import digest_bytes, manifest_digest
 from lineage.entries import Registered
 from lineage.pictures import PARQUET, PictureError, manifest_rows, read_bytes, trained_on
@@ -93,7 +94,7 @@ def _read_picture(uri: str, cells: _Cells, remote: bool) -> bytes:
         if scheme == f"{PARQUET}file":
             return cells.read(place)
         if not remote:
-            raise UnprovenError(f"it lies at {uri}, and nothing is fetched unless asked for")
+            raise UnprovenError(f"it lies at {uri}; nothing is fetched unless asked for")
         return read_bytes(uri)
     except GoneError as error:
         raise GoneError(f"{uri} is not there any more; its digest and rights stand in the manifest") from error

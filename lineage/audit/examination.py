@@ -12,26 +12,24 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from lineage.artifacts import (
     Artifacts,
     ChangedError,
     GoneError,
     Listed,
-    UnreachableError,
     digest_of,
     listing,
     reaching,
     read_file,
 )
 from lineage.audit.report import LEDGER, STORE, Finding, Part, Registration, Standing
+from lineage.audit.sources import Claim, Sources, UnprovenError, judge
 from lineage.digests import LineageError, digest_bytes
 from lineage.entries import Entry, Judged, Moved, PolicySet, Registered, entry_digest
-from lineage.memory import Memory
 from lineage.records import StepRecord
 from lineage.registry import Registry, Version
 from lineage.rules import State, extend, replay
@@ -43,48 +41,6 @@ PARTS: dict[str, Part] = {"validated": "data", "scores": "evaluation", "verdict"
 """What a piece of evidence is about; the rest is about the version."""
 VERDICT_PATH = f"verdict/{VERDICT_FILE}"
 Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-class UnprovenError(LineageError):
-    """Neither proof nor alarm."""
-
-
-class Claim(NamedTuple):
-    """``by`` says that ``subject`` has ``value``, mostly a digest."""
-
-    subject: str
-    value: str
-    by: str
-    part: Part
-    kind: str = ""
-    """What an answer about ``value`` calls it: weights, record, evidence, ...; empty: nobody asks about it."""
-    how: str = ""
-    """What the version or run below has to do with it."""
-    version: Registered | None = None
-    run: str = ""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where the evidence is. Whatever is left out is reported as missing, or as not proven."""
-
-    entries: Sequence[Entry]
-    """The ledger, or an export of it; not yet checked."""
-    root: str = ""
-    """Id of the root key that must have opened it."""
-    records: str = ""
-    """Where the records are: a folder, or a URI that MLflow reads."""
-    registry: str = ""
-    """Tracking URI of the MLflow server or store."""
-    model: str = ""
-    """The model that a bare number means."""
-    artifacts: Path | None = None
-    """Where ``mlflow-artifacts:`` places lie on this machine, so that no server has to be asked."""
-    checkpoints: Sequence[tuple[str, bytes]] = ()
-    """Name and content of the signed checkpoints that a witness has."""
-    mark: Memory | None = None
-    remote: bool = False
-    """Whether evidence and images that do not lie on this machine are fetched."""
 
 
 def once(method: Method) -> Method:
@@ -103,16 +59,6 @@ def once(method: Method) -> Method:
         return x.known[key]
 
     return cast(Method, found)
-
-
-def judge(error: Exception) -> tuple[Standing, str]:
-    """What it shows about evidence that reading it ended so."""
-    if isinstance(error, GoneError | UnreachableError):
-        return "missing", str(error)
-    if isinstance(error, LineageError):
-        return "not proven" if isinstance(error, UnprovenError) else "does not hold", str(error)
-    # Whatever hostile evidence leads the library that reads it to, MemoryError and RecursionError among it.
-    return "does not hold", f"it cannot be read: {type(error).__name__}: {error}"[:1000]
 
 
 class Examination:

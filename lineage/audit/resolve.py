@@ -9,8 +9,9 @@ from pathlib import Path
 
 from lineage.artifacts import read_file
 from lineage.audit.data import HELD_OUT, MOST_PICTURE, data_of
-from lineage.audit.examination import Claim, Examination, beside, called
+from lineage.audit.examination import Examination, beside, called
 from lineage.audit.report import Picture, Use
+from lineage.audit.sources import Claim
 from lineage.digests import PREFIX, TREE, LineageError, digest_file
 from lineage.entries import Registered
 from lineage.registry import CHAMPION

@@ -46,13 +46,13 @@ def test_a_thief_who_renews_a_stolen_key_does_not_escape_its_revocation(home: Em
     theft = say(home, "run", recorded("forged")).index
     ledger = home.open()
     ledger.append(KeyRotated(of="run", old=stolen.public_key.keyid, new=key_facts(his.public_key)), stolen)
-    ledger.append(recorded("forged again"), his)
+    ledger.append(recorded("forged-again"), his)
     say(home, "root", KeyRevoked(key=stolen.public_key.keyid, since=theft, reason="stolen"))
     state = home.open().state
     assert state.records == {"r1": {"plan": BASE}}
     assert set(state.void) == {theft, theft + 1, theft + 2}
     with pytest.raises(LedgerError, match="retired"):
-        home.open().append(recorded("once more"), his)
+        home.open().append(recorded("once-more"), his)
     with pytest.raises(LedgerError, match="no run key counts"):
         state.key_of("run")
     ours = CryptoSigner.generate_ecdsa()

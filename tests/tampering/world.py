@@ -35,7 +35,9 @@ def build(folder: Path) -> World:
     world.retrain("run-1", [0, 1, 5], 0.3)
     world.retrain("run-2", [1, 2, 5], 0.3, incumbent=world.candidates["1"])
     world.retrain("run-3", [2, 5], -0.4, incumbent=world.candidates["2"], promote=False)
-    leased = Leased(model=MODEL, run="run-4", expires=(datetime.now(UTC) + timedelta(hours=1)).isoformat())
+    leased = Leased(
+        model=MODEL, run="run-4", expires=(datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="milliseconds")
+    )
     home.open("tests").append(leased, open_signer(home.uri("run")))
     home.checkpoint()
     assert world.audit("2").holds
