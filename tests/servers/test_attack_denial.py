@@ -7,6 +7,7 @@ import json
 import time
 from threading import Thread
 
+import pytest
 import requests
 
 from infra.governed.writes import Writes
@@ -45,6 +46,7 @@ def test_a_large_unsigned_entry_of_a_reader_keeps_all_others_out(basic_server: S
     assert answers[0].status_code in (400, 413), f"{len(content)} bytes were read; others waited {longest:.1f} s"
 
 
+@pytest.mark.xfail(strict=True, reason="open: requests that wait take threads; docs/governed-server.md says so")
 def test_moves_that_wait_leave_no_thread_for_anybody(victim: Server) -> None:
     pin_policy(victim, "portraits")
     version = Pipeline(victim).candidate("portraits", "first")
@@ -68,6 +70,7 @@ def test_moves_that_wait_leave_no_thread_for_anybody(victim: Server) -> None:
     assert answered
 
 
+@pytest.mark.xfail(strict=True, reason="open: requests that wait take threads; docs/governed-server.md says so")
 def test_an_upload_into_another_run_keeps_a_move_waiting(victim: Server) -> None:
     # Locks go by two digits of whatever looks like a run in a path, in any experiment: six clients that upload
     # 24 MB each, into runs that do not exist, held a promotion for 12 s, and it fails after 120.
