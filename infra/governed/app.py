@@ -152,12 +152,8 @@ def _check_places(settings: Settings) -> None:
     served = options.get("artifacts_destination") or os.environ.get(ARTIFACTS_DESTINATION_ENV_VAR) or "./mlartifacts"
     keys = [key.removeprefix(SCHEME) for key in (settings.promotion_key, settings.witness_key) if SCHEME in key]
     databases = [settings.ledger, str(options.get("backend_store_uri") or "")]
-    files = [
-        *keys,
-        str(settings.mark),
-        str(settings.mark.with_suffix(".writes")),
-        *(u.removeprefix("sqlite:///") for u in databases if u.startswith("sqlite:")),
-    ]
+    mark = [str(settings.mark), str(settings.mark.with_suffix(".writes"))]
+    files = [*keys, *mark, *(u.removeprefix("sqlite:///") for u in databases if u.startswith("sqlite:"))]
     for kept in (*files, settings.witness, settings.channel):
         if kept and touches(place(kept, served), place("mlflow-artifacts:/", served)):
             raise LineageError(f"--artifacts-destination {served} holds {kept}, or lies in it: keep them apart")

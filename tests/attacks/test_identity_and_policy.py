@@ -39,9 +39,7 @@ def test_a_folder_called_like_a_digest_is_not_taken_for_what_has_the_digest(
     assert read_evaluation_set
 
 
-@pytest.mark.xfail(
-    strict=True, reason="open: an MLflow run is found by a tag that anybody can set; docs/threat-model.md"
-)
+@pytest.mark.xfail(strict=True, reason="open: MLflow runs are found by a tag that anybody sets; docs/threat-model.md")
 def test_an_mlflow_run_that_somebody_tagged_is_not_taken_for_a_runs_own(tmp_path: Path) -> None:
     """The newest run with the tag counts; whoever may create runs has a retried step upload into his."""
     store = World(tmp_path).store
@@ -52,9 +50,7 @@ def test_an_mlflow_run_that_somebody_tagged_is_not_taken_for_a_runs_own(tmp_path
     assert store.open_run("run-1") == own
 
 
-@pytest.mark.xfail(
-    strict=True, reason="open: an MLflow run is found by a tag that anybody can set; docs/threat-model.md"
-)
+@pytest.mark.xfail(strict=True, reason="open: MLflow runs are found by a tag that anybody sets; docs/threat-model.md")
 def test_an_mlflow_run_that_somebody_tagged_is_not_closed_in_place_of_a_runs_own(tmp_path: Path) -> None:
     store = World(tmp_path).store
     own = store.open_run("run-1")
