@@ -1,8 +1,8 @@
 """What one reader remembers of a ledger: how long it was, and what it added up to.
 
 The high-water mark refuses a ledger that is shorter than it was, or another one. The remembered state spares reading
-and checking a long ledger anew in every process of a run. It is signed with the reader's own key, so that whoever may
-write the file cannot have the reader believe anything.
+and checking a long ledger anew in every process of a run. It counts with the signature of the run key that the root
+named when it opened the ledger, so that whoever may write files here cannot have the reader believe anything.
 """
 
 from __future__ import annotations
