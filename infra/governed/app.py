@@ -109,7 +109,9 @@ def check_start() -> None:
     settings = read_settings()
     _check_options()
     _check_places(settings)
-    Guard(settings, "").check_witness()
+    guard = Guard(settings, "")
+    guard.check_witness()
+    guard.writes.clear()
     if settings.allowed_hosts:
         origins = [f"{scheme}://{host}" for host in settings.allowed_hosts for scheme in ("http", "https")]
         os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(settings.allowed_hosts)

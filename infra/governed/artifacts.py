@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import posixpath
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -25,8 +24,6 @@ from infra.governed.settings import Settings
 from infra.governed.writes import Writes
 from lineage.entries import LedgerError
 
-RUN = re.compile(r"/([0-9a-f]{32})/artifacts(?=/|$)")
-"""Where MLflow keeps the files of a run, below its experiment's place."""
 PROXIED = "/mlflow-artifacts/artifacts/"
 
 
@@ -62,7 +59,7 @@ class GuardedFolders:
             MlflowException: it is one (HTTP 403).
         """
         found = self._place(target)
-        with self.writes.into(RUN.findall(found)):
+        with self.writes.into(found):
             kept = self.protected()
             self._refuse(next((kept[above] for above in _upwards(found) if above in kept), None), target)
             yield

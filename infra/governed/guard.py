@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any
 
 from infra.governed.settings import Settings
@@ -23,6 +23,8 @@ from lineage.rules import State
 from lineage.witness import Checkpoint, WitnessWriter, check_against, hear, open_witness
 
 LOG = logging.getLogger(__name__)
+MOST_MOVES = 10
+"""At once in one worker, which answers requests in 40 threads."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Guard:
         self.witness = LoggedWitness(
             open_witness(settings.witness), self._ledger.signer("witness", settings.witness_key)
         )
+        self._moves = BoundedSemaphore(MOST_MOVES)
         self.writes = Writes(settings.mark.with_suffix(".writes"))
         self._channel: Publisher | None = None
         if settings.channel:
@@ -169,13 +172,14 @@ class Guard:
         Raises:
             LineageError: it may not be, with the reason.
         """
-        with self._mover(model, user) as mover:
-            registered = mover.ledger.refresh().registered(model, version)
+        with self._few_at_once():
+            with self.state() as state:
+                registered = state.registered(model, version)
             if registered and action != "withdraw":
-                self.folder_of(registered)
-                self.writes.await_end(registered.mlflow_run)
-            mover.run = run
-            said = mover.move(action, version, reason)
+                self.writes.await_end(self.folder_of(registered))
+            with self._mover(model, user) as mover:
+                mover.run = run
+                said = mover.move(action, version, reason)
         LOG.warning("%s, asked for by %r: %s", model, user, "; ".join(said))  # MLflow's server shows no less
         return said
 
@@ -187,8 +191,18 @@ class Guard:
         """
         if not self.governs(model):
             raise LedgerError(f"the ledger knows no version of a model {model}")
-        with self._mover(model, user) as mover:
+        with self._few_at_once(), self._mover(model, user) as mover:
             return mover.reconcile()
+
+    @contextmanager
+    def _few_at_once(self) -> Iterator[None]:
+        """Refuse moves beyond `MOST_MOVES`: each takes a thread of the worker, for as long as a model is read."""
+        if not self._moves.acquire(blocking=False):
+            raise LedgerError(f"{MOST_MOVES} moves are under way here already; ask again later")
+        try:
+            yield
+        finally:
+            self._moves.release()
 
     @contextmanager
     def _mover(self, model: str, user: str) -> Iterator[LocalMover]:

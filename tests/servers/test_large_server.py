@@ -183,7 +183,7 @@ def test_a_move_waits_for_what_is_being_uploaded_into_its_run(large_server: Serv
     portraits = portraits_on(large_server, "waiting")
     writes = Writes(large_server.folder / "mark.writes")
     with ThreadPoolExecutor(1) as other:
-        with writes.into([portraits.next.mlflow_run]):
+        with writes.into(portraits.next.source.replace("mlflow-artifacts:", "s3://artifacts/models")):
             asked = other.submit(large_server.set_alias, "waiting", portraits.next.number)
             time.sleep(3)
             assert not asked.done()
