@@ -18,7 +18,7 @@ from tests.channel.worlds import World
 RECORD = {
     "run": "r1", "step": "plan", "started": "2026-01-01T00:00:00.000+00:00", "ended": None, "facts": {}, "user": "u",
     "code": "", "packages": "", "image": None, "commit": "", "inputs": {}, "outputs": {}, "error": None,
-    "host": {}, "parameters": {},
+    "host": {"python": "3.11", "platform": "Linux"}, "parameters": {},
 }  # fmt: skip
 
 

@@ -272,9 +272,9 @@ def test_a_pipe_or_a_device_in_a_files_place_holds_no_reader(one: World) -> None
     for replace in (os.mkfifo, lambda at: at.symlink_to("/dev/zero"), Path.mkdir):
         shutil.move(path, one.folder / "timestamp")
         replace(path)
-        with pytest.raises(ChannelError, match="no regular file"):
+        with pytest.raises(ChannelError, match=r"no regular file|leads out of the channel"):
             one.version()
-        with pytest.raises(ChannelError, match="no regular file"):
+        with pytest.raises(ChannelError, match=r"no regular file|leads out of the channel"):
             one.publish(champion("2"))
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         shutil.move(one.folder / "timestamp", path)
