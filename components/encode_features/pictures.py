@@ -8,10 +8,9 @@ from pathlib import Path
 
 from PIL import ImageOps
 
-from training.buckets import Size, nearest
-from training.encoding import Corpus, encode
-from training.features_info import FeaturesInfo
-from training.pictures import corpus_digest, open_picture, training_rows
+from training.encode.encoding import Corpus, encode
+from training.encode.features_info import FeaturesInfo
+from training.encode.pictures import Size, corpus_digest, nearest, open_picture, training_rows
 from training.settings import TrainingSettings
 
 READERS = 8

@@ -28,8 +28,8 @@ def fine_tune(
     from components.fine_tune.candidate import fetch_candidate, train_candidate
     from components.fine_tune.settings import TrainJobSettings
     from lineage.records import recording
+    from training.launch.watching import MlflowRun
     from training.settings import TrainingSettings
-    from training.watching import MlflowRun
 
     outputs = Path(candidate.path), Path(curves.path), Path(training_record.path)
     with recording(run, "fine-tune", parameters=training) as record:

@@ -18,15 +18,15 @@ from components.fine_tune.pod_log import PodLog
 from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainer_api import COMPLETE, FAILED, Job, Taken, TrainerApi
 from lineage.digests import digest_path, hex_of
-from training.curves import CurvePoint
 from training.errors import StorageError, TrainingError
-from training.job import POINT, pictures_beside
-from training.launch import LINES_KEPT, RECORD, TrainingRecord
-from training.node import CANDIDATE, CHECKPOINTS, CURVES, PICTURES, REQUEST, Request, input_digests
-from training.processes import termination_as_exit
+from training.launch.launch import LINES_KEPT, RECORD, TrainingRecord
+from training.launch.node import CANDIDATE, CHECKPOINTS, CURVES, PICTURES, REQUEST, Request, input_digests
+from training.launch.processes import termination_as_exit
+from training.launch.transfer import Place
+from training.launch.watching import MlflowCurves, MlflowRun, Terminal
 from training.settings import TrainingSettings
-from training.transfer import Place
-from training.watching import MlflowCurves, MlflowRun, Terminal
+from training.train.curves import CurvePoint
+from training.train.job import POINT, pictures_beside
 
 
 def job_name(run: str) -> str:

@@ -14,11 +14,11 @@ import pytest
 from lineage.digests import digest_path
 from tests.training.conftest import World
 from tests.training.forked import Run, run_all
-from training.checkpoints import Manifest, begin, finish, newest, newest_whole
-from training.curves import read_points
 from training.errors import TrainingError
-from training.launch import run_identity
+from training.launch.launch import run_identity
 from training.settings import TrainingSettings
+from training.train.checkpoints import Manifest, begin, finish, newest, newest_whole
+from training.train.curves import read_points
 
 KINDS: dict[str, dict[str, Any]] = {
     "zero 2": {"zero_stage": 2},

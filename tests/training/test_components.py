@@ -16,9 +16,9 @@ from lineage.records import read_records
 from tests.runs import run_context
 from tests.training.conftest import Trained, World
 from tests.training.tiny import save_validated
-from training.curves import read_points
 from training.errors import TrainingError
-from training.watching import MlflowCurves, MlflowRun
+from training.launch.watching import MlflowCurves, MlflowRun
+from training.train.curves import read_points
 
 
 def test_encode_features_runs_as_a_step_and_leaves_its_record(world: World, tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from tests.training.tiny_families import save_flux, save_qwen_image, save_sd3, save_sd3_with_t5
 from training.errors import TrainingError
-from training.export import export_candidate
 from training.families import family_of
 from training.families.family import Family
-from training.samples import SampleGrid
 from training.settings import SampleSettings, SupervisionSettings, TrainingSettings
-from training.supervision import Tap
+from training.teach.supervision import Tap
+from training.train.export import export_candidate
+from training.train.samples import SampleGrid
 
 BUNDLES: dict[str, Callable[[Path], Path]] = {
     "sd3": save_sd3,

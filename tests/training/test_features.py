@@ -16,10 +16,10 @@ from components.encode_features.pictures import encode_pictures
 from lineage.digests import digest_path
 from tests.training.conftest import World
 from tests.training.tiny import NO_T5, save_teacher, save_validated
+from training.encode.features import Features
+from training.encode.features_info import check_features, read_info
 from training.errors import TrainingError
 from training.families import family_of
-from training.features import Features
-from training.features_info import check_features, read_info
 from training.settings import SupervisionSettings
 
 

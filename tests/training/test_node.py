@@ -14,9 +14,9 @@ from fsspec.implementations.memory import MemoryFile
 
 from tests.training.conftest import World
 from training.errors import TrainingError
-from training.node import REQUEST, Request, input_digests, run_node
-from training.topology import Topology
-from training.transfer import Place
+from training.launch.node import REQUEST, Request, input_digests, run_node
+from training.launch.topology import Topology
+from training.launch.transfer import Place
 
 TOLD = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "job-node-0-0.job", "PET_MASTER_PORT": "29500"}
 
@@ -57,7 +57,7 @@ def test_a_node_with_other_inputs_trains_nothing(world: World, tmp_path: Path, w
 
 
 def test_a_node_without_a_request_says_so_and_ends_with_1(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "training.node", "--place", str(tmp_path)]
+    command = [sys.executable, "-m", "training.launch.node", "--place", str(tmp_path)]
     ended = subprocess.run(command, env=os.environ | TOLD, capture_output=True, text=True)
     assert ended.returncode == 1
     assert f"training failed: there is no {REQUEST} at {tmp_path}" in ended.stderr

@@ -21,22 +21,23 @@ from lineage.digests import digest_path
 from tests.training.conftest import World
 from tests.training.tiny import save_validated
 from tests.training.tiny_families import save_flux, save_qwen_image
-from training import encoding, frozen, phrases
+from training.encode import encoding, frozen
+from training.encode.features import Features
 from training.errors import TrainingError
 from training.families import family_of
 from training.families.family import Encoders
-from training.features import Features
-from training.model import Batches, SupervisedTransformer
 from training.settings import SupervisionSettings, TrainingSettings
-from training.structure import StructureModel
-from training.supervision import Phase
-from training.teacher import Teacher
+from training.teach import phrases
+from training.teach.structure import StructureModel
+from training.teach.supervision import Phase
+from training.teach.teacher import Teacher
+from training.train.model import Batches, SupervisedTransformer
 
 ENCODE = """
 import sys
 from pathlib import Path
 from components.encode_features import pictures
-from training import encoding
+from training.encode import encoding
 from training.settings import TrainingSettings
 
 encoding.SHARD_ROWS = 4

@@ -16,15 +16,13 @@ from components.encode_features.pictures import encode_pictures
 from examples.avatars.portraits import CORE, VALUES, Portrait
 from tests.training.conftest import World
 from tests.training.tiny import save_teacher
-from training.draws import partners
+from training.encode.features import Features
 from training.errors import TrainingError
 from training.families import family_of
-from training.features import Features
-from training.model import Batches, SupervisedTransformer
-from training.phrases import Phrasebook
 from training.settings import SupervisionSettings
-from training.structure import pool_tokens
-from training.supervision import (
+from training.teach.phrases import Phrasebook
+from training.teach.structure import pool_tokens
+from training.teach.supervision import (
     Phase,
     Tap,
     default_tap,
@@ -32,8 +30,9 @@ from training.supervision import (
     local_losses,
     schedule,
 )
-from training.targets import Target, align, centred
-from training.teacher import Teacher
+from training.teach.targets import Target, align, centred, partners
+from training.teach.teacher import Teacher
+from training.train.model import Batches, SupervisedTransformer
 
 AVATARS = Path(__file__).parents[2] / "examples" / "avatars"
 

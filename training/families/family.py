@@ -7,6 +7,7 @@ model, so conditioning in training is what it is in sampling. Imports nothing he
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lineage.digests import digest_json, digest_path
-from training.draws import shift_factor
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -286,3 +286,22 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None
                 f"the weights at {folder} {what} {', '.join(names[:3])}{more}; fetch the base model again, or name one "
                 "that is whole"
             )
+
+
+def shift_factor(scheduler: Mapping[str, Any], tokens: int) -> float:
+    """The factor s by which a flow-matching scheduler moves noise levels: σ = s u / (1 + (s - 1) u).
+
+    A static shift is s itself. A dynamic one computes μ from the number of image tokens, as the pipelines of
+    diffusers do, and is s = exp(μ), or μ where its ``time_shift_type`` is linear. (Esser et al., arXiv 2403.03206,
+    section 5.3.2.) A scheduler's ``shift_terminal`` depends on the number of sampling steps and plays no part here.
+
+    Args:
+        scheduler: the scheduler's configuration.
+        tokens: image tokens of one picture.
+    """
+    if not scheduler.get("use_dynamic_shifting"):
+        return float(scheduler.get("shift", 1.0))
+    few, many = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
+    low, high = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
+    mu = low + (high - low) * (tokens - few) / (many - few)
+    return float(mu if scheduler.get("time_shift_type") == "linear" else math.exp(mu))

@@ -26,18 +26,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from lineage.digests import code_digest, digest_path, packages_digest
-from training.checkpoints import RunIdentity
-from training.curves import CurvePoint
-from training.deepspeed_config import deepspeed_config
+from training.encode.features_info import check_features
 from training.errors import STOP_FILE, Stopped, TrainingError
 from training.families import family_of
-from training.features_info import check_features
-from training.fine_tune import TETHER
-from training.job import JOB, PICTURE, POINT, RESULT, Job
-from training.processes import child, python_environment, termination_as_exit
+from training.launch.processes import child, python_environment, termination_as_exit
+from training.launch.topology import ALONE, Topology
+from training.launch.watching import MlflowCurves, MlflowRun, Terminal
 from training.settings import TrainingSettings
-from training.topology import ALONE, Topology
-from training.watching import MlflowCurves, MlflowRun, Terminal
+from training.train.checkpoints import CODE, RunIdentity
+from training.train.curves import CurvePoint
+from training.train.deepspeed_config import deepspeed_config
+from training.train.job import JOB, PICTURE, POINT, RESULT, Job
+from training.train.process import TETHER
 
 RECORD = "training.json"
 LINES_KEPT = 40
@@ -65,7 +65,7 @@ class TrainingRecord(BaseModel):
     teacher: str | None
     """Digest of the teacher's folder; None: no teacher was used."""
     code: str
-    """Digest of the code of this room."""
+    """Digest of the sources that decide the weights (`training.train.checkpoints.CODE`)."""
     packages: str
     """Digest of the names and versions of everything installed."""
     settings: dict[str, Any]
@@ -82,7 +82,7 @@ class TrainingRecord(BaseModel):
     versions: dict[str, str]
     machine: str
     target: dict[str, float]
-    """How decided the supervision's target is over the corpus (`training.targets.AlignmentReport`)."""
+    """How decided the supervision's target is over the corpus (`training.teach.targets.AlignmentReport`)."""
     final: CurvePoint
     """Last point of the loss curves."""
     resumed_from: int
@@ -199,7 +199,7 @@ def run_identity(settings: TrainingSettings, features_dir: Path) -> RunIdentity:
         settings=settings.deciding(),
         features=digest_path(features_dir),
         base_model=digest_path(settings.base_model),
-        code=code_digest("training"),
+        code=code_digest(*CODE),
         packages=packages_digest(),
     )
 
@@ -227,7 +227,7 @@ def _write_job(folder: Path, job: Job, topology: Topology = ALONE) -> None:
 def _run(folder: Path, job: Job, curves: MlflowCurves, topology: Topology, terminal: Terminal) -> None:
     """Start the processes and watch them to their end."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml")]
-    command += ["-m", "training.fine_tune", "--job", str(folder)]
+    command += ["-m", "training.train.process", "--job", str(folder)]
     stop = folder / "stop"
     told = {TETHER: "1", STOP_FILE: str(stop)}
     environment = topology.environment(python_environment(job.settings.threads_per_process) | told)

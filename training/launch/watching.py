@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lineage.progress import report
-from training.curves import CurvePoint
 from training.settings import TrainingSettings
+from training.train.curves import CurvePoint
 
 
 @dataclass(frozen=True)

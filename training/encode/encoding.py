@@ -1,8 +1,8 @@
 """Encoding: from pictures and captions to the features folder, each picture read once.
 
-Which features are kept is a setting. What is kept goes into shards (`training.shelf`); a second try takes up what
-the first one finished. The disk that all of it needs is reckoned from one blank picture and the longest texts before
-anything is written.
+Which features are kept is a setting. What is kept goes into shards (`training.encode.shelf`); a second try takes
+up what the first one finished. The disk that all of it needs is reckoned from one blank picture and the longest texts
+before anything is written.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from PIL import Image
 
 from lineage.digests import code_digest, digest_file, digest_json, digest_path, packages_digest
 from lineage.progress import track
+from training.encode.features import CORPUS, Features
+from training.encode.features_info import FeaturesInfo, longest_text, needed_parts, structure_of, write_info
+from training.encode.frozen import Frozen, Tensors, fitted, pictures_at_once
+from training.encode.shelf import Shelf, links
 from training.errors import TrainingError
 from training.families import family_of
-from training.features import CORPUS, Features
-from training.features_info import FeaturesInfo, longest_text, needed_parts, structure_of, write_info
-from training.frozen import Frozen, Tensors, fitted, pictures_at_once
-from training.phrases import Phrasebook
 from training.settings import Part, TrainingSettings
-from training.shelf import Shelf, links
-from training.structure import check_grid
+from training.teach.phrases import Phrasebook
+from training.teach.structure import check_grid
 
 SHARD_ROWS = 1024
 SHARD_BYTES = 256 * 2**20

@@ -9,15 +9,15 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
-from training import checkpoints
-from training.checkpoints import Manifest
 from training.errors import Stopped, TrainingError
-from training.job import Job
-from training.meter import Meter
-from training.model import BACKBONE
-from training.samples import SampleGrid
-from training.shards import Shards
-from training.stopping import StopRequest
+from training.train import checkpoints
+from training.train.checkpoints import Manifest
+from training.train.job import Job
+from training.train.masters import Shards
+from training.train.meter import Meter
+from training.train.model import BACKBONE
+from training.train.samples import SampleGrid
+from training.train.stopping import StopRequest
 
 
 class Saving:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from training.errors import TrainingError
 
 COLUMNS = ["file_name", "sha256", "text", "uri"]
 SPLIT = "split"
+Size = tuple[int, int]
+"""Width and height in pixels."""
 
 
 def training_rows(validated: Path) -> list[dict[str, str]]:
@@ -49,3 +52,13 @@ def open_picture(row: Mapping[str, Any]) -> Image.Image:
     except (UnidentifiedImageError, OSError) as error:
         raise TrainingError(f"{name} at {uri} cannot be decoded: {error}; leave it out of the data") from error
     return picture
+
+
+def nearest(size: Size, buckets: Sequence[Size]) -> Size:
+    """The bucket whose shape is nearest to a picture's; among equal shapes, the one nearest in area."""
+
+    def distance(bucket: Size) -> tuple[float, int]:
+        shape = math.log(bucket[0] / bucket[1]) - math.log(size[0] / size[1])
+        return round(abs(shape), 9), abs(bucket[0] * bucket[1] - size[0] * size[1])
+
+    return min(buckets, key=distance)

@@ -12,13 +12,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from training.draws import partners
-from training.phrases import Phrasebook
 from training.settings import SupervisionSettings
+from training.teach.phrases import Phrasebook
+
+_PARTNERS = 4
+"""The stream of draws that partners come from; `training.train.draws` has the others."""
 
 
 def centred(features: Tensor, mean: Tensor) -> Tensor:
@@ -104,3 +108,11 @@ class Targets:
 
 def _variance(local: Tensor) -> Tensor:
     return local.var(dim=1, correction=0).sum(dim=-1)
+
+
+def partners(seed: int, count: int) -> NDArray[np.int64]:
+    """For each sample another one, (count,): nobody's partner is itself, everybody is somebody's, where count > 1."""
+    ring = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, _PARTNERS)))).permutation(count)
+    partner = np.empty(count, dtype=np.int64)
+    partner[ring] = np.roll(ring, 1)
+    return partner

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.errors import TrainingError
-from training.processes import free_port
+from training.launch.processes import free_port
 
 LAUNCHER_VARIABLES = "PET_"
 """What torch's elastic launcher reads its defaults from; accelerate starts that launcher."""

@@ -20,8 +20,8 @@ from training.errors import TrainingError
 from training.families import family_of
 from training.families.family import CONDITIONING, CaptionBatch, Encoders, join_captions
 from training.settings import TrainingSettings
-from training.structure import StructureModel
-from training.teacher import Teacher, pixel_tensor
+from training.teach.structure import StructureModel
+from training.teach.teacher import Teacher, pixel_tensor
 
 BATCH = 64
 BATCH_PIXELS = 16 * 1024 * 1024

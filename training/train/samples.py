@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from training import lora
 from training.families import family_of
 from training.settings import TrainingSettings
+from training.train import lora
 
 
 class SampleGrid:

@@ -3,23 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 
-from training.draws import batch_samples
-
-Size = tuple[int, int]
-"""Width and height in pixels."""
-
-
-def nearest(size: Size, buckets: Sequence[Size]) -> Size:
-    """The bucket whose shape is nearest to a picture's; among equal shapes, the one nearest in area."""
-
-    def distance(bucket: Size) -> tuple[float, int]:
-        shape = math.log(bucket[0] / bucket[1]) - math.log(size[0] / size[1])
-        return round(abs(shape), 9), abs(bucket[0] * bucket[1] - size[0] * size[1])
-
-    return min(buckets, key=distance)
+from training.train.draws import batch_samples
 
 
 @lru_cache(maxsize=4)

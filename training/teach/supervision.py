@@ -1,13 +1,13 @@
 """Feature supervision: the tap on the image branch, the projector, its losses and their schedule.
 
 The tapped image stream H of one joint block is pooled to the teacher's patch grid, projected to the teacher's
-space and pulled towards the vision-aligned text target C (`training.targets`) and the caption's embedding z_g:
+space and pulled towards the vision-aligned text target C (`training.teach.targets`) and the caption's embedding z_g:
 
     L_local  = 1 - mean cos(P(H), C)
     L_global = 1 - cos(mean P(H), z_g)
     L        = L_flow + λ(s) (L_local + α L_global) + μ(s) L_structure
 
-L_structure (`training.structure`) compares similarities of patches with those that a vision model sees.
+L_structure (`training.teach.structure`) compares similarities of patches with those that a vision model sees.
 
 Nothing of it is left in the exported model. The method follows the abstract of arXiv 2605.20640; where the
 abstract is silent, this is a choice of ours: the tap, the projector, the losses and the schedule.

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lineage.digests import digest_file, digest_json
-from training.features_info import Shard
+from training.encode.features_info import Shard
 
 
 class Shelf:

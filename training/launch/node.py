@@ -1,7 +1,7 @@
-"""What each node of a training job on a cluster runs: ``python -m training.node --place URI``.
+"""What each node of a training job on a cluster runs: ``python -m training.launch.node --place URI``.
 
 The place holds ``request.json``. Each node finds its rank in the variables that the cluster's trainer gives it and
-starts its share of the processes, as `training.launch` does on one machine. The first node brings back:
+starts its share of the processes, as `training.launch.launch` does on one machine. The first node brings back:
 
     candidate/  curves.jsonl  curves-samples/     what training made; pictures where the settings ask for them
     training.json                                 the record comes last: where it is, everything is
@@ -21,14 +21,15 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from lineage.digests import code_digest, digest_path
-from training.curves import CurvePoint
 from training.errors import TrainingError
-from training.job import POINT, pictures_beside
-from training.launch import RECORD, fine_tune, join
+from training.launch.launch import RECORD, fine_tune, join
+from training.launch.topology import Topology
+from training.launch.transfer import Place
+from training.launch.watching import Terminal
 from training.settings import TrainingSettings
-from training.topology import Topology
-from training.transfer import Place
-from training.watching import Terminal
+from training.train.checkpoints import CODE
+from training.train.curves import CurvePoint
+from training.train.job import POINT, pictures_beside
 
 REQUEST, CANDIDATE, CURVES, CHECKPOINTS = "request.json", "candidate", "curves.jsonl", "checkpoints"
 PICTURES = pictures_beside(Path(CURVES)).name
@@ -51,7 +52,7 @@ def input_digests(settings: TrainingSettings, features: Path) -> dict[str, str]:
     return {
         "features": digest_path(features),
         "base model": digest_path(settings.base_model),
-        "training code": code_digest("training"),
+        "training code": code_digest(*CODE),
     }
 
 

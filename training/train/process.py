@@ -1,7 +1,7 @@
-"""What each training process runs: ``accelerate launch … -m training.fine_tune --job JOB``.
+"""What each training process runs: ``accelerate launch … -m training.train.process --job JOB``.
 
-`training.launch` writes the job folder and starts the processes; this is its other half. Where the job has a place for
-checkpoints, a process that is asked to stop saves and leaves (`training.stopping`).
+`training.launch.launch` writes the job folder and starts the processes; this is its other half. Where the job has a
+place for checkpoints, a process that is asked to stop saves and leaves (`training.train.stopping`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from training.errors import STOPPED, Stopped, TrainingError
-from training.job import JOB, RESULT, Job
+from training.train.job import JOB, RESULT, Job
 
 TETHER = "TRIPTYCH_TRAINING_TETHER"
 """Set by the launcher: standard input is a pipe that closes when the launcher dies."""
@@ -24,8 +24,8 @@ TETHER = "TRIPTYCH_TRAINING_TETHER"
 
 def main() -> None:
     """Run one process of the job."""
-    parser = argparse.ArgumentParser(description="one training process; start it through training.launch")
-    parser.add_argument("--job", type=Path, required=True, help="folder that training.launch has written")
+    parser = argparse.ArgumentParser(description="one training process; start it through training.launch.launch")
+    parser.add_argument("--job", type=Path, required=True, help="folder that training.launch.launch has written")
     folder: Path = parser.parse_args().job
     if os.environ.get(TETHER):
         threading.Thread(target=_die_with_launcher, daemon=True).start()
@@ -82,7 +82,7 @@ def _run(folder: Path) -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from training.loop import train
+    from training.train.loop import train
 
     result = train(Job.model_validate_json((folder / JOB).read_text("utf-8")))
     if result is not None:

@@ -13,15 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.buckets import bucket_samples
-from training.draws import draw_null_tokens, draw_sample, is_dropped
+from training.encode.features import Features
 from training.families.family import Family
-from training.features import Features
-from training.lora import add_adapter
-from training.probe import GradientProbe
 from training.settings import TrainingSettings
-from training.structure import StructureHeads, check_grid, layers_at, pool_tokens
-from training.supervision import (
+from training.teach.probe import GradientProbe
+from training.teach.structure import StructureHeads, check_grid, layers_at, pool_tokens
+from training.teach.supervision import (
     Phase,
     Projector,
     Tap,
@@ -29,7 +26,10 @@ from training.supervision import (
     global_losses,
     local_losses,
 )
-from training.targets import Target
+from training.teach.targets import Target
+from training.train.buckets import bucket_samples
+from training.train.draws import draw_null_tokens, draw_sample, is_dropped
+from training.train.lora import add_adapter
 
 BACKBONE = "backbone."
 """Prefix of the backbone's parameters in `SupervisedTransformer`."""

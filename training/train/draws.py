@@ -7,17 +7,14 @@ up at any step.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 # One stream per purpose, so that a new kind of draw never shifts the others.
-_ORDER, _SAMPLE, _DROPOUT, _STEP, _PARTNERS = range(5)
+_ORDER, _SAMPLE, _DROPOUT, _STEP = range(4)  # 4 is `training.teach.targets`'s
 
 
 @dataclass(frozen=True)
@@ -74,30 +71,3 @@ def draw_null_tokens(seed: int, step: int, fewest: int, most: int) -> int:
     """
     drawn = np.exp(_generator(seed, _STEP, step).uniform(np.log(fewest + 1), np.log(most + 2))) - 1
     return int(np.clip(np.floor(drawn), fewest, most))
-
-
-def partners(seed: int, count: int) -> NDArray[np.int64]:
-    """For each sample another one, (count,): nobody's partner is itself, everybody is somebody's, where count > 1."""
-    ring = _generator(seed, _PARTNERS).permutation(count)
-    partner = np.empty(count, dtype=np.int64)
-    partner[ring] = np.roll(ring, 1)
-    return partner
-
-
-def shift_factor(scheduler: Mapping[str, Any], tokens: int) -> float:
-    """The factor s by which a flow-matching scheduler moves noise levels: σ = s u / (1 + (s - 1) u).
-
-    A static shift is s itself. A dynamic one computes μ from the number of image tokens, as the pipelines of
-    diffusers do, and is s = exp(μ), or μ where its ``time_shift_type`` is linear. (Esser et al., arXiv 2403.03206,
-    section 5.3.2.) A scheduler's ``shift_terminal`` depends on the number of sampling steps and plays no part here.
-
-    Args:
-        scheduler: the scheduler's configuration.
-        tokens: image tokens of one picture.
-    """
-    if not scheduler.get("use_dynamic_shifting"):
-        return float(scheduler.get("shift", 1.0))
-    few, many = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
-    low, high = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
-    mu = low + (high - low) * (tokens - few) / (many - few)
-    return float(mu if scheduler.get("time_shift_type") == "linear" else math.exp(mu))

@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from training import lora
 from training.errors import TrainingError
 from training.families import family_of
 from training.settings import LoraSettings
+from training.train import lora
 
 
 def export_candidate(

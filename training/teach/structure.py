@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.errors import TrainingError
-from training.teacher import Teacher, device, normalisation, pixel_tensor
+from training.teach.teacher import Teacher, device, normalisation, pixel_tensor
 
 MOST_PATCHES = 16
 """Rows and columns at which a vision model looks, where it was made for more: finer ones are pooled away."""

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.curves import CurvePoint
 from training.errors import TrainingError
 from training.settings import TrainingSettings
+from training.train.curves import CurvePoint
 
 REMEMBERED, ENOUGH = 100, 20
 """Steps over which the median runs, and fewest of them to judge by."""

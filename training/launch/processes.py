@@ -101,7 +101,7 @@ def free_port() -> int:
 
 def python_environment(threads: int) -> dict[str, str]:
     """The environment of a training process: its threads, and an import path on which this checkout is found."""
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from training import checkpoints
-from training.checkpoints import RunIdentity
-from training.curves import CurvePoint
 from training.settings import TrainingSettings
+from training.train import checkpoints
+from training.train.checkpoints import RunIdentity
+from training.train.curves import CurvePoint
 
 POINT, PICTURE = "@point ", "@picture "
 JOB, RESULT = "job.json", "result.json"

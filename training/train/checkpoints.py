@@ -2,7 +2,7 @@
 
     <folder>/step-00000120/
         manifest.json            which run, which step, digests of all else; written last
-        rank-0.safetensors       the shards of each process (`training.shards.Shards.state`)
+        rank-0.safetensors       the shards of each process (`training.train.masters.Shards.state`)
         curves.jsonl             the points of the loss curves so far
 
 A checkpoint is written into a folder with another name, file by file brought to the disk, and then renamed. Nothing
@@ -23,6 +23,8 @@ from lineage.digests import LineageError, digest_file
 from training.errors import TrainingError
 
 MANIFEST, CURVES = "manifest.json", "curves.jsonl"
+CODE = ("training.settings", *(f"training.{room}" for room in ("families", "teach", "encode", "train")))
+"""Whose sources decide the weights that a run gives."""
 PREFIX, PARTIAL, DAMAGED = "step-", ".partial", ".damaged"
 
 
@@ -39,7 +41,7 @@ class RunIdentity(BaseModel):
     base_model: str
     """Digest of the base model's folder."""
     code: str
-    """Digest of the code of this room."""
+    """Digest of the sources of `CODE`."""
     packages: str
     """Digest of the names and versions of everything installed."""
 

@@ -16,20 +16,20 @@ import torch
 from torch import Tensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from training.curves import CurvePoint
+from training.encode.features import Features
 from training.errors import TrainingError
-from training.export import export_candidate
 from training.families import family_of
-from training.features import Features
-from training.job import Job
-from training.meter import Meter
-from training.model import BACKBONE, Batch, Batches, SupervisedTransformer, move, parameter_groups, parts
-from training.probe import agreement
-from training.saving import Saving
 from training.settings import TrainingSettings
-from training.shards import Shards
-from training.stopping import StopRequest
-from training.supervision import Phase, schedule
+from training.teach.probe import agreement
+from training.teach.supervision import Phase, schedule
+from training.train.curves import CurvePoint
+from training.train.export import export_candidate
+from training.train.job import Job
+from training.train.masters import Shards
+from training.train.meter import Meter
+from training.train.model import BACKBONE, Batch, Batches, SupervisedTransformer, move, parameter_groups, parts
+from training.train.saving import Saving
+from training.train.stopping import StopRequest
 
 MOST_SKIPPED = 40
 """Optimizer steps in a row that may be left out because gradients were not finite: fp16 finds its loss scale so."""
@@ -203,7 +203,7 @@ def _accelerator() -> Any:
     group = InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=LONGEST_WAIT)
     accelerator = Accelerator(kwargs_handlers=[group])
     if accelerator.state.deepspeed_plugin is None:
-        raise TrainingError("DeepSpeed is not on; start training through training.launch, not by itself")
+        raise TrainingError("DeepSpeed is not on; start training through training.launch.launch, not by itself")
     # Under ZeRO-3 transformers would shard whatever else is loaded, all processes together: one that draws has to
     # load its text encoders alone.
     unset_hf_deepspeed_config()

@@ -30,13 +30,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lineage.digests import digest_file
+from training.encode.features_info import Shard, read_info
+from training.encode.frozen import BATCH, Frozen, fitted, join_conditioning
+from training.encode.pictures import open_picture
 from training.errors import TrainingError
-from training.features_info import Shard, read_info
-from training.frozen import BATCH, Frozen, fitted, join_conditioning
-from training.phrases import Phrasebook
-from training.pictures import open_picture
 from training.settings import Part, TrainingSettings
-from training.targets import Target, Targets
+from training.teach.phrases import Phrasebook
+from training.teach.targets import Target, Targets
 
 CORPUS = "corpus.json"
 

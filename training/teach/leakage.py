@@ -122,7 +122,7 @@ def teacher_features(teacher: Path, pictures: Sequence[Image.Image]) -> list[NDA
     """What a teacher makes of pictures, as others might use it: pooled, and the mean of its patches; each (N, d)."""
     from transformers import AutoImageProcessor, AutoModel
 
-    from training.teacher import pixel_tensor
+    from training.teach.teacher import pixel_tensor
 
     model: Any = AutoModel.from_pretrained(teacher, use_safetensors=True, local_files_only=True).float().eval()
     vision = getattr(model, "vision_model", model)
