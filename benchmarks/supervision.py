@@ -105,7 +105,7 @@ def encode_new(data: Path, features: Path) -> None:
     for row in rows:
         row["sha256"] = digest_file(data / row["file_name"])
     corpus = Corpus(
-        manifest=digest_file(metadata),
+        digest=digest_file(metadata),
         captions=[row["text"] for row in rows],
         load=lambda numbers: [open_picture(rows[number]) for number in numbers],
         rows=rows,

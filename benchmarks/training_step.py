@@ -156,7 +156,7 @@ def encode_some(settings: TrainingSettings, count: int, features: Path) -> None:
 
     rows = some_rows(count)
     corpus = Corpus(
-        manifest=digest_file(DATA / "metadata.jsonl"),
+        digest=digest_file(DATA / "metadata.jsonl"),
         captions=[row["text"] for row in rows],
         load=lambda numbers: [open_picture(rows[number]) for number in numbers],
         rows=rows,

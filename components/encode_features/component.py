@@ -12,6 +12,7 @@ def encode_features(run: dict, training: dict, validated: Input[Dataset], featur
 
     from components.encode_features.pictures import encode_pictures
     from lineage.records import recording
+    from training.encode.info import features_digest
     from training.settings import TrainingSettings
 
     with recording(run, "encode-features", parameters=training) as record:
@@ -19,10 +20,10 @@ def encode_features(run: dict, training: dict, validated: Input[Dataset], featur
         record.input("validated", validated.path)
         cache = Path(run["state"]) / "features" if run.get("state") else None
         info = encode_pictures(settings, Path(validated.path), Path(features.path), cache)
-        record.input("base_model", info.base_model)
-        if info.teacher:
-            record.input("teacher", info.teacher)
-        if info.structure:
-            record.input("structure_model", info.structure.model)
+        record.input("base_model", settings.base_model)
+        if teacher := info.made_of.get("teacher"):
+            record.input("teacher", teacher)
+        if structure := info.made_of.get("structure"):
+            record.input("structure_model", structure["model"])
         record.facts |= info.model_dump(mode="json")
-        return record.output("features", features.path)
+        return record.output("features", features_digest(Path(features.path)))

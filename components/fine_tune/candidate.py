@@ -11,7 +11,7 @@ from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainjob import train_on_cluster
 from lineage.artifacts import fetch_weights
 from lineage.digests import digest_json, hex_of
-from training.encode.features_info import check_features
+from training.encode.info import check_features
 from training.encode.pictures import corpus_digest, training_rows
 from training.launch.launch import RECORD, fine_tune, run_identity
 from training.launch.watching import MlflowRun

@@ -28,13 +28,14 @@ def fine_tune(
     from components.fine_tune.candidate import fetch_candidate, train_candidate
     from components.fine_tune.settings import TrainJobSettings
     from lineage.records import recording
+    from training.encode.info import features_digest
     from training.launch.watching import MlflowRun
     from training.settings import TrainingSettings
 
     outputs = Path(candidate.path), Path(curves.path), Path(training_record.path)
     with recording(run, "fine-tune", parameters=training) as record:
         record.input("validated", validated.path)
-        record.input("features", features.path)
+        record.input("features", features_digest(Path(features.path)))
         if reuse_uri:
             record.facts |= fetch_candidate(reuse_uri, reuse_digest, run["tracking_uri"], *outputs)
         else:

@@ -16,12 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from lineage.digests import digest_file
 from tests.training.conftest import World
-from tests.training.tiny import save_bundle, save_teacher
-from training.encode.features_info import read_info, write_info
+from tests.training.tiny import respoilt, save_bundle, save_teacher
 from training.errors import STOPPED, TrainingError
 from training.launch.launch import _failure, fine_tune, run_identity
 from training.train.checkpoints import newest_whole, read_manifest
@@ -42,14 +39,7 @@ fine_tune(settings, *map(Path, sys.argv[2:5]), checkpoints=Path(sys.argv[5]))
 def test_a_loss_that_is_not_finite_stops_training_at_its_step(world: World, tmp_path: Path) -> None:
     features = tmp_path / "features"
     shutil.copytree(world.features, features)
-    shard = load_file(features / "latents-00000.safetensors")
-    shard["mean"] = torch.full_like(shard["mean"], torch.nan)
-    save_file(shard, features / "latents-00000.safetensors")
-    info = read_info(features)
-    poisoned = info.parts["latents"][0].model_copy(
-        update={"digest": digest_file(features / "latents-00000.safetensors")}
-    )
-    write_info(features, info.model_copy(update={"parts": info.parts | {"latents": [poisoned]}}))
+    respoilt(features, "latents", lambda row: row["mean"].fill_(torch.nan))
     with pytest.raises(TrainingError, match=r"the total loss is nan at step 1 of 5; nothing is exported, there is no"):
         fine_tune(world.settings(), features, tmp_path / "candidate", tmp_path / "curves.jsonl")
     assert not (tmp_path / "candidate").exists()

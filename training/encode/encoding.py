@@ -1,8 +1,8 @@
 """Encoding: from pictures and captions to the features folder, each picture read once.
 
-Which features are kept is a setting. What is kept goes into shards (`training.encode.shelf`); a second try takes
-up what the first one finished. The disk that all of it needs is reckoned from one blank picture and the longest texts
-before anything is written.
+Rows that an earlier try or run has kept are taken as they are (`training.encode.store`), and a model is loaded only
+where a row is missing. The disk that the missing ones need is reckoned, before anything is written, from one blank
+picture and the longest texts.
 """
 
 from __future__ import annotations
@@ -18,31 +18,40 @@ from typing import Any
 import torch
 from PIL import Image
 
-from lineage.digests import code_digest, digest_file, digest_json, digest_path, packages_digest
+from lineage.digests import digest_file
 from lineage.progress import track
-from training.encode.features import CORPUS, Features
-from training.encode.features_info import FeaturesInfo, longest_text, needed_parts, structure_of, write_info
-from training.encode.frozen import Frozen, Tensors, fitted, pictures_at_once
-from training.encode.shelf import Shelf, links
+from training.encode.encoders import Encoders, Tensors, fitted, pictures_at_once, rows_of
+from training.encode.features import Features
+from training.encode.info import (
+    CORPUS,
+    FeaturesInfo,
+    made_of,
+    needed_parts,
+    part_folder,
+    text_key,
+    write_info,
+)
+from training.encode.store import PartStore, Rows, digest_rows, links
 from training.errors import TrainingError
-from training.families import family_of
-from training.settings import Part, TrainingSettings
+from training.settings import TrainingSettings
 from training.teach.phrases import Phrasebook
 from training.teach.structure import check_grid
+from training.teach.teacher import temperature_of
 
-SHARD_ROWS = 1024
-SHARD_BYTES = 256 * 2**20
-"""Most rows, and about the most bytes, of a shard: what a kill can cost."""
 REPORTED = 1024
 """Pictures, from the first, over which the alignment is reported."""
+ROW = 150
+"""Bytes that a row takes in the header of its segment."""
+TEXTS = 512
+"""Texts that are encoded between two looks at whether a segment is full."""
 
 
 @dataclass(frozen=True)
 class Corpus:
     """Pictures with captions."""
 
-    manifest: str
-    """Digest of the manifest that lists them."""
+    digest: str
+    """`training.encode.pictures.corpus_digest` of them."""
     captions: Sequence[str]
     """One caption a picture."""
     load: Callable[[Sequence[int]], list[Image.Image]]
@@ -56,20 +65,10 @@ class Corpus:
         return len(self.captions)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Something that is encoded from pictures."""
-
-    shelf: Shelf
-    encode: Callable[[Sequence[Image.Image]], Tensors]
-    sums: bool = False
-    """Only the sum over pictures is kept."""
-
-
 def encode(settings: TrainingSettings, corpus: Corpus, folder: Path, cache: Path | None = None) -> FeaturesInfo:
     """Encode ``corpus`` into a features folder.
 
-    ``cache``: a folder that outlives the call, where finished shards are kept and found again; None: nothing is.
+    ``cache``: a folder that outlives the call, where rows are kept and found again; None: nothing is.
 
     Raises:
         TrainingError: the corpus is empty, a model cannot be used, or the disk has too little room.
@@ -77,197 +76,153 @@ def encode(settings: TrainingSettings, corpus: Corpus, folder: Path, cache: Path
     if not len(corpus):
         raise TrainingError("there are no pictures to encode: the validated manifest is empty")
     torch.set_num_threads(settings.processes * settings.threads_per_process)
-    folder.mkdir(parents=True, exist_ok=True)
+    for place in (folder, cache or folder):
+        place.mkdir(parents=True, exist_ok=True)
     return _Encoding(settings, corpus, folder, cache).run()
 
 
 class _Encoding:
     def __init__(self, settings: TrainingSettings, corpus: Corpus, folder: Path, cache: Path | None) -> None:
-        self.settings, self.corpus, self.folder, self.cache = settings, corpus, folder, cache
-        self.frozen, self.parts = Frozen(settings), needed_parts(settings)
-        self.captions = list(dict.fromkeys(["", *corpus.captions]))
-        self.strings = Phrasebook.of(self.captions).strings if "teacher" in self.parts else []
-        self.texts = {"text": self.captions} if "text" in self._kept() else {}
-        self.texts |= {"strings": self.strings} if self.strings else {}
-        self.family = family_of(settings.base_model)
-        self.longest = longest_text(settings)
+        self.settings, self.corpus, self.folder, self.root = settings, corpus, folder, cache or folder
+        self.encoders = Encoders(settings)
+        self.family = self.encoders.family
         side = self.family.resolution
         sizes = corpus.sizes or [(side, side)] * len(corpus)
         self.family.check_sizes(set(sizes))
         self.order = sorted(range(len(corpus)), key=lambda row: sizes[row])
         self.sizes = [sizes[row] for row in self.order]
-        self.layout = digest_json([[row, *size] for row, size in zip(self.order, self.sizes, strict=True)])
-        self.structure = structure_of(settings)
-        teacher = settings.teacher if "teacher" in self.parts else None
-        self.encoders = self.family.encoders_digest()
-        self.teacher = digest_path(teacher) if teacher else None
-        self.makers = {"code": code_digest("training"), "packages": packages_digest()}
+        self.made = made_of(settings, corpus.digest)
+        self.needed = needed_parts(settings)
+        self.cached = [part for part in self.needed if part in settings.cached]
+        self.captions = list(dict.fromkeys([self.family.unconditional, *corpus.captions]))
+        self.book = Phrasebook.of(self.captions) if "teacher" in self.needed else Phrasebook([], {})
+        hashes = (corpus.rows[row]["sha256"].rpartition(":")[2] for row in self.order)
+        self.pictures = [f"{name}@{w}x{h}" for name, (w, h) in zip(hashes, self.sizes, strict=True)]
+        self.texts = {"text": self.captions} if "text" in self.cached else {}
+        self.texts |= {"strings": self.book.strings} if self.book.strings else {}
+        keys = {part: [text_key(text) for text in texts] for part, texts in self.texts.items()}
+        # The target is centred by the mean patch of the whole corpus, also where patches are not kept.
+        of_pictures = [part for part in self.needed if part == "teacher" or (part in self.cached and part != "text")]
+        self.keys = keys | dict.fromkeys(of_pictures, self.pictures)
 
     def run(self) -> FeaturesInfo:
-        self._check_grids()
-        bytes_a_row = self._measure()
-        # Texts do not decide how pictures are cut: another length of texts costs no picture.
-        rows = {part: _rows_of(bytes_a_row[part]) for part in self.texts}
-        pictures = _rows_of(max((n for part, n in bytes_a_row.items() if part not in self.texts), default=1))
-        parts = self._picture_parts(pictures)
-        shelves = {part: self._shelf(part, rows[part]) for part in self.texts}
-        shelves |= {name: part.shelf for name, part in parts.items()}
-        self._check_room(bytes_a_row, shelves)
-        for part, make in (("text", self.frozen.text), ("strings", self.frozen.strings)):
-            if part in self.texts:
-                self._encode_texts(shelves[part], self.texts[part], make, rows[part])
-        self._encode_pictures(list(parts.values()), pictures)
-        return self._finish(shelves)
+        places = {part: self.root / part_folder(part, self.made, self.settings) for part in self.keys}
+        stores = {part: PartStore(place) for part, place in places.items()}
+        missing = {part: set(self.keys[part]) - store.rows.keys() for part, store in stores.items()}
+        self._check_grids({part for part, keys in missing.items() if keys})
+        self._check_room(missing)
+        self.encoders.whole_batches = True
+        for part, texts in self.texts.items():
+            self._encode_texts(stores[part], part, texts, missing[part])
+        self._encode_pictures(stores, {part: keys for part, keys in missing.items() if part not in self.texts})
+        return self._finish(stores)
 
-    def _kept(self) -> list[Part]:
-        return [part for part in self.parts if part in self.settings.cached]
-
-    def _key(self, part: str, rows: int) -> dict[str, Any]:
-        """All that decides a part's shards."""
-        model: Any = self.encoders if part in ("latents", "text") else self.teacher
-        if part == "structure" and self.structure:
-            model = self.structure.model_dump(mode="json")
-        key: dict[str, Any] = self.makers | {
-            "manifest": self.corpus.manifest,
-            "sizes": self.layout,
-            "rows": rows,
-            "model": model,
-            "kept": part in self.settings.cached,
-        }
-        if part in self.texts:
-            key["texts"] = digest_json(self.texts[part])
-        if part in ("latents", "text"):
-            key["precision"] = self.settings.cache_precision
-        if part == "text":
-            key["longest"] = self.longest
-        return key
-
-    def _shelf(self, part: str, rows: int) -> Shelf:
-        return Shelf(self.folder, self.cache, part, self._key(part, rows))
-
-    def _picture_parts(self, rows: int) -> dict[str, _Part]:
-        kept, made = self._kept(), {}
-        if "latents" in kept:
-            made["latents"] = _Part(self._shelf("latents", rows), self.frozen.latents)
-        if "teacher" in self.parts:
-            # The target is centred by the mean patch of the whole corpus, also where patches are not kept.
-            made["teacher"] = _Part(
-                self._shelf("teacher", rows), self.frozen.teacher_patches, sums="teacher" not in kept
-            )
-        if "structure" in kept:
-            made["structure"] = _Part(self._shelf("structure", rows), self.frozen.structure)
-        return made
-
-    def _measure(self) -> dict[str, int]:
-        """Bytes that one row of each kept part takes at most, from a blank picture of the largest size and the text
-        of the most characters: Qwen-Image pads texts to the longest of a shard only."""
-        size = max(self.sizes, key=lambda size: size[0] * size[1])
-        blank = [Image.new("RGB", size)]
-        kept, measured = self._kept(), {}
-        if "latents" in kept:
-            measured["latents"] = _bytes(self.frozen.latents(blank))
-        if "text" in kept:
-            measured["text"] = _bytes(self.frozen.text([max(self.captions, key=len)]))
-        if "teacher" in kept:
-            measured["teacher"] = _bytes(self.frozen.teacher_patches(blank))
-        if "structure" in kept:
-            measured["structure"] = _bytes(self.frozen.structure(blank))
-        if self.strings:
-            measured["strings"] = _bytes(self.frozen.strings([max(self.strings, key=len)]))
-        return measured
-
-    def _check_grids(self) -> None:
+    def _check_grids(self, parts: set[str]) -> None:
         """Refuse a teacher or vision model that looks more finely than pictures have image tokens."""
-        finest = [self.frozen.teacher.grid] if "teacher" in self.parts else []
-        if "structure" in self.parts:
-            finest.append((self.frozen.structure_model.grid,) * 2)
+        finest = [self.encoders.teacher_model.grid] if "teacher" in parts else []
+        if "structure" in parts:
+            finest.append((self.encoders.structure_model.grid,) * 2)
         factor = self.family.vae_factor
         for width, height in set(self.sizes):
             for patches in finest:
                 check_grid(self.family.grid(height // factor, width // factor), patches)
 
-    def _check_room(self, bytes_a_row: dict[str, int], shelves: dict[str, Shelf]) -> None:
-        counts = {part: len(texts) for part, texts in self.texts.items()}
-        needed = {part: size * counts.get(part, len(self.corpus)) for part, size in bytes_a_row.items()}
+    def _check_room(self, missing: dict[str, set[str]]) -> None:
+        """Refuse a disk without room for what is missing, and for all of it where that has to be copied."""
+        needed = {part: self._bytes(part, missing[part]) for part in self.keys if missing[part]}
         total = sum(needed.values())
-        listed = ", ".join(f"{part} {_readable(size)}" for part, size in needed.items())
-        place = self.cache or self.folder
+        listed = ", ".join(f"{part} {_readable(size)}" for part, size in needed.items()) or "all of it is there"
+        asked = [(self.root, total)]
+        if self.root != self.folder and not links(self.root, self.folder):
+            asked.append((self.folder, total + self._kept_bytes()))
         print(f"features of {len(self.corpus)} pictures take about {_readable(total)} ({listed}); "
-              f"{_readable(shutil.disk_usage(place).free)} are free at {place}", flush=True)  # fmt: skip
-        asked = [(place, total - sum(min(size, shelves[part].kept_bytes()) for part, size in needed.items()))]
-        if self.cache and not links(self.cache, self.folder):
-            asked.append((self.folder, total))
+              f"{_readable(shutil.disk_usage(self.root).free)} are free at {self.root}", flush=True)  # fmt: skip
         for place, _ in asked:
             free = shutil.disk_usage(place).free
-            if sum(size for other, size in asked if other.stat().st_dev == place.stat().st_dev) > free:
+            wanted = sum(size for other, size in asked if other.stat().st_dev == place.stat().st_dev)
+            if wanted > free:
                 raise TrainingError(
-                    f"features would take about {_readable(total)} ({listed}), but {place} has {_readable(free)} free; "
-                    "make room, take names out of training.cached, or set training.cache_precision to fp16"
+                    f"features would take about {_readable(wanted)} ({listed}), but {place} has {_readable(free)} "
+                    "free; make room, take names out of training.cached, or set training.cache_precision to fp16"
                 )
 
-    def _encode_texts(
-        self, shelf: Shelf, texts: list[str], make: Callable[[Sequence[str]], Tensors], rows: int
-    ) -> None:
-        for number, run in enumerate(_runs(len(texts), rows)):
-            if not shelf.take(number, len(run)):
-                shelf.write(number, len(run), make(texts[run.start : run.stop]))
+    def _kept_bytes(self) -> int:
+        folders = [self.root / part_folder(part, self.made, self.settings) for part in self.keys]
+        return sum(path.stat().st_size for place in folders for path in place.glob("*.safetensors"))
 
-    def _encode_pictures(self, parts: list[_Part], rows: int) -> None:
-        """Write what is missing of every shard; each picture is read once for all parts that lack it."""
-        runs = list(self._picture_runs(rows))
-        for number, run in enumerate(track(runs, "encoding shard", len(runs))):
-            missing = [part for part in parts if not part.shelf.take(number, len(run))]
-            made: dict[Shelf, list[Tensors]] = {part.shelf: [] for part in missing}
-            size = self.sizes[run.start]
-            for batch in _runs(len(run), pictures_at_once(size)) if missing else ():
-                images = [fitted(image, size) for image in self.corpus.load([self.order[run[i]] for i in batch])]
-                for part in missing:
-                    tensors = part.encode(images)
-                    made[part.shelf].append({"sum": tensors["sum"]} if part.sums else tensors)
-            for part in missing:
-                part.shelf.write(number, len(run), _joined(made[part.shelf]))
+    def _bytes(self, part: str, missing: set[str]) -> int:
+        """Bytes that the missing rows take: as a blank picture of the largest size does, and as texts of the fewest
+        and most characters do, where rows have the length of their text."""
+        if part not in self.texts:
+            blank = [Image.new("RGB", max(self.sizes, key=lambda size: size[0] * size[1]))]
+            return len(missing) * (_size(self._encode(part, blank)) + ROW)
+        lengths = [len(text) for text in self.texts[part] if text_key(text) in missing]
+        ends = [choose(self.texts[part], key=len) for choose in (min, max)]
+        least, most = (_size(row) for row in rows_of(self._encode(part, ends)))
+        character = (most - least) / max(len(ends[1]) - len(ends[0]), 1)
+        return sum(int(least + character * (length - len(ends[0]))) + ROW for length in lengths)
 
-    def _picture_runs(self, rows: int) -> Iterator[range]:
-        """Runs of samples that make a shard: pictures of one size."""
-        start = 0
-        for _, _, count in self._size_runs():
-            yield from (range(start + run.start, start + run.stop) for run in _runs(count, rows))
-            start += count
+    def _encode(self, part: str, what: Sequence[Any]) -> Tensors:
+        made: Tensors = getattr(self.encoders, part)(what)
+        if part == "teacher" and part not in self.cached:
+            return {"sum": made["sum"]}
+        return made
 
-    def _size_runs(self) -> Iterator[tuple[int, int, int]]:
-        for size, count in Counter(self.sizes).items():
-            yield (*size, count)
+    def _encode_texts(self, store: PartStore, part: str, texts: list[str], missing: set[str]) -> None:
+        lacking = [text for text in texts if text_key(text) in missing]
+        for run in _runs(len(lacking), TEXTS):
+            some = lacking[run.start : run.stop]
+            for text, row in zip(some, rows_of(self._encode(part, some)), strict=True):
+                store.add(text_key(text), row)
+        store.flush()
 
-    def _finish(self, shelves: dict[str, Shelf]) -> FeaturesInfo:
+    def _encode_pictures(self, stores: dict[str, PartStore], missing: dict[str, set[str]]) -> None:
+        """Each picture is read once, for all parts that lack its row."""
+        lacking = {key: number for number, key in enumerate(self.pictures) if any(key in m for m in missing.values())}
+        batches = list(self._batches(list(lacking.values())))
+        for batch in track(batches, "encoding pictures", len(batches)) if batches else ():
+            size = self.sizes[batch[0]]
+            images = [fitted(image, size) for image in self.corpus.load([self.order[number] for number in batch])]
+            for part, keys in missing.items():
+                wanted = [(self.pictures[n], image) for n, image in zip(batch, images, strict=True)]
+                wanted = [(key, image) for key, image in wanted if key in keys]
+                if wanted:
+                    rows = rows_of(self._encode(part, [image for _, image in wanted]))
+                    for (key, _), row in zip(wanted, rows, strict=True):
+                        stores[part].add(key, row)
+        for part in missing:
+            stores[part].flush()
+
+    def _batches(self, numbers: list[int]) -> Iterator[list[int]]:
+        """Runs of pictures of one size, as many as go through a model together."""
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for number in numbers:
+            by_size.setdefault(self.sizes[number], []).append(number)
+        for size, some in by_size.items():
+            yield from (some[run.start : run.stop] for run in _runs(len(some), pictures_at_once(size)))
+
+    def _finish(self, stores: dict[str, PartStore]) -> FeaturesInfo:
         """Write the corpus, and ``features.json`` last."""
-        numbers = {caption: number for number, caption in enumerate(self.captions)}
-        corpus: dict[str, Any] = {
-            "captions": self.captions,
-            "strings": self.strings,
-            "rows": [numbers[self.corpus.captions[row]] for row in self.order],
-        }
-        if set(self.parts) - {"text"} - set(self._kept()):
-            # Where pictures lie is named only if training has to read them: it changes nothing else.
-            named = [self.corpus.rows[row] for row in self.order]
-            corpus["pictures"] = [{name: row[name] for name in ("file_name", "sha256", "uri")} for row in named]
-        (self.folder / CORPUS).write_text(json.dumps(corpus, ensure_ascii=False), "utf-8")
+        digests = {}
+        for part, store in stores.items():
+            for left in self.folder.glob(f"{part}-*"):
+                if left != store.folder:
+                    shutil.rmtree(left)
+            store.link(self.keys[part], self.folder / store.folder.name)
+            digests[part] = digest_rows(store.rows[key] for key in self.keys[part])
+        (self.folder / CORPUS).write_text(json.dumps(self._corpus(stores), ensure_ascii=False), "utf-8")
+        teacher = self.settings.teacher if self.book.strings else None
         info = FeaturesInfo(
-            manifest=self.corpus.manifest,
-            base_model=digest_path(self.settings.base_model),
-            encoders=self.encoders,
-            teacher=self.teacher,
-            temperature=self.frozen.teacher.temperature if self.strings else None,
-            structure=self.structure,
-            precision=self.settings.cache_precision,
+            made_of=self.made,
             images=len(self.corpus),
             captions=len(self.captions),
-            phrases=len(self.strings),
-            longest=self.longest if "text" in self.texts else None,
+            phrases=len(self.book.strings),
             truncated_captions=None,
-            sizes=[(count, width, height) for width, height, count in self._size_runs()],
+            sizes=[(count, *size) for size, count in Counter(self.sizes).items()],
             corpus=digest_file(self.folder / CORPUS),
-            cached=tuple(self._kept()),
-            parts={name: shelf.shards() for name, shelf in shelves.items()},
+            cached=tuple(self.cached),
+            temperature=temperature_of(teacher) if teacher else None,
+            rows=digests,
             alignment={},
         )
         write_info(self.folder, info)
@@ -278,10 +233,22 @@ class _Encoding:
         write_info(self.folder, info)
         return info
 
-
-def _rows_of(bytes_a_row: int) -> int:
-    """Rows of a shard."""
-    return max(1, min(SHARD_ROWS, SHARD_BYTES // bytes_a_row))
+    def _corpus(self, stores: dict[str, PartStore]) -> dict[str, Any]:
+        numbers = {caption: number for number, caption in enumerate(self.captions)}
+        corpus: dict[str, Any] = {
+            "captions": self.captions,
+            "strings": self.book.strings,
+            "parts": self.book.parts,
+            "rows": [numbers[self.corpus.captions[row]] for row in self.order],
+            "keys": self.pictures,
+        }
+        if "teacher" in stores:
+            corpus["patch_sum"] = Rows(stores["teacher"].folder, self.pictures).whole("sum").sum(dim=0).tolist()
+        if set(self.needed) - {"text"} - set(self.cached):
+            # Where pictures lie is named only if training has to read them: it changes nothing else.
+            named = [self.corpus.rows[row] for row in self.order]
+            corpus["pictures"] = [{name: row[name] for name in ("file_name", "sha256", "uri")} for row in named]
+        return corpus
 
 
 def _runs(count: int, size: int) -> Iterator[range]:
@@ -289,11 +256,7 @@ def _runs(count: int, size: int) -> Iterator[range]:
         yield range(start, min(start + size, count))
 
 
-def _joined(batches: list[Tensors]) -> Tensors:
-    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-
-
-def _bytes(tensors: Tensors) -> int:
+def _size(tensors: Tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 

@@ -1,17 +1,19 @@
 """The features folder: what is computed once from data and frozen models, and read in every training step.
 
-    features.json                  what it was made from, and the digest of every other file
-    corpus.json                    distinct captions, the empty one first; the strings that the teacher read; for each
-                                   sample its caption; where its picture lies, if pictures are read while training
-    latents-00000.safetensors      mean, std (N, C, h, w) of the VAE posterior, scaled as the MM-DiT sees latents
-    text-00000.safetensors         of distinct captions: embeddings (N, L, D), pooled (N, P), mask (N, L), as far as
-                                   the family has them
-    teacher-00000.safetensors      patches V (N, T_v, d) fp16, and their sum over pictures
-    strings-00000.safetensors      the teacher's embeddings of strings, features (N, d)
-    structure-00000.safetensors    similarities G(F_m) above the diagonal (N, layers, pairs) fp16
+    features.json                  what it was made of, and the digests of the rest
+    corpus.json                    distinct captions, the one of dropped captions first; the strings that the teacher
+                                   reads, and which of them each caption consists of; for each sample its caption and
+                                   the key of its rows; where its picture lies, if pictures are read while training
+    latents-<recipe>/              mean, std (C, h, w) of the VAE posterior, scaled as the MM-DiT sees latents
+    text-<recipe>/                 of each distinct caption: embeddings (L, D), pooled (P,), mask (L,), as far as the
+                                   family has them
+    teacher-<recipe>/              patches V (T_v, d) fp16, and their sum
+    strings-<recipe>/              the teacher's embedding of each string, features (d,)
+    structure-<recipe>/            similarities G(F_m) above the diagonal (layers, pairs) fp16
 
-Shards are memory-mapped, and checked against their digest when they are first read. A part that is not cached is
-computed by the same frozen models in the training step. Equal inputs give equal bytes. Nothing here is pickled.
+Rows are kept as `training.encode.store` says, and memory-mapped. They are not hashed here: `features_digest` does so
+once for all processes of a machine. A part that is not cached is computed by the same frozen models in the training
+step. Nothing here is pickled.
 """
 
 from __future__ import annotations
@@ -26,19 +28,16 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
-from lineage.digests import digest_file
-from training.encode.features_info import Shard, read_info
-from training.encode.frozen import BATCH, Frozen, fitted, join_conditioning
+from training.encode.encoders import BATCH, Encoders, fitted, joined
+from training.encode.info import CORPUS, folder_of, keys_of, read_info
 from training.encode.pictures import open_picture
+from training.encode.store import Rows
 from training.errors import TrainingError
 from training.settings import Part, TrainingSettings
 from training.teach.phrases import Phrasebook
 from training.teach.targets import Target, Targets
-
-CORPUS = "corpus.json"
 
 
 @dataclass(frozen=True)
@@ -50,49 +49,11 @@ class FeatureBatch:
     std: Tensor
     """(B, C, h, w) fp32."""
     conditioning: dict[str, Tensor]
-    """By names of `training.families.family.CONDITIONING`, each (B, ...); floats in fp32."""
+    """``embeddings``, ``pooled`` and ``mask``, as far as the family has them, each (B, ...); floats in fp32."""
     target: Target | None
     """None without supervision."""
     structure: Tensor | None
     """G(F_m) above the diagonal, (B, layers, pairs) fp16; None without L_structure."""
-
-
-class Shards:
-    """The rows of one part, over all its files."""
-
-    def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
-        self._folder, self._shards = folder, shards
-        self._ends = list(accumulate(shard.rows for shard in shards))
-        self._open: dict[int, dict[str, Tensor]] = {}
-
-    def gather(self, name: str, rows: Sequence[int]) -> Tensor:
-        """Rows of tensor ``name``: (rows, ...)."""
-        return torch.stack([tensors[name][place] for tensors, place in map(self._find, rows)])
-
-    def row(self, row: int) -> dict[str, Tensor]:
-        """Every tensor of one row: (1, ...) each."""
-        tensors, place = self._find(row)
-        return {name: tensor[place : place + 1] for name, tensor in tensors.items()}
-
-    def whole(self, name: str) -> Tensor:
-        """All rows of tensor ``name``."""
-        return torch.cat([self._shard(place)[name] for place in range(len(self._shards))])
-
-    def _find(self, row: int) -> tuple[dict[str, Tensor], int]:
-        """The shard that holds ``row``, and the row's place in it."""
-        number = bisect_right(self._ends, row)
-        return self._shard(number), row - self._ends[number] + self._shards[number].rows
-
-    def _shard(self, place: int) -> dict[str, Tensor]:
-        if place not in self._open:
-            shard = self._shards[place]
-            path = self._folder / shard.name
-            if not path.is_file() or digest_file(path) != shard.digest:
-                raise TrainingError(
-                    f"{path} is not what was encoded: its digest is not {shard.digest}; encode the features again"
-                )
-            self._open[place] = load_file(path)
-        return self._open[place]
 
 
 class Features:
@@ -101,16 +62,14 @@ class Features:
     def __init__(self, folder: Path, settings: TrainingSettings) -> None:
         self.folder, self.settings = folder, settings
         self.info = read_info(folder)
-        self.frozen = Frozen(settings)
-        corpus = folder / CORPUS
-        if not corpus.is_file() or digest_file(corpus) != self.info.corpus:
-            raise TrainingError(f"{corpus} is not what was encoded; encode the features again")
-        listed = json.loads(corpus.read_text("utf-8"))
+        self.encoders = Encoders(settings)
+        listed = json.loads((folder / CORPUS).read_text("utf-8"))
         self._captions: list[str] = listed["captions"]
-        self._strings: list[str] = listed["strings"]
+        self._book = Phrasebook(listed["strings"], listed["parts"])
         self._rows: list[int] = listed["rows"]
         self._pictures: list[dict[str, str]] = listed.get("pictures", [])
-        self._parts = {name: Shards(folder, shards) for name, shards in self.info.parts.items()}
+        self._patch_sum: list[float] = listed.get("patch_sum", [])
+        self._parts = {part: Rows(folder_of(folder, part), keys_of(listed, part)) for part in self.info.rows}
         self._read: tuple[list[int], list[Image.Image]] = ([], [])
         self._sizes = list(accumulate(count for count, _, _ in self.info.sizes))
 
@@ -120,12 +79,12 @@ class Features:
     @cached_property
     def teacher_width(self) -> int:
         """d, the size of the teacher's features; 0 without a teacher."""
-        return int(self._parts["strings"].gather("features", [0]).shape[-1]) if self._strings else 0
+        return int(self._parts["strings"][0]["features"].shape[-1]) if self._book.strings else 0
 
     @cached_property
     def teacher_grid(self) -> tuple[int, int]:
         """Rows and columns of the teacher's patches; (1, 1) without a teacher."""
-        if not self._strings:
+        if not self._book.strings:
             return 1, 1
         side = round(self._patches([0]).shape[1] ** 0.5)
         return side, side
@@ -135,17 +94,16 @@ class Features:
         """What makes the supervision targets; None without supervision."""
         if not self.settings.supervision.enabled:
             return None
-        if not self._strings:
+        if self.info.temperature is None:
             raise TrainingError(f"{self.folder} has no teacher features; encode it with supervision enabled")
         patches = len(self) * self.teacher_grid[0] * self.teacher_grid[1]
         return Targets(
             self.settings.supervision,
-            captions=self._captions,
             rows=self._rows,
-            book=Phrasebook(self._strings),
+            book=self._book,
             spoken=self._parts["strings"].whole("features"),
-            patch_mean=(self._parts["teacher"].whole("sum").sum(dim=0) / patches).float(),
-            temperature=self.info.temperature or self.frozen.teacher.temperature,
+            patch_mean=(torch.tensor(self._patch_sum, dtype=torch.float64) / patches).float(),
+            temperature=self.info.temperature,
             seed=self.settings.seed,
         )
 
@@ -166,26 +124,27 @@ class Features:
         if self._cached("latents"):
             part = self._parts["latents"]
             return part.gather("mean", samples).float(), part.gather("std", samples).float()
-        made = self.frozen.latents(self._images(samples))
+        made = self.encoders.latents(self._images(samples))
         return made["mean"].float(), made["std"].float()
 
     def _text(self, captions: Sequence[int]) -> dict[str, Tensor]:
         if self._cached("text"):
             part = self._parts["text"]
-            made = join_conditioning([part.row(caption) for caption in captions])
+            made = joined([{name: t[None] for name, t in part[caption].items()} for caption in captions])
         else:
-            made = join_conditioning([self.frozen.text([self._captions[caption] for caption in captions])])
+            made = self.encoders.text([self._captions[caption] for caption in captions])
+        made.pop("truncated")
         return {name: t.float() if t.is_floating_point() else t for name, t in made.items()}
 
     def _patches(self, samples: Sequence[int]) -> Tensor:
         if self._cached("teacher"):
             return self._parts["teacher"].gather("patches", samples)
-        return self.frozen.teacher_patches(self._images(samples))["patches"]
+        return self.encoders.teacher(self._images(samples))["patches"]
 
     def _structure(self, samples: Sequence[int]) -> Tensor:
         if self._cached("structure"):
             return self._parts["structure"].gather("similarities", samples)
-        return self.frozen.structure(self._images(samples))["similarities"]
+        return self.encoders.structure(self._images(samples))["similarities"]
 
     def _cached(self, part: Part) -> bool:
         return part in self.info.cached

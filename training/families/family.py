@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,18 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "model_index.json"
-CONDITIONING = ("embeddings", "mask", "pooled")
-"""Names under which families keep what a caption conditions with."""
-
-
-@dataclass(frozen=True)
-class CaptionBatch:
-    """Conditioning of N captions."""
-
-    conditioning: dict[str, Tensor]
-    """By names of `CONDITIONING`: embeddings (N, L, D), pooled (N, P), mask (N, L), as far as the family has them."""
-    truncated: int
-    """How many captions were longer than the encoders read."""
 
 
 class Family(ABC):
@@ -48,6 +35,10 @@ class Family(ABC):
     """Those that a bundle may lack."""
     longest_text: ClassVar[int]
     """``max_sequence_length`` of a plain call of the pipeline, in tokens."""
+    texts_at_once: ClassVar[int] = 64
+    """Most captions that the text encoders read together."""
+    unconditional: ClassVar[str] = ""
+    """The caption that classifier-free guidance is drawn against, and that dropped captions are trained on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -126,13 +117,13 @@ class Family(ABC):
             self.path, dtype=torch.float32, use_safetensors=True, local_files_only=True, **(absent | parts)
         )
 
-    def load_encoders(self) -> Encoders:
-        """The frozen VAE and text encoders."""
-        return Encoders(self)
-
     @abstractmethod
-    def encode_captions(self, pipeline: Any, captions: list[str], longest: int, device: Any) -> CaptionBatch:
-        """What ``pipeline.encode_prompt`` computes of ``captions``, of at most ``longest`` tokens each."""
+    def encode_captions(self, pipeline: Any, captions: list[str], longest: int, device: Any) -> dict[str, Tensor]:
+        """What ``pipeline.encode_prompt`` computes of N captions, of at most ``longest`` tokens each.
+
+        By name: ``embeddings`` (N, L, D), ``pooled`` (N, P), ``mask`` (N, L), as far as the family has them, and
+        ``truncated`` (N,) bool, whether a caption is longer than is read.
+        """
 
     def scale_latents(self, latents: Tensor) -> Tensor:
         """A posterior mean, (B, C, h, w), as the MM-DiT sees latents."""
@@ -190,69 +181,18 @@ class Family(ABC):
             (B, C, h, w), in the backbone's number format.
         """
 
-    @staticmethod
-    def sampling_arguments(sampling: Mapping[str, Any], count: int) -> dict[str, Any]:
+    @classmethod
+    def sampling_arguments(cls, sampling: Mapping[str, Any], count: int) -> dict[str, Any]:
         """How the pipeline is called for ``count`` prompts and ``sampling``, in which ``guidance_scale`` is that of
         classifier-free or of distilled guidance, whichever the family draws with."""
         return dict(sampling)
 
 
-class Encoders:
-    """The frozen parts of a bundle at work."""
-
-    def __init__(self, family: Family) -> None:
-        import torch
-
-        self.family = family
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.pipeline = family.load_pipeline(transformer=family.empty_transformer())
-        for part in family.parts:
-            model = getattr(self.pipeline, part)
-            if isinstance(model, torch.nn.Module):
-                model.eval().requires_grad_(False).to(self.device)
-        self.vae = self.pipeline.vae
-
-    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents' posterior, scaled as the MM-DiT sees them.
-
-        ``pixels``: (B, 3, H, W) in [-1, 1]; gives two (B, C, h, w), fp32, on the CPU.
-        """
-        import torch
-
-        with torch.no_grad():
-            mean, std = self.family.posterior(self.vae, pixels.to(self.device, self.vae.dtype))
-        return mean.cpu(), std.cpu()
-
-    def encode_captions(self, captions: Sequence[str], longest: int | None = None) -> CaptionBatch:
-        """Conditioning of ``captions``, read to ``longest`` tokens (None: as many as a plain call reads)."""
-        import torch
-
-        with torch.no_grad():
-            batch = self.family.encode_captions(
-                self.pipeline, list(captions), longest or self.family.longest_text, self.device
-            )
-        return CaptionBatch({name: t.cpu() for name, t in batch.conditioning.items()}, batch.truncated)
-
-
-def join_captions(batches: Sequence[CaptionBatch]) -> CaptionBatch:
-    """One batch of all; texts shorter than the longest get zeros at their end."""
+def cut_captions(tokenizer: Any, captions: list[str], longest: int) -> Tensor:
+    """Whether each of ``captions`` is longer than ``longest`` tokens: (N,) bool."""
     import torch
-    from torch.nn import functional
 
-    joined = {}
-    for name in batches[0].conditioning:
-        tensors = [batch.conditioning[name] for batch in batches]
-        if tensors[0].ndim > 2 or name == "mask":
-            length = max(tensor.shape[1] for tensor in tensors)
-            beside = (0, 0) * (tensors[0].ndim - 2)
-            tensors = [functional.pad(tensor, (*beside, 0, length - tensor.shape[1])) for tensor in tensors]
-        joined[name] = torch.cat(tensors)
-    return CaptionBatch(joined, sum(batch.truncated for batch in batches))
-
-
-def cut_captions(tokenizer: Any, captions: list[str], longest: int) -> int:
-    """How many of ``captions`` are longer than ``longest`` tokens."""
-    return sum(len(row) > longest for row in tokenizer(captions).input_ids)
+    return torch.tensor([len(row) > longest for row in tokenizer(captions).input_ids])
 
 
 def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:

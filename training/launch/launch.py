@@ -26,7 +26,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from lineage.digests import code_digest, digest_path, packages_digest
-from training.encode.features_info import check_features
+from training.encode.info import check_features, features_digest
 from training.errors import STOP_FILE, Stopped, TrainingError
 from training.families import family_of
 from training.launch.processes import child, python_environment, termination_as_exit
@@ -61,7 +61,7 @@ class TrainingRecord(BaseModel):
     base_model: str
     """Digest of the base model's folder."""
     features: str
-    """Digest of the features folder."""
+    """`training.encode.info.features_digest`."""
     teacher: str | None
     """Digest of the teacher's folder; None: no teacher was used."""
     code: str
@@ -140,7 +140,7 @@ def fine_tune(
         candidate=digest_path(candidate_dir),
         base_model=job.identity.base_model,
         features=job.identity.features,
-        teacher=info.teacher,
+        teacher=info.made_of.get("teacher"),
         code=job.identity.code,
         packages=packages_digest(),
         settings=settings.model_dump(mode="json"),
@@ -197,7 +197,7 @@ def run_identity(settings: TrainingSettings, features_dir: Path) -> RunIdentity:
     return RunIdentity(
         processes=settings.processes,
         settings=settings.deciding(),
-        features=digest_path(features_dir),
+        features=features_digest(features_dir),
         base_model=digest_path(settings.base_model),
         code=code_digest(*CODE),
         packages=packages_digest(),

@@ -21,6 +21,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from lineage.digests import code_digest, digest_path
+from training.encode.info import features_digest
 from training.errors import TrainingError
 from training.launch.launch import RECORD, fine_tune, join
 from training.launch.topology import Topology
@@ -50,7 +51,7 @@ class Request(BaseModel):
 def input_digests(settings: TrainingSettings, features: Path) -> dict[str, str]:
     """What training reads besides its settings, by digest."""
     return {
-        "features": digest_path(features),
+        "features": features_digest(features),
         "base model": digest_path(settings.base_model),
         "training code": code_digest(*CODE),
     }

@@ -58,7 +58,7 @@ def split_clauses(caption: str) -> list[str]:
 
 
 def _whole(caption: str) -> list[str]:
-    return [caption] if caption else []
+    return [caption]
 
 
 _SPLIT: dict[Granularity, Callable[[str], list[str]]] = {
@@ -74,21 +74,21 @@ class Phrasebook:
 
     strings: list[str]
     """Row i of the embeddings is of string i; row 0 is the null phrase."""
+    parts: dict[Granularity, list[list[int]]]
+    """At each granularity, for each caption, the rows of its parts."""
 
     @classmethod
     def of(cls, captions: Sequence[str]) -> Phrasebook:
         """The strings of ``captions`` at every granularity, in order of appearance."""
-        strings = {NULL_PHRASE: None}
+        numbers = {NULL_PHRASE: 0}
+        parts: dict[Granularity, list[list[int]]] = {kind: [] for kind in _SPLIT}
         for caption in captions:
-            for split in _SPLIT.values():
-                strings.update(dict.fromkeys(split(caption)))
-        return cls(list(strings))
+            for kind, split in _SPLIT.items():
+                said = split(caption) if caption.strip() else []
+                parts[kind].append([numbers.setdefault(part, len(numbers)) for part in said])
+        return cls(list(numbers), parts)
 
-    def rows(self, captions: Sequence[str], granularity: Sequence[Granularity]) -> list[list[int]]:
+    def rows(self, granularity: Sequence[Granularity]) -> list[list[int]]:
         """For each caption the rows of its parts at these granularities, without repeats; the null row is first."""
-        numbers = {string: number for number, string in enumerate(self.strings)}
-        found = []
-        for caption in captions:
-            parts = [part for kind in granularity for part in _SPLIT[kind](caption)]
-            found.append([0, *(numbers[part] for part in dict.fromkeys(parts))])
-        return found
+        together = zip(*(self.parts[kind] for kind in granularity), strict=True)
+        return [[0, *dict.fromkeys(number for parts in caption for number in parts)] for caption in together]

@@ -65,7 +65,6 @@ class Targets:
     def __init__(
         self,
         settings: SupervisionSettings,
-        captions: Sequence[str],
         rows: Sequence[int],
         book: Phrasebook,
         spoken: Tensor,
@@ -74,18 +73,17 @@ class Targets:
         seed: int,
     ) -> None:
         """Args:
-        captions: the distinct captions, the empty one first.
-        rows: for each sample its row in ``captions``.
+        rows: for each sample the number of its caption in ``book``, in which the first is that of dropped captions.
         spoken: the teacher's embeddings of ``book.strings``, (P, d).
         patch_mean: the teacher's mean patch over the corpus, (d,).
         """
         self._settings, self._temperature, self._patch_mean = settings, temperature, patch_mean
-        parts = book.rows(captions, settings.granularity)
+        parts = book.rows(settings.granularity)
         width = max(len(row) for row in parts)
         self._parts = torch.tensor([row + [-1] * (width - len(row)) for row in parts])
         used = sorted({number for row in parts for number in row[1:]})
         self._phrases = centred(spoken, spoken[used or [0]].mean(dim=0))
-        whole = [numbers[-1] for numbers in book.rows(captions, ["caption"])]
+        whole = [numbers[-1] for numbers in book.rows(["caption"])]
         self._captions = centred(spoken[whole], spoken[whole[1:] or [0]].mean(dim=0))
         shuffled = settings.target == "shuffled-text"
         shown = torch.tensor(rows)

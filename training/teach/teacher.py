@@ -48,7 +48,7 @@ class Teacher:
     @property
     def temperature(self) -> float:
         """τ = 1 / exp(logit scale): what the teacher itself divides similarities by."""
-        return float(torch.exp(-self.model.logit_scale))
+        return temperature_of(self.path)
 
     def _check_padding(self) -> None:
         """SigLIP pools the last token and was trained with padding on the right: elsewhere it reads nonsense."""
@@ -95,6 +95,21 @@ class Teacher:
     def prepare(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB pictures as the vision tower takes them: (B, 3, resolution, resolution), normalised."""
         return pixel_tensor(images, self._mean, self._std, self.resolution)
+
+
+def temperature_of(path: Path) -> float:
+    """τ = 1 / exp(logit scale) of the SigLIP checkpoint in folder ``path``.
+
+    Raises:
+        TrainingError: it has none.
+    """
+    from safetensors import safe_open
+
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stream:
+            if "logit_scale" in stream.keys():  # noqa: SIM118 (not a mapping)
+                return float(torch.exp(-stream.get_tensor("logit_scale").float()))
+    raise TrainingError(f"the teacher at {path} has no logit_scale; set training.teacher to a SigLIP checkpoint")
 
 
 def device() -> torch.device:

@@ -37,7 +37,7 @@ class RunIdentity(BaseModel):
     settings: dict[str, Any]
     """`TrainingSettings.deciding`."""
     features: str
-    """Digest of the features folder."""
+    """`training.encode.info.features_digest`."""
     base_model: str
     """Digest of the base model's folder."""
     code: str
