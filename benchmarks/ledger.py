@@ -1,12 +1,15 @@
-"""Verifying a ledger against the bare work of its signatures: `python -m benchmarks.ledger [entries]`.
+"""What a long ledger costs: `python -m benchmarks.ledger [entries]`.
 
-Both sides in one run, five rounds each in turn, medians. The last line is the ratio: how much of the time of a whole
-verification (read the export, check order, chain, keys, rules and signatures) is the signatures alone.
+Three figures of one ledger of 10,000 entries in SQLite: verifying an export of it (order, chain, keys, rules and
+signatures) beside the bare work of its signatures, five rounds each in turn, medians; and what a run pays for it in
+all: twelve steps, each a process of its own that opens the ledger, checks what it has to and appends its record, as
+steps do. The last line is the ratio: how much of the time of a whole verification the signatures alone take.
 """
 
 from __future__ import annotations
 
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,12 +18,26 @@ from pathlib import Path
 
 from securesystemslib.signer import Signature
 
+from lineage.database import DatabaseStore
 from lineage.embedded import Embedded
-from lineage.entries import Recorded, replay
-from lineage.ledger import _signed, export, read_export
+from lineage.entries import Recorded
+from lineage.ledger import _signed
+from lineage.rules import replay
 from lineage.signing import open_signer
+from lineage.stores import export, read_export
 
-ROUNDS = 5
+ROUNDS, STEPS = 5, 12
+STEP = """
+import sys, time
+import lineage.database, lineage.ledger
+from lineage.entries import Recorded
+from lineage.records import RunContext
+began = time.perf_counter()
+context = RunContext.model_validate_json(sys.argv[1])
+body = Recorded(run=context.id, step=sys.argv[2], status="complete", record="0" * 71)
+context.open_ledger().append(body, context.signer("run"))
+print(time.perf_counter() - began)
+"""
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -30,16 +47,29 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def run_cost(home: Embedded, folder: Path) -> list[float]:
+    """Seconds that each step of a run spends on the ledger."""
+    context = home.context("the-run", str(folder / "records"), "unused").model_dump_json()
+    costs = []
+    for step in range(STEPS):
+        command = [sys.executable, "-c", STEP, context, f"step-{step}"]
+        costs.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    return costs
+
+
 def main(count: int) -> None:
-    """Make an export of ``count`` entries and time both."""
+    """Make a ledger of ``count`` entries and time all three."""
     with tempfile.TemporaryDirectory() as folder:
         home = Embedded(Path(folder))
         ledger, signer = home.open(), open_signer(home.uri("run"))
-        entries, state = list(ledger.all), ledger.state
+        entries, state = ledger.entries(), ledger.state
+        made = []
         for number in range(count - len(entries)):
             body = Recorded(run=f"run-{number // 11}", step=f"step-{number % 11}", status="complete", record="0" * 71)
-            entries.append(_signed(state, body, signer))
-            state.apply(entries[-1], verified=True)
+            made.append(_signed(state, body, signer))
+            state.apply(made[-1])
+        DatabaseStore(home.url).write(made)
+        entries += made
         path = Path(folder) / "export.jsonl"
         path.write_text(export(entries))
         keys = {known.key.keyid: known.key for known in state.keys.values()}
@@ -50,8 +80,11 @@ def main(count: int) -> None:
 
         signed = [entry.signed_bytes() for entry in entries]
         rounds = [(seconds(lambda: replay(read_export(path))), seconds(signatures)) for _ in range(ROUNDS)]
+        steps = run_cost(home, Path(folder))
     whole, bare = (statistics.median(times) for times in zip(*rounds, strict=True))
     print(f"{count} entries: verified in {whole:.2f} s, their signatures alone {bare:.2f} s")
+    told = f"the first step {steps[0]:.2f} s, each other one {statistics.median(steps[1:]):.3f} s"
+    print(f"a run of {STEPS} steps on it: {sum(steps):.2f} s in all, {told}")
     print(f"signatures / whole: {bare / whole:.2f}")
 
 

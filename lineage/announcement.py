@@ -40,11 +40,18 @@ def announce(ledger: Ledger, model: str, channel: Publisher, release: Release, r
     Raises:
         LineageError: the champion's files are not those that were registered, or the channel cannot be written.
     """
+    from lineage.channel.errors import ChannelError, UnreachableError
+
     state = ledger.refresh()
     if state.decided(model) is None:
         return []
     champion, documents = _champion(ledger, state, model, release)
-    published = channel.published(model)
+    try:
+        published = channel.published(model)
+    except UnreachableError:
+        raise
+    except ChannelError:
+        published = None  # by other keys than today's, or damaged: publishing begins anew
     if published and published.model_dump(exclude=CHANGING) == champion.model_dump(exclude=CHANGING):
         if renew:
             channel.renew()

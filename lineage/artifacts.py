@@ -83,7 +83,7 @@ class Artifacts:
         place = self._in_place(uri) or self._fetched.get(uri)
         if place is None:
             place = self._fetched[uri] = self._fetch(uri, Path(tempfile.mkdtemp(dir=self.scratch)))
-        with _reaching(uri):
+        with reaching(uri):
             mode = place.lstat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise ChangedError(f"{without_credentials(uri)} is neither a file nor a folder of its own")
@@ -96,7 +96,7 @@ class Artifacts:
             GoneError, UnreachableError: as `open`.
         """
         place = self._in_place(uri)
-        with _reaching(uri):
+        with reaching(uri):
             return {entry.name for entry in os.scandir(place)} if place else self._listed(uri)
 
     def _in_place(self, uri: str) -> Path | None:
@@ -117,7 +117,7 @@ class Artifacts:
         from mlflow.artifacts import download_artifacts
 
         self._check_remote(uri)
-        with _reaching(uri, self._is_gone):
+        with reaching(uri, self._is_gone):
             return Path(download_artifacts(artifact_uri=uri, tracking_uri=self.tracking_uri, dst_path=str(target)))
 
     def _check_remote(self, uri: str) -> None:
@@ -143,8 +143,13 @@ class Artifacts:
 
 
 @contextmanager
-def _reaching(uri: str, is_gone: Callable[[str], bool] = lambda uri: False) -> Iterator[None]:
-    """Say in three ways what stores say in many."""
+def reaching(uri: str, is_gone: Callable[[str], bool] = lambda uri: False) -> Iterator[None]:
+    """Say in two ways what stores and registries say in many.
+
+    Raises:
+        GoneError: nothing is there.
+        UnreachableError: anything else.
+    """
     shown = without_credentials(uri)
     try:
         yield
@@ -154,7 +159,7 @@ def _reaching(uri: str, is_gone: Callable[[str], bool] = lambda uri: False) -> I
         raise GoneError(f"nothing is at {shown}") from error
     except Exception as error:
         # Stores raise classes of their own libraries, which are not imported here.
-        if is_gone(uri):
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST" or is_gone(uri):
             raise GoneError(f"nothing is at {shown}") from error
         reason = without_credentials(f"{type(error).__name__}: {error}".splitlines()[0])
         raise UnreachableError(f"{shown} cannot be read: {reason}") from error
@@ -174,11 +179,8 @@ def listing(place: Path) -> list[Listed]:
         ChangedError: it holds a link, a pipe, a socket, a device, or more than is ever read.
         UnreachableError: a file cannot be read.
     """
-    with _reaching(str(place)):
-        if not stat.S_ISDIR(place.lstat().st_mode):
-            return [Listed("", *_digest(place))]
-        found = [Listed(name, *_digest(place / name)) for name in sorted(_files(place))]
-    return found
+    with reaching(str(place)):
+        return [Listed(name, *_digest(place / name)) for name in sorted(_files(place))]
 
 
 def digest_of(files: Iterable[Listed], under: str = "") -> str:
@@ -201,8 +203,15 @@ def folder_digest(files: Iterable[Listed]) -> str:
 
 
 def weights_digest(files: Iterable[Listed]) -> str:
-    """The digest of the weights in a model folder."""
-    return digest_of(files, WEIGHTS_FOLDER)
+    """The digest of the weights in a model folder.
+
+    Raises:
+        GoneError: it has none.
+    """
+    found = list(files)
+    if not any(one.name.startswith(f"{WEIGHTS_FOLDER}/") for one in found):
+        raise GoneError(f"the model folder has no {WEIGHTS_FOLDER}")
+    return digest_of(found, WEIGHTS_FOLDER)
 
 
 def read_file(place: Path, most: int) -> bytes:
@@ -212,7 +221,7 @@ def read_file(place: Path, most: int) -> bytes:
         GoneError, UnreachableError: it is not there or cannot be read.
         ChangedError: it is no regular file, or larger.
     """
-    with _reaching(str(place)), _regular(place) as stream:
+    with reaching(str(place)), regular(place) as stream:
         content = stream.read(most + 1)
     if len(content) > most:
         raise ChangedError(f"{place} has more than {most} bytes, so it is not read")
@@ -260,17 +269,18 @@ def _copy_weights(tracking_uri: str, uri: str, scratch: Path) -> Path:
 
 
 def _copy(source: Path, target: Path, links: bool) -> Path:
-    with _reaching(str(source)):
+    with reaching(str(source)):
         for name in _files(source, links):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, target / name)
-        target.mkdir(exist_ok=True)
     return target
 
 
 def _files(folder: Path, links: bool = False) -> Iterator[str]:
-    """The relative names of all files; ``links`` to regular files count as files."""
+    """The relative names of all files, or the empty one of a file; ``links`` to regular files count as files."""
     pending, count, size = [""], 0, 0
+    if stat.S_ISREG(folder.stat(follow_symlinks=links).st_mode):
+        yield pending.pop()
     while pending:
         under = pending.pop()
         for entry in os.scandir(folder / under):
@@ -288,14 +298,14 @@ def _files(folder: Path, links: bool = False) -> Iterator[str]:
 
 
 def _digest(path: Path) -> tuple[str, int]:
-    with _regular(path) as stream:
+    with regular(path) as stream:
         if (size := os.fstat(stream.fileno()).st_size) > MOST_BYTES:
             raise ChangedError(f"{path} holds more than {MOST_BYTES} bytes: not read")
         return PREFIX + hashlib.file_digest(stream, "sha256").hexdigest(), size
 
 
 @contextmanager
-def _regular(path: Path) -> Iterator[io.BufferedReader]:
+def regular(path: Path) -> Iterator[io.BufferedReader]:
     """A regular file, opened without following a link, waiting for a pipe, or touching a device."""
     if not stat.S_ISREG(path.lstat().st_mode):
         raise ChangedError(f"{path} is neither a file nor a folder of its own, so there is no digest")

@@ -24,7 +24,7 @@ from lineage.entries import KeyRevoked, KeyRotated, PolicySet
 from lineage.ledger import Ledger, open_database
 from lineage.memory import Memory
 from lineage.moves import LocalMover
-from lineage.policy import differences, policy_digest
+from lineage.policy import changes, policy_digest
 from lineage.records import RunContext
 from lineage.registry import Registry
 from lineage.signing import ROLES, SCHEME, Role, key_facts, make_keys, open_signer, read_public
@@ -73,16 +73,33 @@ class Embedded:
         ledger.refresh()
         self._finish_rotation(ledger)
         if not self.channel_root.exists() and self.holds_root:
-            self._init_channel(ledger)
+            self.init_channel(ledger)
         return ledger
 
-    def init_channel(self) -> None:
-        """Have the channel trust the keys that count now, on the word of the root; made where missing.
+    def init_channel(self, ledger: Ledger | None = None, place: str = "") -> bytes:
+        """Make a channel, or have it trust the keys that count now, on the word of the root key.
+
+        Args:
+            ledger: whose keys it trusts; None: this one's.
+            place: a folder or ``s3://bucket/prefix``; empty: this home's own.
+
+        Returns:
+            What its clients begin to trust it with.
 
         Raises:
             LineageError: the root's private key is not here, or the channel is another root's.
         """
-        self._init_channel(self.open())
+        from lineage.channel.publisher import init
+
+        ledger = ledger or self.open()
+        roles: tuple[Role, ...] = ("promotion", "witness")
+        keys = {role: ledger.state.key_of(role) for role in roles}
+        made = init(place or str(self.channel), keys, ledger.signer("root", self.uri("root")))
+        if not place:
+            partial = self.channel_root.with_suffix(".partial")
+            partial.write_bytes(made)
+            partial.replace(self.channel_root)
+        return made
 
     @property
     def holds_root(self) -> bool:
@@ -120,21 +137,12 @@ class Embedded:
         Args:
             evaluation, gate: the two sections, as `lineage.policy.policy_digest` takes them.
         """
-        ledger = self.open()
-        before, digest = ledger.state.policies.get(model), policy_digest(evaluation, gate)
-        if before and before.digest == digest:
-            return []
-        body = PolicySet(
-            model=model, digest=digest, gate=dict(gate), evaluation=dict(evaluation), user=local_user(), reason=reason
-        )
-        ledger.append(body, ledger.signer("promotion", self.uri("promotion")))
-        if before is None:
-            return ["first policy of the model"]
-        return list(
-            differences(
-                {"gate": before.gate, "evaluation": before.evaluation}, {"gate": body.gate, "evaluation": evaluation}
-            )
-        )
+        ledger, sections = self.open(), {"evaluation": dict(evaluation), "gate": dict(gate)}
+        if said := changes(ledger.state.policies.get(model), **sections):
+            said_by = {"model": model, "user": local_user(), "reason": reason}
+            body = PolicySet.model_validate({**said_by, **sections, "digest": policy_digest(**sections)})
+            ledger.append(body, ledger.signer("promotion", self.uri("promotion")))
+        return said
 
     def checkpoint(self) -> int:
         """Tell the witness how long the ledger is now; gives its size."""
@@ -169,16 +177,6 @@ class Embedded:
         signer, writer = ledger.signer("promotion", self.uri("promotion")), self._writer(ledger)
         channel = Publisher(str(self.channel), signer, writer.signer, CHANNEL_LIFE, self.marks / "channel")
         return LocalMover(ledger, signer, registry, local_user(), writer, channel, artifacts)
-
-    def _init_channel(self, ledger: Ledger) -> None:
-        from lineage.channel.publisher import init
-
-        roles: tuple[Role, ...] = ("promotion", "witness")
-        keys = {role: ledger.state.key_of(role) for role in roles}
-        written = init(str(self.channel), keys, ledger.signer("root", self.uri("root")))
-        partial = self.channel_root.with_suffix(".partial")
-        partial.write_bytes(written)
-        partial.replace(self.channel_root)
 
     def _own_signer(self) -> Signer | None:
         """The key that signs what this home remembers; None where it is kept elsewhere."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from securesystemslib.signer import Signer
 
-from lineage.artifacts import Artifacts, Listed, folder_digest, listing, weights_digest, without_credentials
+from lineage.artifacts import Artifacts, Listed, digest_of, folder_digest, listing, weights_digest, without_credentials
 from lineage.digests import LineageError
 from lineage.entries import Action, Judged, LedgerError, Moved, Registered
 from lineage.faults import boundary
@@ -161,6 +161,12 @@ class LocalMover:
             raise LineageError(
                 f"version {registered.version} of {self.model} was deleted and made again from another run"
             )
+        loaded = self.registry.client.get_model_version_download_uri(self.model, registered.version)
+        if loaded != found.source:
+            raise LineageError(
+                f"MLflow shows version {registered.version} of {self.model} at {found.source} and loads it from "
+                f"{loaded}: its row was changed; restore it"
+            )
         return found
 
     @contextmanager
@@ -242,7 +248,7 @@ class LocalMover:
                 if top not in registered.evidence:
                     continue
                 place = reader.open(f"{version.evidence}/{top}")
-                if folder_digest(listing(place)) != registered.evidence[top]:
+                if digest_of(listing(place)) != registered.evidence[top]:
                     raise LineageError(f"evidence {top!r} of version {version.number} was changed: restore it")
                 documents[Path(name).name] = (place / name.partition("/")[2] if "/" in name else place).read_bytes()
         return version.source, files, documents

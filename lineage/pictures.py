@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 
+from lineage import artifacts
 from lineage.digests import LineageError, digest_bytes
 
 SCHEMES = ("file", "s3", "gs", "hf")
@@ -27,26 +28,50 @@ SCHEMES = ("file", "s3", "gs", "hf")
 PARQUET = "parquet+"
 ROWS = 8192
 """Rows of a manifest held at once."""
+MOST_ROWS, MOST_UNPACKED = 10_000_000, 2**32
+"""Rows of a table, and bytes of what is in them, that are read."""
 
 
 class PictureError(LineageError):
     """A picture cannot be read; the message says why and what to do."""
 
 
-class GoneError(PictureError):
+class GoneError(PictureError, artifacts.GoneError):
     """Nothing is there."""
 
 
-class ChangedError(PictureError):
+class ChangedError(PictureError, artifacts.ChangedError):
     """It is not the one that was pinned."""
 
 
-def manifest_rows(manifest: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a ``manifest.parquet``, in their order, with only a few of them in memory."""
+def manifest_rows(manifest: Path | BinaryIO, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a ``manifest.parquet``, or a table like it, in their order, with only a few of them in memory.
+
+    However small a hostile file is for what it unpacks to, no more than `MOST_ROWS` and `MOST_UNPACKED` are read.
+
+    Raises:
+        LineageError: it holds more, or something else than text and numbers.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(manifest) as file:
-        for batch in file.iter_batches(batch_size=ROWS, columns=columns):
+        kinds = {field.name: field.type for field in file.schema_arrow if columns is None or field.name in columns}
+        texts = [n for n, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
+        strange = [name for name, kind in kinds.items() if name not in texts and not pa.types.is_primitive(kind)]
+        if strange or file.metadata.num_rows > MOST_ROWS:
+            raise LineageError(f"{file.metadata.num_rows} rows, with no text or numbers in {strange}: not read")
+    size = 0
+    # As dictionaries, or one long text that a thousand rows share would be unpacked a thousand times.
+    with pq.ParquetFile(manifest, read_dictionary=texts) as file:
+        for batch in file.iter_batches(batch_size=ROWS, columns=list(kinds)):
+            for column in batch.columns:
+                size += column.nbytes
+                if pa.types.is_dictionary(column.type):
+                    size += pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
+            if size > MOST_UNPACKED:
+                raise LineageError(f"the rows hold more than {MOST_UNPACKED} bytes: not read")
             yield from batch.to_pylist()
 
 

@@ -7,9 +7,12 @@ replaced by the digests of what lies there, so that equal policies have equal di
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lineage.digests import digest_json
+
+if TYPE_CHECKING:
+    from lineage.entries import PolicySet
 
 
 def policy_digest(evaluation: Mapping[str, Any], gate: Mapping[str, Any]) -> str:
@@ -20,6 +23,16 @@ def policy_digest(evaluation: Mapping[str, Any], gate: Mapping[str, Any]) -> str
         gate: settings of the gate.
     """
     return digest_json({"evaluation": evaluation, "gate": gate})
+
+
+def changes(pinned: PolicySet | None, evaluation: Mapping[str, Any], gate: Mapping[str, Any]) -> list[str]:
+    """In words, each setting in which a policy differs from the one that the ledger pins; nothing where none does."""
+    if pinned is None:
+        return ["first policy of the model"]
+    if pinned.digest == policy_digest(evaluation, gate):
+        return []
+    now = {"gate": gate, "evaluation": evaluation}
+    return list(differences({"gate": pinned.gate, "evaluation": pinned.evaluation}, now))
 
 
 def differences(before: Any, after: Any, name: str = "") -> Iterator[str]:

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lineage.artifacts import without_credentials
 from lineage.digests import PREFIX, TREE, LineageError, code_digest, digest_json, digest_path, packages_digest
+from lineage.whereabouts import whereabouts
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
@@ -39,8 +40,6 @@ IMAGE_VARIABLE = "TRIPTYCH_IMAGE"
 """The environment variable by which a containers runner tells a step its image."""
 RUN_VARIABLE = "TRIPTYCH_RUN"
 """The environment variable by which a runner on this machine tells a step its run."""
-PLACE_VARIABLES = ("POD", "POD_UID", "NODE", "NAMESPACE", "SERVICE_ACCOUNT")
-"""Environment variables, without ``TRIPTYCH_``, by which a compiled pipeline tells a step where it runs."""
 
 # The rooms whose code decides what a run gives.
 PRODUCT = ("lineage", "training", "components")
@@ -145,7 +144,7 @@ class StepRecord(BaseModel):
     image: str | None = None
     """Id of the container image that the step ran in; None where it ran as a process."""
     where: dict[str, str] = Field(default_factory=dict)
-    """On a cluster: pod, pod_uid, node, namespace, service_account."""
+    """On a cluster, see `lineage.whereabouts`."""
     trigger: str = ""
     """What had the run start, where no person did."""
     parameters: dict[str, Any]
@@ -192,7 +191,7 @@ def recording(context: RunContext, step: str, parameters: Mapping[str, Any]) -> 
         code=code_digest(*PRODUCT),
         packages=packages_digest(),
         image=os.environ.get(IMAGE_VARIABLE),
-        where={name.lower(): os.environ[key] for name in PLACE_VARIABLES if (key := f"TRIPTYCH_{name}") in os.environ},
+        where=whereabouts(),
         trigger=context.trigger,
         parameters=dict(parameters),
     )

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from types import MappingProxyType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from components.evaluate.settings import EvaluationSettings
 from components.fine_tune.settings import TrainJobSettings
@@ -23,6 +23,8 @@ from components.validate_data.settings import ValidationSettings
 from lineage.digests import LineageError
 from lineage.embedded import LineageSettings
 from lineage.registry import RegistrySettings
+from lineage.reuse import by_content
+from pipelines.errors import RequestError
 from pipelines.places import HUB, local
 from training.settings import TrainingSettings
 
@@ -39,10 +41,7 @@ PLACES = (
 
 MODELS = [place for place in PLACES if place[0] == "training"]
 """Those that may also lie on the Hugging Face Hub."""
-
-
-class ConfigurationError(Exception):
-    """The configuration cannot be used; the message names file and key and says what to do."""
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Configuration(BaseModel):
@@ -66,12 +65,7 @@ class Configuration(BaseModel):
 
     def places(self) -> Iterator[tuple[str, str]]:
         """(key, place) of everything the run reads: local paths or URIs."""
-        sections = self.model_dump(mode="json")
-        for section, key in PLACES:
-            if (place := sections[section].get(key)) is not None:
-                yield f"{section}.{key}", place
-        for index, scorer in enumerate(self.evaluation.scorers):
-            yield f"evaluation.scorers[{index}].weights", scorer.weights
+        return _places(self)
 
 
 def read_configuration(path: Path, source: str | None = None) -> Configuration:
@@ -81,22 +75,48 @@ def read_configuration(path: Path, source: str | None = None) -> Configuration:
         source: takes the place of ``data.source``.
 
     Raises:
-        ConfigurationError: the file is missing, is not YAML, has an unknown or wrong key, or names a place that is
-            not there.
+        RequestError: the file is missing, is not YAML, has an unknown or wrong key, or names a place that is not there.
     """
+    return _read(path, Configuration, {} if source is None else {"data": {"source": source}})
+
+
+def read_sections(path: Path, *names: str) -> Any:
+    """Some sections of a configuration file, as attributes, checked as `read_configuration` does. The rest of the file
+    is not looked at, and no model is fetched for it."""
+    sections: dict[str, Any] = {name: (Configuration.model_fields[name].annotation, ...) for name in names}
+    return _read(path, create_model("Sections", **sections))
+
+
+def policy_of(evaluation: EvaluationSettings, gate: GateSettings) -> dict[str, dict[str, Any]]:
+    """The policy that two sections are, in the form in which the steps evaluate and gate put it into a verdict."""
+    return {"evaluation": by_content(evaluation.model_dump(mode="json")), "gate": gate.model_dump(mode="json")}
+
+
+def _read(path: Path, model: type[Model], changes: Mapping[str, Any] = MappingProxyType({})) -> Model:
     try:
-        content = _read_yaml(path.resolve(), ())
-        if source is not None:
-            content = _merge(content, {"data": {"source": source}})
-        configuration = Configuration.model_validate(content)
+        content = _merge(_read_yaml(path.resolve(), ()), changes)
+        for section, key in MODELS:
+            if section in model.model_fields:
+                _fetch(content.get(section), key)
+        read = model.model_validate(content)
     except ValidationError as error:
-        raise ConfigurationError(f"{path}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
-    for key, place in configuration.places():
+        raise RequestError(f"{path}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
+    for key, place in _places(read):
         if is_local(place) and not Path(place).exists():
-            raise ConfigurationError(f"{path}: {key} is {place}, and nothing is there")
-    if unset := missing_axes(configuration.gate.margins):
-        raise ConfigurationError(f"{path}: gate.margins has no margin for {', '.join(unset)}; every axis needs one")
-    return configuration
+            raise RequestError(f"{path}: {key} is {place}, and nothing is there")
+    gate = getattr(read, "gate", None)
+    if gate and (unset := missing_axes(gate.margins)):
+        raise RequestError(f"{path}: gate.margins has no margin for {', '.join(unset)}; every axis needs one")
+    return read
+
+
+def _places(read: BaseModel) -> Iterator[tuple[str, str]]:
+    sections = read.model_dump(mode="json")
+    for section, key in PLACES:
+        if (place := sections.get(section, {}).get(key)) is not None:
+            yield f"{section}.{key}", place
+    for index, scorer in enumerate(sections.get("evaluation", {}).get("scorers", ())):
+        yield f"evaluation.scorers[{index}].weights", scorer["weights"]
 
 
 def is_local(place: str) -> bool:
@@ -112,15 +132,15 @@ def local_path(place: str) -> str:
 
 def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
-        raise ConfigurationError(f"{path} extends itself")
+        raise RequestError(f"{path} extends itself")
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ConfigurationError(f"the configuration {path} cannot be read: {error.strerror}") from error
+        raise RequestError(f"the configuration {path} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path} is not YAML: {error}") from error
+        raise RequestError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigurationError(f"{path} has no sections; see examples/avatars/retrain.yaml")
+        raise RequestError(f"{path} has no sections; see examples/avatars/retrain.yaml")
     base = content.pop("extends", None)
     _resolve_places(content, path.parent)
     return _merge(_read_yaml((path.parent / base).resolve(), (*seen, path)), content) if base else content
@@ -131,20 +151,20 @@ def _resolve_places(content: dict[str, Any], folder: Path) -> None:
         if isinstance(section, dict) and isinstance(section.get(key), str) and is_local(section[key]):
             section[key] = str((folder / section[key]).resolve())
 
-    def fetch(section: Any, key: str) -> None:
-        if isinstance(section, dict) and str(section.get(key)).startswith(HUB):
-            try:
-                section[key] = str(local(section[key]))
-            except LineageError as error:
-                raise ConfigurationError(f"training.{key}: {error}") from error
-
     for section, key in PLACES:
         resolve(content.get(section), key)
-    for section, key in MODELS:
-        fetch(content.get(section), key)
     evaluation = content.get("evaluation")
     for scorer in evaluation.get("scorers") or () if isinstance(evaluation, dict) else ():
         resolve(scorer, "weights")
+
+
+def _fetch(training: Any, key: str) -> None:
+    """Have a model that lies on the Hub on this machine, and name its folder."""
+    if isinstance(training, dict) and str(training.get(key)).startswith(HUB):
+        try:
+            training[key] = str(local(training[key]))
+        except LineageError as error:
+            raise RequestError(f"training.{key}: {error}") from error
 
 
 def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import docker
@@ -14,7 +14,7 @@ from docker.errors import APIError, DockerException, NotFound
 from infra.docker import ContainerError
 
 RUN_LABEL = "triptych.run"
-OWNER_LABEL = "triptych.owner"
+ROOT_LABEL = "triptych.root"
 GRACE_SECONDS = 20
 
 UNKNOWN = 1
@@ -63,8 +63,9 @@ def run_step(
         return UNKNOWN
     try:
         container.start()
-        for line in _lines(container.logs(stream=True, follow=True)):
-            print(line)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a chunk may end inside a character
+        for chunk in container.logs(stream=True, follow=True):
+            print(decoder.decode(chunk), end="", flush=True)
         return _status(container)
     except LOST as error:
         print(f"container {container.short_id} ended and left no status: {error}")
@@ -93,18 +94,6 @@ def _status(container: Any) -> int:
     reason = "out of memory" if container.attrs["State"]["OOMKilled"] else f"status {status}"
     print(f"container {container.short_id} ended: {reason}")
     return status
-
-
-def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Whole lines of a stream of chunks that end anywhere, also inside a character."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    begun = ""
-    for chunk in chunks:
-        *whole, begun = (begun + decoder.decode(chunk)).split("\n")
-        yield from whole
-    begun += decoder.decode(b"", final=True)
-    if begun:
-        yield begun
 
 
 def _interrupt(container: Any) -> None:

@@ -18,49 +18,36 @@ import functools
 import inspect
 import os
 import pwd
-import signal
-import socket
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import docker
-import psutil
 from docker.errors import ImageNotFound
 from kfp import local
-from kfp.local import config, docker_task_handler
+from kfp.local import docker_task_handler
 
 from infra.docker import ContainerError
 from infra.docker.engine import DEFAULT_SOCKET, connect
-from pipelines.container_step import OWNER_LABEL, RUN_LABEL, Volumes, remove, run_step
+from lineage.records import IMAGE_VARIABLE, RUN_VARIABLE
+from pipelines.container_step import ROOT_LABEL, RUN_LABEL, Volumes, remove, run_step
+from pipelines.processes import initialised, replaced
+from pipelines.workspace import terminations_interrupt
 
 CONTRACT = "(client: 'docker.DockerClient', image: str, command: List[str], volumes: Dict[str, Any], **container_run_args) -> int"  # noqa: E501
 """The signature of the function of KFP's that we replace."""
 
 PASSED_ON = (
-    "ATEN_CPU_CAPABILITY",
-    "CUBLAS_WORKSPACE_CONFIG",
-    "DS_ACCELERATOR",
-    "MKL_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "ONEDNN_MAX_CPU_ISA",
-    "PYTHONHASHSEED",
-    "TZ",
+    *("ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "DS_ACCELERATOR", "MKL_NUM_THREADS", "OMP_NUM_THREADS"),
+    *("ONEDNN_MAX_CPU_ISA", "PYTHONHASHSEED", "TZ"),
 )
 """Variables that decide figures or where they are written down: steps see the caller's."""
 
 BUCKETS = {
     "s3": (
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-        "AWS_SESSION_TOKEN",
-        "AWS_REGION",
-        "AWS_DEFAULT_REGION",
-        "AWS_ENDPOINT_URL",
-        "AWS_ENDPOINT_URL_S3",
+        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"),
+        *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
     ),
     "hf": ("HF_ENDPOINT", "HF_TOKEN"),
 }
@@ -86,12 +73,12 @@ def containers(
 ) -> Iterator[None]:
     """Inside this block a pipeline or component that is called runs in containers.
 
-    An interrupt (Ctrl-C or SIGTERM) stops the step's container; none of this run outlives the block, and none of an
-    earlier run whose process is dead outlives its beginning.
+    An interrupt (Ctrl-C or SIGTERM) stops the step's container. No container of a run in this pipeline root outlives
+    the block, and none of an earlier run its beginning: one run at a time uses it, which `pipelines.workspace` sees to.
 
     Args:
         image: the image of every step, by a tag that the engine has. Nothing is pulled.
-        run_id: the run; its containers are labelled ``triptych.run=<run_id>``.
+        run_id: the run; its containers are labelled with it and with the pipeline root.
         pipeline_root: where artifacts go; made if need be.
         mounts: files and folders that steps may read.
         writable: folders beside the pipeline root that steps may write to.
@@ -109,16 +96,16 @@ def containers(
         client = _engine()
         stack.callback(client.close)
         image_id = _image_id(client, image)
-        remove_leftovers(client, run_id)
-        stack.callback(_remove_all, client, run_id)
-        stack.enter_context(_terminated_as_interrupted())
-        labels = {RUN_LABEL: run_id, OWNER_LABEL: _owner(psutil.Process())}
-        step = functools.partial(
-            run_step, image_id=image_id, labels=labels, own_volumes=volumes, credentials=credentials or {}
-        )
-        stack.enter_context(_replaced(step))
-        runner = local.DockerRunner(**_arguments(image_id, environment or {}))
-        stack.enter_context(_initialised(runner, pipeline_root))
+        remove_containers(client, pipeline_root)
+        stack.callback(remove_containers, client, pipeline_root)
+        stack.enter_context(terminations_interrupt())
+        labels = {RUN_LABEL: run_id, ROOT_LABEL: str(pipeline_root)}
+        own = {"image_id": image_id, "labels": labels, "own_volumes": volumes, "credentials": credentials or {}}
+        step: Any = functools.partial(run_step, **own)  # type: ignore[arg-type]
+        stack.enter_context(replaced(docker_task_handler, "run_docker_container", step))
+        told = {**(environment or {}), IMAGE_VARIABLE: image_id, RUN_VARIABLE: run_id}
+        runner = local.DockerRunner(**_arguments(told))
+        stack.enter_context(initialised(runner, pipeline_root))
         yield
 
 
@@ -136,32 +123,12 @@ def check_contract() -> None:
         )
 
 
-def remove_leftovers(client: docker.DockerClient, run_id: str) -> None:
-    """Remove the containers of runs whose process on this machine is dead.
-
-    Raises:
-        ContainerError: another living process runs ``run_id``.
-    """
-    here = socket.gethostname()
-    for container in _listed(client, RUN_LABEL):
-        owner = container.labels.get(OWNER_LABEL, "")
-        if _lives(owner):
-            if container.labels[RUN_LABEL] == run_id and owner != _owner(psutil.Process()):
-                raise ContainerError(f"run {run_id} has a container of living process {owner}; wait for it or end it")
-        elif owner.startswith(f"{here}/"):
-            print(f"removing container {container.short_id}, left by run {container.labels[RUN_LABEL]}")
-            remove(container)
-
-
-def _owner(process: psutil.Process) -> str:
-    return f"{socket.gethostname()}/{process.pid}/{process.create_time()}"
-
-
-def _lives(owner: str) -> bool:
-    try:
-        return _owner(psutil.Process(int(owner.split("/")[1]))) == owner
-    except (psutil.NoSuchProcess, IndexError, ValueError):
-        return False
+def remove_containers(client: docker.DockerClient, pipeline_root: Path) -> None:
+    """Remove every container of the runs in ``pipeline_root``."""
+    mine = {"label": f"{ROOT_LABEL}={pipeline_root}"}
+    for container in client.containers.list(all=True, filters=mine, ignore_removed=True):
+        print(f"removing container {container.short_id} of run {container.labels[RUN_LABEL]}")
+        remove(container)
 
 
 def _engine() -> docker.DockerClient:
@@ -197,7 +164,7 @@ def _volumes(pipeline_root: Path, mounts: Sequence[Path], writable: Sequence[Pat
     return {str(path): {"bind": str(path), "mode": mode} for path, mode in modes.items()}
 
 
-def _arguments(image_id: str, environment: Mapping[str, str]) -> dict[str, Any]:
+def _arguments(environment: Mapping[str, str]) -> dict[str, Any]:
     """What DockerRunner passes on for each container: the caller's identity and rights, and no more."""
     user, group = os.getuid(), os.getgid()
     try:
@@ -205,7 +172,7 @@ def _arguments(image_id: str, environment: Mapping[str, str]) -> dict[str, Any]:
     except KeyError:
         name = str(user)
     passed_on = {variable: os.environ[variable] for variable in PASSED_ON if variable in os.environ}
-    identity = {"HOME": "/tmp", "USER": name, "LOGNAME": name, "TRIPTYCH_IMAGE": image_id}
+    identity = {"HOME": "/tmp", "USER": name, "LOGNAME": name}
     cores = sorted(os.sched_getaffinity(0))  # as many threads, and so the same sums, as a process would have
     return {
         "user": f"{user}:{group}",
@@ -218,50 +185,3 @@ def _arguments(image_id: str, environment: Mapping[str, str]) -> dict[str, Any]:
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
     }
-
-
-@contextmanager
-def _replaced(step: Any) -> Iterator[None]:
-    original = docker_task_handler.run_docker_container
-    docker_task_handler.run_docker_container = step
-    try:
-        yield
-    finally:
-        docker_task_handler.run_docker_container = original
-
-
-@contextmanager
-def _initialised(runner: local.DockerRunner, pipeline_root: Path) -> Iterator[None]:
-    before = config.LocalExecutionConfig.instance
-    # An empty workspace_root: no workspace, instead of a temporary folder that every container would see.
-    local.init(runner=runner, pipeline_root=str(pipeline_root), workspace_root="", raise_on_error=True)
-    try:
-        yield
-    finally:
-        config.LocalExecutionConfig.instance = before
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM end this block as Ctrl-C does, unless the caller handles it already."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-
-    def terminate(_: int, __: FrameType | None) -> None:
-        raise KeyboardInterrupt("terminated")
-
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _remove_all(client: docker.DockerClient, run_id: str) -> None:
-    for container in _listed(client, f"{RUN_LABEL}={run_id}"):
-        remove(container)
-
-
-def _listed(client: docker.DockerClient, label: str) -> list[Any]:
-    return list(client.containers.list(all=True, filters={"label": label}, ignore_removed=True))

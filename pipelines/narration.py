@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 import time
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,12 +23,17 @@ _BEGINS = re.compile(r"Executing task '?([a-z0-9-]+)'?")
 _ENDS = re.compile(r"Task '?([a-z0-9-]+)'? finished with status (\w+)")
 
 
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a text as it is, brackets and numbers included, in one colour."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 class Narration(io.TextIOBase):
-    """A stream for the run's output: everything goes to ``log``, the gist to ``console``."""
+    """Takes what is printed inside its block: everything goes to ``log``, the gist to ``console``."""
 
     def __init__(self, console: Console, log: Path) -> None:
         self._console = console
-        self._log = log.open("a", encoding="utf-8")
+        self._log, self._redirected = log.open("a", encoding="utf-8"), ExitStack()
         self._status: Status | None = console.status("starting") if console.is_terminal else None
         self._line = ""
         self._step = ""
@@ -36,11 +42,14 @@ class Narration(io.TextIOBase):
     def __enter__(self) -> Self:
         if self._status:
             self._status.start()
+        self._redirected.enter_context(redirect_stdout(self))
+        self._redirected.enter_context(redirect_stderr(self))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._redirected.close()
         if self._status:
             self._status.stop()
         self._log.close()
@@ -71,11 +80,8 @@ class Narration(io.TextIOBase):
     def _end(self, step: str, status: str) -> None:
         if step != self._step:
             return
-        good = status == "SUCCESS"
-        note = "" if good else f"  [red]{status.lower()}[/red]"
-        self._console.print(
-            f"  {step:<18} {time.monotonic() - self._began:6.1f} s{note}", highlight=False, soft_wrap=True
-        )
+        note, style = ("", "") if status == "SUCCESS" else (f"  {status.lower()}", "red")
+        say(self._console, f"  {step:<18} {time.monotonic() - self._began:6.1f} s{note}", style)
         self._show("…")
 
     def _progress(self, text: str) -> None:
@@ -83,7 +89,7 @@ class Narration(io.TextIOBase):
             self._show(f"{self._step}: {text}" if self._step else text)
         elif (now := time.monotonic()) - self._spoke >= 10:
             self._spoke = now
-            self._console.print(f"    {text}", highlight=False, soft_wrap=True)
+            say(self._console, f"    {text}")
 
     def _show(self, text: str) -> None:
         if self._status:

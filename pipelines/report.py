@@ -7,40 +7,39 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from lineage.digests import short
 from lineage.documents.figures import cells
 from lineage.registry import Registry
+from pipelines.narration import say
 from pipelines.retrain import Finished
 
-STYLES = {"promote": "green", "hold": "yellow", "reject": "red", "invalid": "red"}
+GOOD, OPEN, BAD = "green", "yellow", "red"
+STYLES = {"promote": GOOD, "nothing-new": GOOD, "hold": OPEN, "busy": OPEN, "reject": BAD, "invalid": BAD}
 
 
 def print_outcome(console: Console, finished: Finished, root: Path, model_name: str) -> None:
     """Three axes, incumbent beside candidate, interval, verdict, and where to look next."""
     if finished.outcome == "failed":
-        console.print(f"[red]failed[/red]: {finished.failure}", highlight=False, soft_wrap=True)
-        console.print(f"  the whole output: {finished.log}", highlight=False, soft_wrap=True)
+        say(console, f"failed: {finished.failure}", "red")
+        say(console, f"  the whole output: {finished.log}")
         return
-    if finished.outcome == "nothing-new":
-        console.print(
-            f"[green]{finished.records['nothing-new'].parameters['reason']}[/green]", highlight=False, soft_wrap=True
-        )
+    if finished.outcome in ("nothing-new", "busy"):
+        say(console, finished.records["nothing-new"].parameters["reason"], STYLES[finished.outcome])
         return
     gate, plan = finished.records["gate"].facts, finished.records["plan"].facts
     if gate["figures"]:
         console.print(_figures_table(gate["figures"], "incumbent", plan["incumbent_name"]))
     if gate.get("anchor"):
         console.print(_figures_table(gate["anchor"], "approved", "the last version that a person approved"))
-    style = STYLES[gate["decision"]]
-    console.print(f"verdict: [bold {style}]{gate['decision']}[/bold {style}]", highlight=False, soft_wrap=True)
+    say(console, f"verdict: {gate['decision']}", f"bold {STYLES[gate['decision']]}")
     for reason in gate["reasons"]:
-        console.print(f"  {reason}", highlight=False, soft_wrap=True)
+        say(console, f"  {reason}")
     promoted = finished.records["promote"].facts
     moved = f"alias {promoted['alias']} -> " if promoted["alias"] else ""
-    console.print(f"{moved}{model_name} version {promoted['version']}", highlight=False, soft_wrap=True)
-    console.print(
-        f"look: triptych ui --work-dir {root}   triptych models --work-dir {root}", highlight=False, soft_wrap=True
-    )
+    say(console, f"{moved}{model_name} version {promoted['version']}")
+    say(console, f"look: triptych ui --work-dir {root}   triptych models --work-dir {root}")
 
 
 def _figures_table(figures: list[dict[str, Any]], other: str, name: str) -> Table:
@@ -48,32 +47,18 @@ def _figures_table(figures: list[dict[str, Any]], other: str, name: str) -> Tabl
     for column in ("", other, "candidate", "difference", "interval", "margin", "holds"):
         table.add_column(column, justify="left" if not column else "right")
     for figure in figures:
-        holds = figure["lower"] > -figure["margin"]
-        table.add_row(
-            *cells(figure),
-            "yes" if holds else "[red]no[/red]",
-            end_section=figure["name"] == "aesthetics",
-        )
+        holds = "yes" if figure["lower"] > -figure["margin"] else "[red]no[/red]"
+        table.add_row(*cells(figure), holds, end_section=figure["name"] == "aesthetics")
     return table
 
 
 def print_versions(console: Console, store: Registry) -> None:
     """Every version with its aliases and verdict."""
-    table = Table(title=store.model_name)
-    for column in ("version", "alias", "verdict", "against", "weights", "run"):
-        table.add_column(column)
+    table = Table("version", "alias", "verdict", "against", "weights", "MLflow run", title=store.model_name)
     versions = store.versions()
     owners = {version.tags.get("candidate"): f"version {version.number}" for version in reversed(versions)}
     for version in versions:
-        decision = version.tags.get("decision", "?")
-        incumbent = version.tags.get("incumbent", "?")
-        style = STYLES.get(decision, "red")
-        table.add_row(
-            version.number,
-            ", ".join(version.aliases),
-            f"[{style}]{decision}[/{style}]",
-            owners.get(incumbent, "base model"),
-            version.tags.get("candidate", "?")[:19],
-            version.run[:8],
-        )
+        decision, incumbent, candidate = (version.tags.get(tag, "?") for tag in ("decision", "incumbent", "candidate"))
+        judged, against = Text(decision, STYLES.get(decision, BAD)), owners.get(incumbent, "base model")
+        table.add_row(version.number, ", ".join(version.aliases), judged, against, short(candidate), version.mlflow_run)
     console.print(table)

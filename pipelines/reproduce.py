@@ -1,12 +1,11 @@
 """Train a version again from its records, and see whether the same weights come out."""
 
-import contextlib
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kfp import dsl, local
+from kfp import dsl
 from rich.console import Console
 
 from components.encode_features.component import encode_features
@@ -14,10 +13,11 @@ from components.fine_tune.component import fine_tune
 from components.snapshot_data.component import snapshot_data
 from components.validate_data.component import validate_data
 from lineage.digests import LineageError, code_digest, packages_digest
-from lineage.entries import State
 from lineage.records import PRODUCT, StepRecord, read_records
+from lineage.rules import State
 from pipelines.narration import Narration
-from pipelines.workspace import Workspace, workspace
+from pipelines.processes import processes
+from pipelines.workspace import workspace
 
 STEPS = ("snapshot-data", "validate-data", "encode-features", "fine-tune")
 
@@ -36,11 +36,12 @@ class Reproduction:
 @dsl.pipeline(name="reproduction")
 def reproduction(run: dict, data: dict, validation: dict, training: dict) -> None:
     """The part of `retraining` that decides the weights."""
-    snapshot = snapshot_data(run=run, data=data).outputs["snapshot"]
-    validated = validate_data(run=run, validation=validation, snapshot=snapshot).outputs["validated"]
-    features = encode_features(run=run, training=training, validated=validated).outputs["features"]
+    this = {"run": run, "job": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
+    snapshot = snapshot_data(**this, data=data).outputs["snapshot"]
+    validated = validate_data(**this, validation=validation, snapshot=snapshot).outputs["validated"]
+    features = encode_features(**this, training=training, validated=validated).outputs["features"]
     here = {"trainjob": {}, "mlflow_run": "", "reuse_uri": "", "reuse_digest": ""}  # also where a cluster trained it
-    fine_tune(run=run, training=training, **here, validated=validated, features=features)
+    fine_tune(**this, training=training, **here, validated=validated, features=features)
 
 
 def training_records(state: State, records: str, model: str, version: str) -> dict[str, StepRecord]:
@@ -49,15 +50,15 @@ def training_records(state: State, records: str, model: str, version: str) -> di
     Raises:
         LineageError: the version is unknown, its records are gone or were changed.
     """
-    registered = state.versions.get((model, version))
+    registered = state.registered(model, version)
     if registered is None:
         raise LineageError(f"version {version} of {model} is not in the ledger")
-    first = next(known for known in state.versions.values() if known.candidate == registered.candidate)
-    found = read_records(records, first.run)
+    first = next(known for known in state.versions[model].values() if known.candidate == registered.candidate)
+    found, named = read_records(records, first.run), state.records.get(first.run, {})
     for step in STEPS:
         if step not in found:
             raise LineageError(f"run {first.run} left no record of {step} in {records}; version {version} needs it")
-        if state.records.get((first.run, step)) != found[step].digest():
+        if named.get(step) != found[step].digest():
             raise LineageError(f"the record of {step} in run {first.run} is not the one that the ledger names")
     if found["fine-tune"].outputs["candidate"] != registered.candidate:
         raise LineageError(f"run {first.run} did not give the weights of version {version}")
@@ -68,7 +69,8 @@ def reproduce(records: dict[str, StepRecord], root: Path, console: Console) -> R
     """Train again as ``records`` say, in the work folder ``root``; nothing is registered.
 
     Raises:
-        WorkspaceError: the work folder cannot be used.
+        RequestError: the work folder cannot be used.
+        LineageError: a step failed.
     """
     then = records["fine-tune"]
     differs = [] if then.code == code_digest(*PRODUCT) else ["code"]
@@ -82,20 +84,14 @@ def reproduce(records: dict[str, StepRecord], root: Path, console: Console) -> R
     with workspace(root, "processes") as place:
         place.lineage.open()
         context = place.lineage.context(run, str(place.records), place.database)
-        _train(place, run, console, context.model_dump(), sections)
+        with Narration(console, place.log(run)), processes(run, place.pipeline_root):
+            try:
+                reproduction(run=context.model_dump(exclude={"id"}), **sections)
+            except RuntimeError as error:
+                raise LineageError(f"training again failed: {error}; the whole output: {place.log(run)}") from error
         made = read_records(str(place.records), run)
     found = {step: record.outputs for step, record in made.items() if record.status == "complete"}
     for step, name in (("snapshot-data", "snapshot"), ("encode-features", "features")):
         if found.get(step, {}).get(name) != records[step].outputs[name]:
             differs.append(name)
     return Reproduction(then.outputs["candidate"], found.get("fine-tune", {}).get("candidate", ""), tuple(differs))
-
-
-def _train(place: Workspace, run: str, console: Console, context: dict[str, Any], sections: dict[str, Any]) -> None:
-    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(place.pipeline_root), raise_on_error=True)
-    with (
-        Narration(console, place.log(run)) as narration,
-        contextlib.redirect_stdout(narration),
-        contextlib.redirect_stderr(narration),
-    ):
-        reproduction(run=context, **sections)

@@ -17,8 +17,8 @@ from rich.console import Console
 from lineage.closing import CLOSING, Outcome, close, unclosed
 from lineage.records import RunContext, StepRecord, read_records
 from pipelines.checkout import checkout_commit
-from pipelines.configuration import Configuration, local_path
-from pipelines.narration import Narration
+from pipelines.configuration import Configuration, local_path, policy_of
+from pipelines.narration import Narration, say
 from pipelines.workspace import Workspace, stop_leftovers, workspace
 
 Runner = Literal["processes", "containers"]
@@ -38,111 +38,128 @@ class Finished:
     """Which step failed and why, in one sentence."""
 
 
-def retrain(configuration: Configuration, runner: Runner, root: Path, force: bool, console: Console) -> Finished:
+@dataclass(frozen=True)
+class Request:
+    """What is asked for."""
+
+    configuration: Configuration
+    runner: Runner = "processes"
+    force: bool = False
+    """Train and judge although nothing is new."""
+    trigger: str = ""
+    """What had the run start, where no person did."""
+
+    @property
+    def model(self) -> str:
+        """The registered model."""
+        return self.configuration.registry.model_name
+
+
+def retrain(request: Request, root: Path, console: Console) -> Finished:
     """Run the pipeline once in the work folder ``root``.
 
+    Its gate and evaluation are pinned as the model's policy first: on one machine nobody else could.
+
     Raises:
-        WorkspaceError: the work folder cannot be used.
+        RequestError: the work folder cannot be used.
         KeyboardInterrupt: interrupted; nothing is left running, the run is closed as killed.
     """
-    with workspace(root, runner) as place:
-        place.lineage.open()
+    force = request.force
+    with workspace(root, request.runner) as place:
+        policy = policy_of(request.configuration.evaluation, request.configuration.gate)
+        for changed in place.lineage.set_policy(request.model, **policy, reason="a run's configuration"):
+            say(console, f"policy: {changed}")
         for _ in range(ATTEMPTS):
-            finished = _attempt(configuration, runner, place, force, console)
+            finished = _attempt(request, force, place, console)
             place.lineage.checkpoint()
             if finished.outcome != "stale":
                 break
             # Its candidate is known now: the next attempt only judges it against the new champion.
-            console.print(finished.records["promote"].facts["stale"], highlight=False, soft_wrap=True)
+            say(console, finished.records["promote"].facts["stale"])
             force = False
         return finished
 
 
-def _attempt(configuration: Configuration, runner: Runner, place: Workspace, force: bool, console: Console) -> Finished:
+def _attempt(request: Request, force: bool, place: Workspace, console: Console) -> Finished:
     run = f"retraining-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    log = place.log(run)
-    console.print(f"[bold]{run}[/bold]  ({place.root})", highlight=False)
-    with (
-        Narration(console, log) as narration,
-        contextlib.redirect_stdout(narration),
-        contextlib.redirect_stderr(narration),
-        _runner(runner, configuration, place, run) as (image, context),
-    ):
-        failure = _run(configuration, context, image, force, place)
-    records = read_records(str(place.records), run)
-    return _finished(run, records, log, failure)
+    log, context = place.log(run), _context(request, place, run)
+    say(console, f"{run}  ({place.root})", "bold")
+    with Narration(console, log), _runner(request, place, context) as (image, told):
+        failure = _run(request, force, place, context, image, told)
+    return _finished(run, read_records(context.records, run), log, failure)
 
 
-@contextlib.contextmanager
-def _runner(
-    runner: Runner, configuration: Configuration, place: Workspace, run: str
-) -> Iterator[tuple[str, RunContext]]:
-    """The image and context of the run, with KFP's local runner set up around it."""
-    if runner == "containers":
-        from infra.docker.engine import engine
-        from infra.images.build import ensure_image
-        from pipelines.containers import bucket_environment, containers
-        from pipelines.tracking import tracking_server
-
-        home = place.lineage
-        keys = [home.keys / f"{role}.{half}" for role in ("run", "gate") for half in ("pem", "pub")]
-        places = [where for _, where in configuration.places()]
-        mounts = [*keys, *(Path(path) for path in map(local_path, places) if path)]
-        store = local_path(configuration.data.store)
-        if store:
-            Path(store).mkdir(parents=True, exist_ok=True)
-        writable = [Path(store)] if store else []
-        credentials = bucket_environment([*places, configuration.data.store], os.environ)
-        with engine():
-            image = ensure_image()
-            with (
-                tracking_server(place) as server,
-                containers(image, run, place.pipeline_root, mounts, writable, credentials=credentials),
-            ):
-                # As in a cluster: the server alone holds the promotion key and writes the ledger.
-                held = {role: home.uri(role) for role in ("run", "gate")}
-                asking = {"tracking_uri": server, "ledger": server, "keys": held, "witness": ""}
-                yield image, _context(configuration, place, run).model_copy(update=asking)
-        return
-    from kfp import local
-
-    from components.image import IMAGE
-
-    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(place.pipeline_root), raise_on_error=True)
-    yield IMAGE, _context(configuration, place, run)
-
-
-def _context(configuration: Configuration, place: Workspace, run: str) -> RunContext:
+def _context(request: Request, place: Workspace, run: str) -> RunContext:
     """The run as processes see it: straight to the database, the ledger and all keys."""
-    events = configuration.lineage.openlineage or str(place.events)
     return place.lineage.context(
         run,
         str(place.records),
         place.database,
-        openlineage=events,
+        openlineage=request.configuration.lineage.openlineage or str(place.events),
         state=str(place.state),
+        trigger=request.trigger,
         commit=checkout_commit(),
     )
 
 
-def _run(configuration: Configuration, context: RunContext, image: str, force: bool, place: Workspace) -> str:
-    """Run the pipeline; returns why it failed, or nothing."""
+@contextlib.contextmanager
+def _runner(request: Request, place: Workspace, context: RunContext) -> Iterator[tuple[str, RunContext]]:
+    """The image of the run, and its context as steps are told it, with KFP's local runner set up around it."""
+    if request.runner == "processes":
+        from components.image import IMAGE
+        from pipelines.processes import processes
+
+        with processes(context.id, place.pipeline_root):
+            yield IMAGE, context
+        return
+    from infra.docker.engine import engine
+    from infra.images.build import ensure_image
+    from pipelines.containers import bucket_environment, containers
+    from pipelines.server import tracking_server
+
+    home, configuration = place.lineage, request.configuration
+    keys = [home.keys / f"{role}.{half}" for role in ("run", "gate") for half in ("pem", "pub")]
+    places = [where for _, where in configuration.places()]
+    mounts = [*keys, *(Path(path) for path in map(local_path, places) if path)]
+    store = local_path(configuration.data.store)
+    if store:
+        Path(store).mkdir(parents=True, exist_ok=True)
+    writable = [Path(store)] if store else []
+    credentials = bucket_environment([*places, configuration.data.store], os.environ)
+    with engine():
+        image = ensure_image()
+        with (
+            tracking_server(place) as server,
+            containers(image, context.id, place.pipeline_root, mounts, writable, credentials=credentials),
+        ):
+            # As in a cluster: the server alone holds the promotion key, moves the champion, and tells witness and
+            # channel.
+            asking = {"tracking_uri": server, "ledger": server, "witness": "", "channel": ""}
+            held = {role: home.uri(role) for role in ("run", "gate")}
+            yield image, context.model_copy(update={**asking, "keys": held, "marks": str(place.state / "ledger")})
+
+
+def _run(request: Request, force: bool, place: Workspace, context: RunContext, image: str, told: RunContext) -> str:
+    """Run the pipeline; returns why it failed, or nothing.
+
+    Args:
+        context: by which runs are closed here: a server that steps in containers use may be gone by then.
+        told: what the steps are told.
+    """
     from pipelines.retraining import build_pipeline
 
-    name = configuration.registry.model_name
-    # Straight to the database: a server that steps in containers use may be gone by the time a run is closed.
-    closing = _context(configuration, place, context.id)
     for lost in unclosed(context.records):
-        close(closing.model_copy(update={"id": lost}), name, killed=True)
+        close(context.model_copy(update={"id": lost}), request.model, killed=True)
+    parameters = {"run": told.model_dump(exclude={"id"}), "force": force, **request.configuration.arguments()}
     try:
-        build_pipeline(image)(run=context.model_dump(), force=force, **configuration.arguments())
+        build_pipeline(image)(**parameters)
     except KeyboardInterrupt:
         stop_leftovers(place)
-        close(closing, name, killed=True)
+        close(context, request.model, killed=True)
         raise
     except Exception as error:  # reported as the run's failure, whole in its log
         logging.getLogger(__name__).exception("the pipeline failed")
-        close(closing, name)
+        close(context, request.model)
         return str(error)
     return ""
 
@@ -154,5 +171,6 @@ def _finished(run: str, records: dict[str, StepRecord], log: Path, failure: str)
     if broken is not None:
         failure = f"step {broken.step} failed: {broken.error}"
     elif result == "failed":
+        failure = failure or (closing.facts.get("trouble", "") if closing else "")
         failure = failure or "a step ended without leaving a record"
     return Finished(run, result, records, log, failure)

@@ -22,25 +22,35 @@ from components.promote.component import promote
 from components.register.component import register
 from components.snapshot_data.component import snapshot_data
 from components.validate_data.component import validate_data
+from lineage.whereabouts import FIELDS, PREFIX
 
 NAME = "retraining"
 
 
-def build_pipeline(image: str, retries: int = 0, sample_shards: int = 1) -> Any:
-    """The pipeline with every step in ``image`` and retried ``retries`` times with back-off.
+def build_pipeline(image: str, cluster: bool = False, retries: int = 0, sample_shards: int = 1) -> Any:
+    """The pipeline, to be called under `kfp.local`, or compiled.
 
-    With several ``sample_shards``, so many tasks draw the samples and evaluate only judges them: on clusters, since
-    KFP's local runner silently skips an `If` that contains a `ParallelFor`.
+    A run is named after its pipeline job, so that what a schedule repeats (its parameters) names no run.
 
-    Call it to run it with `kfp.local`, or give it to the KFP compiler.
+    Args:
+        image: of every step.
+        cluster: have each step told in which pod it runs.
+        retries: of a step, with back-off.
+        sample_shards: above 1, so many tasks draw the samples and evaluate only judges them: on clusters, since KFP's
+            local runner silently skips an `If` that contains a `ParallelFor`.
     """
 
-    def finish(*tasks: dsl.PipelineTask) -> None:
+    def placed(task: dsl.PipelineTask) -> dsl.PipelineTask:
         # Never cached: a cache key holds names, not contents. Reuse is the plan's business.
-        for task in tasks:
-            task.set_container_image(image).set_caching_options(False)
-            if retries:
-                task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0)
+        task.set_container_image(image).set_caching_options(False)
+        if retries:
+            task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0)
+        if cluster:
+            from kfp import kubernetes
+
+            for name, field in FIELDS.items():
+                kubernetes.use_field_path_as_env(task, PREFIX + name, field)
+        return task
 
     @dsl.pipeline(name=NAME, description="Retrain, judge on three axes, register, promote.")
     def retraining(
@@ -54,86 +64,56 @@ def build_pipeline(image: str, retries: int = 0, sample_shards: int = 1) -> Any:
         trainjob: dict = {},  # noqa: B006
         force: bool = False,
     ) -> None:
-        closing = close_run(run=run, registry=registry)
+        def step(component: Any, *given: dict, **inputs: Any) -> dsl.PipelineTask:
+            for outputs in given:
+                inputs |= outputs
+            return placed(component(run=run, job=dsl.PIPELINE_JOB_ID_PLACEHOLDER, **inputs))
+
+        closing = step(close_run, registry=registry)
         with dsl.ExitHandler(closing):
-            snapshot = snapshot_data(run=run, data=data)
-            planned = plan(
-                run=run,
-                kfp_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            snapshot = step(snapshot_data, data=data)
+            planned = step(
+                plan,
+                {"data": data, "validation": validation, "training": training},
+                {"evaluation": evaluation, "gate": gate, "registry": registry},
                 snapshot_digest=snapshot.outputs["digest"],
-                data=data,
                 rows=snapshot.outputs["rows"],
-                validation=validation,
-                training=training,
-                evaluation=evaluation,
-                gate=gate,
-                registry=registry,
                 force=force,
             )
-            decided = planned.outputs
-            with dsl.If(decided["needed"] == True, name="needed"):  # noqa: E712
-                validated = validate_data(run=run, validation=validation, snapshot=snapshot.outputs["snapshot"])
-                features = encode_features(run=run, training=training, validated=validated.outputs["validated"])
-                tuned = fine_tune(
-                    run=run,
+            with dsl.If(planned.outputs["needed"] == True, name="needed"):  # noqa: E712
+                validated = step(validate_data, of(snapshot, "snapshot"), validation=validation)
+                features = step(encode_features, of(validated, "validated"), training=training)
+                tuned = step(
+                    fine_tune,
+                    of(planned, "mlflow_run", "reuse_uri", "reuse_digest"),
+                    of(validated, "validated"),
+                    of(features, "features"),
                     training=training,
                     trainjob=trainjob,
-                    mlflow_run=decided["mlflow_run"],
-                    reuse_uri=decided["reuse_uri"],
-                    reuse_digest=decided["reuse_digest"],
-                    validated=validated.outputs["validated"],
-                    features=features.outputs["features"],
                 )
-                compared = {
-                    "run": run,
-                    "evaluation": evaluation,
-                    "incumbent_uri": decided["incumbent_uri"],
-                    "incumbent_digest": decided["incumbent_digest"],
-                    "anchor_uri": decided["anchor_uri"],
-                    "anchor_digest": decided["anchor_digest"],
-                    "candidate": tuned.outputs["candidate"],
-                }
-                scored = evaluate(**compared, training=training, validated=validated.outputs["validated"])
+                models = of(planned, "incumbent_uri", "incumbent_digest", "anchor_uri", "anchor_digest")
+                compared = {**models, **of(tuned, "candidate"), "evaluation": evaluation}
+                scored = step(evaluate, compared, of(validated, "validated"), training=training)
                 if sample_shards > 1:
                     with dsl.ParallelFor(list(range(sample_shards)), name="samples") as shard:
-                        drawn = draw_samples(**compared, shard=shard, shards=sample_shards)
-                        finish(drawn)
+                        drawn = step(draw_samples, compared, shard=shard, shards=sample_shards)
                     scored.after(drawn)
-                judged = gate_step(run=run, gate=gate, registry=registry, scores=scored.outputs["scores"])
-                registered = register(
-                    run=run,
+                judged = step(gate_step, of(scored, "scores"), gate=gate, registry=registry)
+                registered = step(
+                    register,
+                    of(planned, "training_key", "evaluation_terms", "mlflow_run"),
+                    of(tuned, "candidate", "training_record"),
+                    {**of(validated, "validated"), **of(scored, "scores"), **of(judged, "verdict")},
                     registry=registry,
-                    snapshot_digest=snapshot.outputs["digest"],
-                    training_key=decided["training_key"],
-                    evaluation_terms=decided["evaluation_terms"],
-                    mlflow_run=decided["mlflow_run"],
-                    candidate=tuned.outputs["candidate"],
-                    training_record=tuned.outputs["training_record"],
-                    validated=validated.outputs["validated"],
-                    scores=scored.outputs["scores"],
-                    verdict=judged.outputs["verdict"],
                 )
-                promoted = promote(
-                    run=run,
-                    registry=registry,
-                    version=registered.output,
-                    verdict=judged.outputs["verdict"],
-                    verdict_digest=judged.outputs["digest"],
-                )
+                decision = {"verdict_digest": judged.outputs["digest"], **of(judged, "verdict")}
+                step(promote, decision, registry=registry, version=registered.output)
             with dsl.Else(name="nothing-new"):
-                noted = nothing_new(run=run, reason=decided["reason"])
-        finish(
-            closing,
-            snapshot,
-            planned,
-            validated,
-            features,
-            tuned,
-            scored,
-            judged,
-            registered,
-            promoted,
-            noted,
-        )
+                step(nothing_new, of(planned, "reason"))
 
     return retraining
+
+
+def of(task: dsl.PipelineTask, *names: str) -> dict:
+    """Some outputs of a task, for inputs of the same names."""
+    return {name: task.outputs[name] for name in names}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -10,44 +9,39 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from components.snapshot_data.folder import SnapshotError
 from components.snapshot_data.snapshot import take_snapshot
 from components.validate_data.errors import DataValidationError
 from components.validate_data.validate import validate
 from lineage.digests import LineageError
 from pipelines.configuration import Configuration
-from pipelines.narration import Narration
+from pipelines.narration import Narration, say
 
 
-def validate_source(configuration: Configuration, out: Path) -> int:
+def validate_source(configuration: Configuration, out: Path) -> bool:
     """Pin and judge the data of ``configuration`` in the folder ``out``, and print what came of it.
 
     What is known of unchanged files, and the facts that drift is measured against, stay in ``out/state``; what the
     steps and their libraries say goes to ``out/validate.log``, of which progress alone is shown.
 
     Returns:
-        0 where the data may be trained on, else 1.
+        Whether the data may be trained on.
     """
     console, validated, problem = Console(file=sys.stdout), out / "validated", ""
+    summary = validated / "summary.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with (
-            Narration(console, out / "validate.log") as narration,
-            contextlib.redirect_stdout(narration),
-            contextlib.redirect_stderr(narration),
-        ):
+        summary.unlink(missing_ok=True)
+        with Narration(console, out / "validate.log"):
             taken = take_snapshot(configuration.data, out / "snapshot", out / "state")
-            told = f"snapshot {taken.digest}: {taken.rows} rows, {taken.refused} refused"
-            console.print(told, highlight=False, soft_wrap=True)
+            say(console, f"snapshot {taken.digest}: {taken.rows} rows, {taken.refused} refused")
             validate(configuration.validation, out / "snapshot", validated, out / "state")
-    except (SnapshotError, DataValidationError, LineageError, OSError) as error:
+    except (DataValidationError, LineageError, OSError) as error:
         problem = str(error)
-    if (validated / "summary.json").is_file() and (not problem or "the data is refused" in problem):
-        _print_summary(console, json.loads((validated / "summary.json").read_text(encoding="utf-8")))
-        console.print(f"pictures and reasons: {validated / 'report.html'}", highlight=False, soft_wrap=True)
-    verdict = f"[red]refused[/red]: {problem}" if problem else "[green]accepted[/green]"
-    console.print(verdict, highlight=False, soft_wrap=True)
-    return 1 if problem else 0
+    if summary.is_file():
+        _print_summary(console, json.loads(summary.read_text(encoding="utf-8")))
+        say(console, f"pictures and reasons: {validated / 'report.html'}")
+    say(console, *((f"refused: {problem}", "red") if problem else ("accepted", "green")))
+    return not problem
 
 
 def _print_summary(console: Console, summary: dict[str, object]) -> None:
@@ -59,4 +53,4 @@ def _print_summary(console: Console, summary: dict[str, object]) -> None:
         table.add_row(one["description"], one["severity"], holds, one["error"] or one["observed"])
     console.print(table)
     counts = ("rows", "accepted", "quarantined", "refused_before")
-    console.print(", ".join(f"{summary[name]} {name.replace('_', ' ')}" for name in counts), highlight=False)
+    say(console, ", ".join(f"{summary[name]} {name.replace('_', ' ')}" for name in counts))

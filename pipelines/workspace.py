@@ -3,8 +3,8 @@
     mlflow.db     runs, metrics and the model registry
     artifacts/    what MLflow stores: weights and evidence
     pipeline/     KFP's pipeline root: what passes between steps, under records/ every step's record, and under state/
-                  what a step that was cut off takes up again
-    lineage/      the ledger, all signing keys, the witness's checkpoints, high-water marks, OpenLineage events
+                  what a step that was cut off takes up again; OpenLineage events
+    lineage/      the ledger, all signing keys, the witness's checkpoints, high-water marks, the promotion channel
     logs/         the whole output of each run
 
 Every process of a run carries the folder in its environment, so that whatever a killed run left behind is found and
@@ -16,63 +16,40 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import psutil
 
 from lineage.embedded import Embedded
+from pipelines.errors import RequestError
 
 MARK = "TRIPTYCH_WORK_DIR"
 
 
-class WorkspaceError(Exception):
-    """The work folder cannot be used now; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
 class Workspace:
-    """A work folder; ``root`` is absolute."""
+    """A work folder; nothing is created."""
 
-    root: Path
-
-    @property
-    def database(self) -> str:
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.database = f"sqlite:///{self.root / 'mlflow.db'}"
         """The MLflow store as a URI."""
-        return f"sqlite:///{self.root / 'mlflow.db'}"
-
-    @property
-    def artifacts(self) -> Path:
+        self.artifacts = self.root / "artifacts"
         """Where MLflow keeps files."""
-        return self.root / "artifacts"
-
-    @property
-    def pipeline_root(self) -> Path:
-        """What passes between steps."""
-        return self.root / "pipeline"
-
-    @property
-    def records(self) -> Path:
-        """The steps' records; inside the pipeline root, which is all that containers see."""
-        return self.pipeline_root / "records"
-
-    @property
-    def state(self) -> Path:
-        """What outlives steps and runs; inside the pipeline root, where containers may write."""
-        return self.pipeline_root / "state"
+        self.pipeline_root = self.root / "pipeline"
+        """What passes between steps; all of the folder that containers see."""
+        self.records = self.pipeline_root / "records"
+        self.state = self.pipeline_root / "state"
+        """What outlives steps and runs."""
+        self.events = self.pipeline_root / "openlineage.jsonl"
 
     @property
     def lineage(self) -> Embedded:
         """The ledger and its keys."""
         return Embedded(self.root / "lineage")
-
-    @property
-    def events(self) -> Path:
-        """OpenLineage events; inside the pipeline root, where containers may write."""
-        return self.pipeline_root / "openlineage.jsonl"
 
     def log(self, run: str) -> Path:
         """The file that gets the whole output of a run."""
@@ -84,25 +61,25 @@ def workspace(root: Path, runner: str) -> Iterator[Workspace]:
     """Hold a work folder for one run: created, locked, and with nothing running in it.
 
     Raises:
-        WorkspaceError: another run uses it, it belongs to another runner, or it cannot be written.
+        RequestError: another run uses it, it belongs to another runner, or it cannot be written.
     """
-    place = Workspace(root.resolve())
+    place = Workspace(root)
     try:
         for folder in (place.artifacts, place.records, place.state, place.root / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
         lock = (place.root / "lock").open("a")
     except OSError as error:
-        raise WorkspaceError(f"the work folder {root} cannot be written: {error.strerror}") from error
+        raise RequestError(f"the work folder {root} cannot be written: {error.strerror}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise WorkspaceError(f"another run uses {root}; wait for it, or give another --work-dir") from error
+            raise RequestError(f"another run uses {root}; wait for it, or give another --work-dir") from error
         _claim(place, runner)
         stop_leftovers(place)
         os.environ[MARK] = str(place.root)
         try:
-            with _terminations_interrupt():
+            with terminations_interrupt():
                 yield place
         finally:
             stop_leftovers(place)
@@ -130,16 +107,21 @@ def _claim(place: Workspace, runner: str) -> None:
     if not owner.exists():
         owner.write_text(runner)
     elif owner.read_text() != runner:
-        raise WorkspaceError(f"{place.root} belongs to runs in {owner.read_text()}; give another --work-dir")
+        raise RequestError(f"{place.root} belongs to runs in {owner.read_text()}; give another --work-dir")
 
 
 @contextmanager
-def _terminations_interrupt() -> Iterator[None]:
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+def terminations_interrupt() -> Iterator[None]:
+    """Let SIGTERM end this block as Ctrl-C does, unless somebody handles it already."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt("terminated")
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -4,8 +4,9 @@ from components.image import step
 
 
 @step
-def close_run(run: dict, registry: dict) -> str:
+def close_run(run: dict, job: str, registry: dict) -> str:
     """Derive the run's status from its records and close its MLflow run; safe to repeat."""
     from lineage.closing import close
+    from lineage.records import RunContext
 
-    return close(run, registry["model_name"])
+    return close(RunContext.of(run, job), registry["model_name"])

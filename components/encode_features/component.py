@@ -6,19 +6,20 @@ from components.image import step
 
 
 @step
-def encode_features(run: dict, training: dict, validated: Input[Dataset], features: Output[Dataset]) -> str:
+def encode_features(run: dict, job: str, training: dict, validated: Input[Dataset], features: Output[Dataset]) -> str:
     """Encode latents, text embeddings and teacher features of the accepted pictures; returns their digest."""
     from pathlib import Path
 
     from components.encode_features.pictures import encode_pictures
-    from lineage.records import recording
-    from training.encode.info import features_digest
+    from lineage.records import RunContext, recording
+    from training.encode.info import INFO
     from training.settings import TrainingSettings
 
-    with recording(run, "encode-features", parameters=training) as record:
+    context = RunContext.of(run, job)
+    with recording(context, "encode-features", parameters=training) as record:
         settings = TrainingSettings.model_validate(training)
         record.input("validated", validated.path)
-        cache = Path(run["state"]) / "features" if run.get("state") else None
+        cache = Path(context.state) / "features" if context.state else None
         info = encode_pictures(settings, Path(validated.path), Path(features.path), cache)
         record.input("base_model", settings.base_model)
         if teacher := info.made_of.get("teacher"):
@@ -26,4 +27,4 @@ def encode_features(run: dict, training: dict, validated: Input[Dataset], featur
         if structure := info.made_of.get("structure"):
             record.input("structure_model", structure["model"])
         record.facts |= info.model_dump(mode="json")
-        return record.output("features", features_digest(Path(features.path)))
+        return record.output("features", Path(features.path) / INFO)

@@ -8,6 +8,7 @@ from components.image import step
 @step
 def draw_samples(
     run: dict,
+    job: str,
     evaluation: dict,
     incumbent_uri: str,
     incumbent_digest: str,
@@ -22,19 +23,21 @@ def draw_samples(
 
     from components.evaluate.evaluate import draw_shard, opponents
     from components.evaluate.settings import EvaluationSettings
-    from lineage.records import recording
+    from lineage.records import RunContext, recording
 
+    context = RunContext.of(run, job)
     others = opponents(incumbent_uri, incumbent_digest, anchor_uri, anchor_digest)
-    with recording(run, f"draw-samples-{shard}", parameters=evaluation) as record:
+    with recording(context, f"draw-samples-{shard}", parameters=evaluation) as record:
         settings = EvaluationSettings.model_validate(evaluation)
         record.input("candidate", candidate.path)
-        where = run["tracking_uri"], others, Path(candidate.path), run["state"]
+        where = context.tracking_uri, others, Path(candidate.path), context.state
         record.facts["trouble"] = draw_shard(settings, *where, shard, shards)
 
 
 @step
 def evaluate(
     run: dict,
+    job: str,
     evaluation: dict,
     training: dict,
     incumbent_uri: str,
@@ -51,16 +54,17 @@ def evaluate(
 
     from components.evaluate.evaluate import evaluate_against, opponents
     from components.evaluate.settings import EvaluationSettings
-    from lineage.records import recording
+    from lineage.records import RunContext, recording
 
+    context = RunContext.of(run, job)
     others = opponents(incumbent_uri, incumbent_digest, anchor_uri, anchor_digest)
-    with recording(run, "evaluate", parameters=evaluation) as record:
+    with recording(context, "evaluate", parameters=evaluation) as record:
         settings = EvaluationSettings.model_validate(evaluation)
         record.input("candidate", candidate.path)
         record.input("validated", validated.path)
         for who, (_, digest) in others.items():
             record.input(who, digest)
-        where = run["tracking_uri"], others, Path(candidate.path), Path(scores.path), run.get("state", "")
+        where = context.tracking_uri, others, Path(candidate.path), Path(scores.path), context.state
         record.facts |= evaluate_against(settings, *where, training, Path(validated.path))
         Path(grid.path).write_bytes((Path(scores.path) / "grid.html").read_bytes())
         return record.output("scores", scores.path)

@@ -10,6 +10,7 @@ from components.image import step
 @step
 def fine_tune(
     run: dict,
+    job: str,
     training: dict,
     trainjob: dict,
     mlflow_run: str,
@@ -27,21 +28,23 @@ def fine_tune(
 
     from components.fine_tune.candidate import fetch_candidate, train_candidate
     from components.fine_tune.settings import TrainJobSettings
-    from lineage.records import recording
-    from training.encode.info import features_digest
+    from lineage.records import RunContext, recording
+    from training.encode.info import INFO
     from training.launch.watching import MlflowRun
     from training.settings import TrainingSettings
 
+    context = RunContext.of(run, job)
     outputs = Path(candidate.path), Path(curves.path), Path(training_record.path)
-    with recording(run, "fine-tune", parameters=training) as record:
+    with recording(context, "fine-tune", parameters=training) as record:
         record.input("validated", validated.path)
-        record.input("features", features_digest(Path(features.path)))
+        record.input("features", Path(features.path) / INFO)
         if reuse_uri:
-            record.facts |= fetch_candidate(reuse_uri, reuse_digest, run["tracking_uri"], *outputs)
+            record.facts |= fetch_candidate(reuse_uri, reuse_digest, context.tracking_uri, *outputs)
         else:
             settings = TrainingSettings.model_validate(training)
-            curves_to = MlflowRun(run["tracking_uri"], mlflow_run) if mlflow_run else None
+            curves_to = MlflowRun(context.tracking_uri, mlflow_run) if mlflow_run else None
             cluster = TrainJobSettings.model_validate(trainjob) if trainjob else None
             places = Path(validated.path), Path(features.path), *outputs
-            record.facts |= train_candidate(settings, cluster, run["id"], *places, curves_to, run.get("state", ""))
+            record.facts |= train_candidate(settings, cluster, context.id, *places, curves_to, context.state)
+        record.output("training", training_record.path)
         return namedtuple("Outputs", "digest")(record.output("candidate", candidate.path))

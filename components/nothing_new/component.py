@@ -4,9 +4,9 @@ from components.image import step
 
 
 @step
-def nothing_new(run: dict, reason: str) -> str:
+def nothing_new(run: dict, job: str, reason: str) -> str:
     """Record that nothing had to run, and why."""
-    from lineage.records import recording
+    from lineage.records import RunContext, recording
 
-    with recording(run, "nothing-new", parameters={"reason": reason}):
+    with recording(RunContext.of(run, job), "nothing-new", parameters={"reason": reason}):
         return reason

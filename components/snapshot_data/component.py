@@ -10,6 +10,7 @@ from components.image import step
 @step
 def snapshot_data(
     run: dict,
+    job: str,
     data: dict,
     snapshot: Output[Dataset],
 ) -> NamedTuple("Outputs", digest=str, rows=int):
@@ -19,10 +20,11 @@ def snapshot_data(
 
     from components.snapshot_data.settings import DataSettings
     from components.snapshot_data.snapshot import take_snapshot
-    from lineage.records import recording
+    from lineage.records import RunContext, recording
 
-    with recording(run, "snapshot-data", parameters=data) as record:
-        state = Path(run["state"]) if run.get("state") else None
+    context = RunContext.of(run, job)
+    with recording(context, "snapshot-data", parameters=data) as record:
+        state = Path(context.state) if context.state else None
         taken = take_snapshot(DataSettings.model_validate(data), Path(snapshot.path), state)
         record.input("metadata", taken.metadata)
         record.output("snapshot", taken.digest)

@@ -10,6 +10,7 @@ from components.image import step
 @step
 def validate_data(
     run: dict,
+    job: str,
     validation: dict,
     snapshot: Input[Dataset],
     validated: Output[Dataset],
@@ -23,15 +24,17 @@ def validate_data(
     from components.validate_data.settings import ValidationSettings
     from components.validate_data.validate import validate
     from lineage.digests import manifest_digest
-    from lineage.records import recording
+    from lineage.records import RunContext, recording
 
+    context = RunContext.of(run, job)
     settings, target = ValidationSettings.model_validate(validation), Path(validated.path)
-    state = Path(run["state"]) / "data" if run.get("state") else None
-    with recording(run, "validate-data", parameters=validation) as record:
+    state = Path(context.state) / "data" if context.state else None
+    with recording(context, "validate-data", parameters=validation) as record:
         record.input("snapshot", manifest_digest(read_manifest(Path(snapshot.path)).to_pylist()))
         record.input("suite", Path(settings.suite))
         found = validate(settings, Path(snapshot.path), target, state)
-        record.output("validated", found.digest)
+        record.output("accepted", found.digest)
+        record.output("validated", target)
         shutil.copyfile(target / "report.html", report.path)
         record.output("report", Path(report.path))
         record.facts.update(rows=found.rows, accepted=found.accepted, quarantined=found.quarantined)

@@ -8,10 +8,9 @@ that a digest or a signature does not bind.
 """
 
 from lineage.audit.collect import audit
-from lineage.audit.page import write_page
+from lineage.audit.examination import Sources
+from lineage.audit.render import write_page, write_text
 from lineage.audit.report import Report
 from lineage.audit.resolve import UnknownError
-from lineage.audit.sources import Sources
-from lineage.audit.text import write_text
 
 __all__ = ["Report", "Sources", "UnknownError", "audit", "write_page", "write_text"]

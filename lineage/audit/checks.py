@@ -1,269 +1,230 @@
-"""The checks: every digest and signature that a version rests on."""
+"""The checks: every digest and signature that a version rests on. Most only add claims, compared at the end."""
 
 from __future__ import annotations
 
-import base64
 import json
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
-from securesystemslib.signer import Key
-
-from lineage.audit.examination import Examination, beside, expect
-from lineage.audit.sources import MissingError
+from lineage.artifacts import WEIGHTS_FOLDER, GoneError, folder_digest, weights_digest
+from lineage.audit.claims import LEDGER, STORE, Claim
+from lineage.audit.data import MOST_TABLE
+from lineage.audit.examination import VERDICT_PATH, Examination, UnprovenError, beside, called
+from lineage.audit.report import Part
 from lineage.closing import CLOSING
-from lineage.digests import LineageError, digest_file, digest_path
-from lineage.documents.model_signature import verify_model
+from lineage.digests import LineageError, digest_json
+from lineage.documents.figures import cells
+from lineage.documents.model_signature import signed_files
 from lineage.documents.provenance import SLSA
-from lineage.entries import Registered
+from lineage.entries import PolicySet, Registered
+from lineage.moves import tags_of
+from lineage.pictures import manifest_rows
+from lineage.policy import policy_digest
 from lineage.records import StepRecord
 from lineage.registry import CHAMPION
-from lineage.scores import stated
-from lineage.statements import VERDICT, VERDICT_FILE, read_statement
-from lineage.witness import check_against, read_checkpoint, witness_keys
+from lineage.scores import EVALUATION_FILE, SETS_FILE, TABLE_FILE, stated
+from lineage.statements import VERDICT, open_statement
+from lineage.witness import check_against, checkpoint_keys, read_checkpoint, told_by_revoked
 
 STEPS = ("snapshot-data", "plan", "validate-data", "encode-features", "fine-tune", "evaluate", "gate", "register")
 """The steps that every registered version has behind it."""
 NAMED = 20
 """Culprits that are named one by one."""
-Seeds = tuple[int, ...]
+Seeds = dict[str, tuple[int, ...]]
 
 
 def check_ledger(x: Examination) -> None:
     """Chain, signatures and rules; the root; and how far the ledger is known to be complete."""
-    entries, size = x.sources.entries, x.state.size
-    if x.history.trouble:
-        reason = f"{x.history.trouble}; nothing from entry {size} on counts here"
+    entries, state = x.sources.entries, x.state
+    if x.trouble:
+        reason = f"{x.trouble}; nothing from entry {state.size} on counts here"
         x.note("ledger", "does not hold", "the ledger", reason)
     else:
-        good = f"all {size} entries follow one another, are signed by keys that count, and keep the rules"
+        good = f"all {state.size} entries follow one another, are signed by keys that count, and keep the rules"
         x.note("ledger", "holds", "the ledger", good)
-    if not x.sources.root_id:
-        reason = "no root public key was given: anybody could have opened this ledger"
-        x.note("ledger", "missing", "the root key", reason)
-    else:
-        with x.checking("ledger", "the root key", f"{x.sources.root_id[:12]} opened the ledger"):
-            if entries[0].key != x.sources.root_id:
-                raise LineageError(f"the ledger was opened by {entries[0].key[:12]}, not by {x.sources.root_id[:12]}")
-    for index, why in x.state.void.items():
+    with x.checking("ledger", "the root key", f"{x.sources.root[:12]} opened the ledger"):
+        if not x.sources.root:
+            raise GoneError("no root public key was given: anybody could have opened this ledger")
+        if entries[0].key != x.sources.root:
+            raise LineageError(f"the ledger was opened by {entries[0].key[:12]}, not by {x.sources.root[:12]}")
+    for index, why in state.void.items():
         x.note("ledger", "not proven", f"ledger entry {index}", f"it does not count: {why}")
-    for name in x.state.clock_steps:
+    for name in state.clock_steps:
         x.note("ledger", "not proven", f"the time of {name}", "it lies before that of the entry before it")
-    if x.sources.mark and not x.history.trouble:
-        with x.checking("ledger", "the high-water mark", "the ledger goes on from what this reader saw last"):
-            x.sources.mark.check(entries, x.state)
-    _check_completeness(x)
-
-
-def _check_completeness(x: Examination) -> None:
-    seen = 0
-    for name, content in (x.sources.checkpoints or {}).items():
-        subject = f"checkpoint {name}"
-        if why := _says_nothing(x, content):
-            x.note("ledger", "not proven", subject, why)
-            continue
-        with x.checking("ledger", subject, "the ledger goes on from it"):
-            found = read_checkpoint(content, witness_keys(x.state))
-            check_against(entries=x.sources.entries, seen=found, who="the witness")
-            seen = max(seen, found.size)
-    x.proven = f"consistent up to {x.state.size} entries; completeness not proven: no checkpoint of it was given"
+    if x.sources.mark and not x.trouble:
+        good = "the ledger goes on from what this reader saw last"
+        with x.checking("ledger", "the high-water mark", good), x.sources.mark.locked():
+            x.sources.mark.check(state, x.digest_at)
+    seen = max([_checkpoint(x, name, content) for name, content in x.sources.checkpoints], default=0)
+    x.proven = f"consistent up to {state.size} entries; completeness not proven: no checkpoint of it was given"
     if seen:
-        x.proven = f"complete up to entry {seen - 1} as the witness saw it; consistent up to {x.state.size}"
+        x.proven = f"complete up to entry {seen - 1} as the witness saw it; consistent up to {state.size}"
     x.note("ledger", "holds" if seen else "not proven", "the end of the ledger", x.proven)
 
 
-def _says_nothing(x: Examination, content: bytes) -> str:
-    """Why a checkpoint is neither proof nor alarm; empty where it is one of the two."""
-    revoked = [k.key for k in x.state.keys.values() if k.role == "witness" and k.distrusted is not None]
-    with suppress(LineageError):
-        read_checkpoint(content, revoked)
-        return "a key signed it that was revoked"
-    with suppress(ValueError, LookupError, TypeError):
-        ledger = json.loads(base64.b64decode(json.loads(content)["payload"]))["ledger"]
-        return "" if ledger == x.state.ledger else f"it is of another ledger ({ledger})"
-    return ""
+def _checkpoint(x: Examination, name: str, content: bytes) -> int:
+    """How many entries a checkpoint proves."""
+    with x.checking("ledger", f"checkpoint {name}", "the ledger goes on from it"):
+        try:
+            found = read_checkpoint(content, checkpoint_keys(x.state))
+        except LineageError:
+            if told_by_revoked(content, x.state):
+                raise UnprovenError("a key signed it that was revoked") from None
+            if name.startswith(x.state.ledger):
+                raise
+            raise UnprovenError("it is of another ledger") from None
+        if not name.startswith(found.stem):
+            raise LineageError(f"it is of {found.size} entries of ledger {found.ledger}, under another name")
+        check_against(x.state, x.digest_at, found, "the witness")
+        return found.size
+    return 0
 
 
 def check_steps(x: Examination, run: str, records: Mapping[str, StepRecord], version: Registered | None) -> None:
-    """What one step gave is what the next took, and in the end what was registered."""
-    known: dict[str, tuple[str, str]] = {}
-    if version:
-        registered = {"candidate": version.candidate, "incumbent": x.state.verdicts[version.verdict].incumbent}
-        known = {name: ("the ledger says", digest) for name, digest in (registered | version.evidence).items()}
-    wrong = False
-    for step, record in records.items():
-        # What validate-data names by its rows, the next steps name by its folder.
-        given = {name: digest for name, digest in record.outputs.items() if name != "validated"}
-        for verb, named in (("took", record.inputs), ("gave", given)):
-            for name, digest in named.items():
-                before, expected = known.setdefault(name, (f"{step} {verb}", digest))
-                if digest != expected:
-                    wrong = True
-                    reason = f"step {step} {verb} {name} {digest}, but {before} {expected}"
-                    x.note("records", "does not hold", f"{name} in run {run}", reason)
+    """All steps left records, ran the same code, and some step gave what another took."""
+    for step in STEPS if version else ():
+        x.record(run, step)
     if len({record.code for step, record in records.items() if step != CLOSING}) > 1:
         reason = "its steps did not all run the same code: it was changed meanwhile, or they ran in places that differ"
         x.note("records", "not proven", f"the code of run {run}", reason)
-    if not wrong:
-        good = f"in {len(records)} records, what one step gave is what the next took"
-        x.note("records", "holds", f"the steps of run {run}", good)
+    given = {name for record in records.values() for name in record.outputs}
+    taken = {name for record in records.values() for name in record.inputs}
+    for name in ({"candidate", *version.evidence} & taken) - given if version else ():
+        x.note("records", "missing", f"{name} in run {run}", "no record says which step gave it")
 
 
-def check_evidence(x: Examination, version: Registered) -> None:
-    """Everything beside the weights is what the ledger names, and nothing was added."""
-    for name in sorted(version.evidence):
-        x.evidence(version, name)
-    with x.checking("version", f"the evidence of version {version.version}", "nothing was added to it"):
-        added = x.store.names(version) - version.evidence.keys()
-        if added:
+def check_version(x: Examination, version: Registered) -> tuple[dict[str, Any] | None, Seeds]:
+    """Everything of a version; gives what its verdict says, and each prompt's seeds."""
+    with x.checking("version", f"the evidence of {called(version)}", "nothing was added to it"):
+        for name in sorted(version.evidence):
+            x.evidence(version, name)
+        if added := x.artifacts.names(x.stored(version).evidence) - version.evidence.keys():
             raise LineageError(f"{', '.join(sorted(added))} lies there, and the ledger does not name it")
+    predicate = check_verdict(x, version)
+    seeds = _check_scores(x, version, predicate or {})
+    _check_model(x, version)
+    with x.checking("version", f"the signature of {beside(version, 'provenance.dsse.json')}", "the run's key made it"):
+        content = x.content(version, "provenance.dsse.json")
+        statement, by = open_statement(content, SLSA, x.state.keys_of("run")), "the provenance"
+        digest = statement.subject_digest("candidate")
+        x.index.add(Claim(f"candidate in run {version.run}", digest, by, "version"))
+        for one in statement.predicate["runDetails"]["byproducts"]:
+            subject = f"record {version.run}/{one['name'].removeprefix('step record ')}.json"
+            x.index.add(Claim(subject, "sha256:" + one["digest"]["sha256"], by, "version"))
+    _check_registry(x, version)
+    return predicate, seeds
 
 
-def verdict(x: Examination, version: Registered) -> dict[str, Any] | None:
+def check_verdict(x: Examination, version: Registered) -> dict[str, Any] | None:
     """The verdict that a version was registered with; None where it does not hold."""
-    judged = x.history.judged[version.verdict][1]
-    with x.checking("verdict", beside(version, f"verdict/{VERDICT_FILE}"), "signed by the gate, about these weights"):
-        path = x.file(version, VERDICT_FILE, "verdict")
-        statement = read_statement(path, VERDICT, x.state.verdict_keys())
+    entry, judged, by = x.judged[version.verdict], x.state.verdicts[version.verdict], "the verdict"
+    with x.checking("verdict", f"the signature of {beside(version, VERDICT_PATH)}", "the gate's key made it"):
+        x.evidence(version, "verdict")
+        statement = open_statement(x.content(version, VERDICT_PATH), VERDICT, x.state.keys_of("gate"))
         predicate = statement.predicate
+        evaluation = predicate["evaluation"]
         said = {
-            "envelope": (digest_file(path), version.verdict),
-            "weights": (statement.subject_digest("candidate"), version.candidate),
-            "run": (predicate["run"], judged.run),
+            "candidate": (statement.subject_digest("candidate"), judged.candidate),
+            "incumbent": (evaluation["incumbent"]["digest"], judged.incumbent),
             "decision": (predicate["decision"], judged.decision),
-            "incumbent": (predicate["evaluation"]["incumbent"]["digest"], judged.incumbent),
+            "policy": (policy_digest(evaluation["terms"], predicate["gate"]), judged.policy),
         }
-        for name, (actual, expected) in said.items():
-            if actual != expected:
-                raise LineageError(f"its {name} is {actual}, the ledger says {expected}")
-        return predicate
+        for name, (value, _) in said.items():
+            x.index.add(Claim(f"{name} in run {judged.run}", str(value), by, "verdict"))
+        x.index.add(Claim(f"evaluation in run {judged.run}", digest_json(evaluation), by, "evaluation"))
+        pinned = [
+            e.body
+            for e in x.sources.entries[: entry.index]
+            if isinstance(e.body, PolicySet) and e.body.model == judged.model
+        ]
+        if not pinned or pinned[-1].digest != judged.policy:
+            reason = f"the ledger pinned {pinned[-1].digest if pinned else 'none'} then: it can never promote"
+            x.note("verdict", "not proven", f"the policy of {beside(version, VERDICT_PATH)}", reason)
+        [cells(figure) for figure in (*predicate["figures"], *predicate.get("anchor", ()))]
+        if predicate["run"] != judged.run:
+            raise LineageError(f"it is of run {predicate['run']}, the ledger says {judged.run}")
+        return predicate if all(value == expected for value, expected in said.values()) else None
     return None
 
 
-def check_scores(x: Examination, version: Registered, predicate: Mapping[str, Any] | None) -> dict[str, Seeds]:
+def _check_scores(x: Examination, version: Registered, predicate: Mapping[str, Any]) -> Seeds:
     """Scores and samples are those that the verdict was given on; gives each prompt's seeds."""
-    subject = beside(version, "scores/evaluation.json")
-    with x.checking("evaluation", subject, "it is what the verdict was given on"):
-        evaluation = json.loads(x.file(version, "evaluation.json", "scores").read_bytes())
-        if predicate is None:
-            raise MissingError("there is no verdict that holds to compare it with")
-        if stated(evaluation) != predicate["evaluation"]:
-            raise LineageError("it differs from what the verdict names")
-    subject = beside(version, "scores/scores.parquet")
-    with x.checking("evaluation", subject, "it is the table that evaluation.json names"):
-        path = x.file(version, "scores.parquet", "scores")
-        actual = digest_file(path)
-        expected = json.loads(x.file(version, "evaluation.json", "scores").read_bytes())["scores"]
-        if actual != expected:
-            raise LineageError(f"it was changed: digest {actual}, evaluation.json says {expected}")
-        if predicate and predicate["evaluation"].get("unusable"):
-            return {}  # nothing was scored, whatever was drawn before that
-        return _check_samples(x, version, path)
-    return {}
-
-
-def _check_samples(x: Examination, version: Registered, table: Path) -> dict[str, Seeds]:
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(table, columns=["model", "prompt", "seed"]).to_pylist()
-    scored = {f"{row['model']}/{row['prompt']}-{row['seed']}.png" for row in rows}
-    good = f"{len(scored)} pictures, one for each prompt and seed that was scored"
-    with x.checking("evaluation", beside(version, "scores/samples"), good):
-        folder = table.with_name("samples")
-        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
-        if scored - there:
-            raise MissingError(f"scored and not there: {', '.join(sorted(scored - there)[:NAMED])}")
-        if there - scored:
-            raise LineageError(f"there and never scored: {', '.join(sorted(there - scored)[:NAMED])}")
+    said, there = predicate.get("evaluation", {}), x.evidence(version, "scores")
+    files = {file: said[name] for name, file in (("scores", TABLE_FILE), ("sets", SETS_FILE)) if name in said}
+    x.claim_files("the verdict", version, "evidence/scores", files, there)
+    with x.checking("evaluation", beside(version, f"scores/{EVALUATION_FILE}")):
+        evaluation = json.loads(x.content(version, f"scores/{EVALUATION_FILE}"))
+        x.index.add(
+            Claim(f"evaluation in run {version.run}", digest_json(stated(evaluation)), EVALUATION_FILE, "evaluation")
+        )
     seeds: dict[str, set[int]] = {}
-    for row in rows:
-        seeds.setdefault(row["prompt"], set()).add(row["seed"])
+    good = "one picture for each prompt and seed that was scored"
+    with x.checking("evaluation", beside(version, "scores/samples"), good):
+        table = BytesIO(x.content(version, f"scores/{TABLE_FILE}", MOST_TABLE))
+        scored = set[str]()
+        for row in manifest_rows(table, ["model", "prompt", "seed"]):
+            seeds.setdefault(row["prompt"], set()).add(row["seed"])
+            scored.add(f"samples/{row['model']}/{row['prompt']}-{row['seed']}.png")
+        samples = {name for name in there if name.startswith("samples/") and name.endswith(".png")}
+        if said.get("unusable"):
+            return {}  # nothing was scored, whatever was drawn before that
+        if scored - samples:
+            raise GoneError(f"scored and not there: {', '.join(sorted(scored - samples)[:NAMED])}")
+        if samples - scored:
+            raise LineageError(f"there and never scored: {', '.join(sorted(samples - scored)[:NAMED])}")
     return {prompt: tuple(sorted(found)) for prompt, found in sorted(seeds.items())}
 
 
-def check_weights(x: Examination, version: Registered) -> None:
-    """The weights in the store are those that were judged, and what the run's key signed."""
-    subject, folder = f"the weights of version {version.version}", None
-    with x.checking("weights", subject, "they are those that were judged"):
-        folder = x.store.weights(version)
-        actual = digest_path(folder)
-        if actual != version.candidate:
-            changed = _changed_weights(x, version, folder)
-            raise LineageError(f"they were changed{changed}: digest {actual}, the ledger says {version.candidate}")
-    subject = beside(version, "model.sig")
-    if "model.sig" not in version.evidence:
-        x.note("weights", "not proven", subject, "the weights were not signed: the run's key was not in a file")
-        return
-    with x.checking("weights", subject, "the run's key signed exactly these files"):
-        if folder is None:
-            raise MissingError("the weights that it is about are not there")
-        signature = x.evidence(version, "model.sig")
-        if signature is None:
-            raise MissingError("it is not there")
-        _verify_model(folder, signature, x.keys_of("run"))
+def _check_model(x: Examination, version: Registered) -> None:
+    """The model folder and the weights in it are those that were registered, judged, and signed."""
+    files = x.model_files(version)
+    there = {one.name.removeprefix(f"{WEIGHTS_FOLDER}/"): one for one in files if one.name.startswith(WEIGHTS_FOLDER)}
+    if there:
+        x.index.add(Claim(f"the weights of {called(version)}", weights_digest(files), STORE, "weights"))
+        x.index.add(Claim(f"the model folder of {called(version)}", folder_digest(files), STORE, "weights"))
+        for name, one in there.items():
+            x.index.add(Claim(f"weights/{name} of {called(version)}", one.digest, STORE, "weights"))
+    else:
+        x.note("weights", "missing", f"the weights of {called(version)}", "they are not in the artifact store")
+    subject = f"the signature of {beside(version, 'model.sig')}"
+    with x.checking("weights", subject, "the run's key signed these files"):
+        if "model.sig" not in version.evidence:
+            raise UnprovenError("the weights were not signed: the run's key was not in a file")
+        signed = signed_files(x.content(version, "model.sig"), x.state.keys_of("run"))
+        x.claim_files("model.sig", version, "weights", signed, there)
+    with x.checking("version", beside(version, "bom.cdx.json")):
+        listed = json.loads(x.content(version, "bom.cdx.json"))["metadata"]["component"].get("components", [])
+        digests = {one["name"]: "sha256:" + one["hashes"][0]["content"] for one in listed}
+        x.claim_files("the bill of materials", version, "weights", digests, there)
+        for name in there.keys() - digests.keys():
+            x.note("weights", "does not hold", f"weights/{name} of {called(version)}", "it was added")
+    with x.checking("version", beside(version, "croissant.json")):
+        files = json.loads(x.content(version, "croissant.json"))["distribution"]
+        digests = {
+            one["contentUrl"].removeprefix("validated/"): "sha256:" + one["sha256"] for one in files if "sha256" in one
+        }
+        x.claim_files("croissant.json", version, "evidence/validated", digests, x.evidence(version, "validated"))
 
 
-def _changed_weights(x: Examination, version: Registered, folder: Path) -> str:
-    """Which files, as far as the bill of materials can tell."""
-    bill = x.evidence(version, "bom.cdx.json")
-    if bill is None or digest_path(bill) != version.evidence.get("bom.cdx.json"):
-        return ""
-    listed = json.loads(bill.read_bytes())["metadata"]["component"].get("components", [])
-    before = {item["name"]: "sha256:" + item["hashes"][0]["content"] for item in listed}
-    now = {p.relative_to(folder).as_posix(): digest_file(p) for p in folder.rglob("*") if p.is_file()}
-    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    return f" ({', '.join(changed[:NAMED])})"
-
-
-def check_provenance(x: Examination, version: Registered) -> None:
-    """The signed provenance is about these weights and these records."""
-    subject = beside(version, "provenance.dsse.json")
-    with x.checking("version", subject, "signed by the run, about these weights and records"):
-        path = x.evidence(version, "provenance.dsse.json")
-        if path is None:
-            raise MissingError("it is not there")
-        statement = read_statement(path, SLSA, x.keys_of("run"))
-        expect(statement.subject_digest("candidate"), version.candidate, "the ledger")
-        for byproduct in statement.predicate["runDetails"]["byproducts"]:
-            step = byproduct["name"].removeprefix("step record ")
-            named = x.state.records.get((version.run, step), "")
-            expect("sha256:" + byproduct["digest"]["sha256"], named, f"the ledger, of the record of {step},")
-
-
-def check_registry(x: Examination, version: Registered) -> None:
+def _check_registry(x: Examination, version: Registered) -> None:
     """The registry's version, tags and champion agree with the ledger."""
-    subject = f"version {version.version} of {version.model} in the registry"
-    with x.checking("version", subject, "it agrees with the ledger"):
-        found = x.store.versions(version.model).get(version.version)
-        if found is None:
-            raise MissingError("the registry does not have it")
-        if found.run != version.mlflow_run:
-            raise LineageError(f"it was deleted and made again, from MLflow run {found.run}")
-        for tag, expected in (("candidate", version.candidate), ("verdict", version.verdict)):
-            if tag in found.tags:
-                expect(found.tags[tag], expected, f"the ledger, of tag {tag},")
-    with x.checking("moves", f"alias {CHAMPION} of {version.model}", "it is where the ledger says"):
-        champion = x.state.champion(version.model)
-        said = champion.version if champion else "no version"
-        holders = [v.number for v in x.store.versions(version.model).values() if CHAMPION in v.aliases]
-        if (holders[0] if holders else "no version") != said:
-            raise LineageError(
-                f"it is on {', '.join(holders) or 'no version'}, the ledger says {said}; run: triptych reconcile"
-            )
+    name, model = f"{called(version)} in the registry", version.model
 
+    def compare(subject: str, said: str, shown: str, part: Part = "version") -> None:
+        x.index.add(Claim(subject, said, LEDGER, part), Claim(subject, shown, "the registry", part))
 
-def _verify_model(folder: Path, signature: Path, keys: list[Key]) -> None:
-    for key in keys:
-        with tempfile.NamedTemporaryFile("w", suffix=".pem") as public:
-            public.write(key.keyval["public"])  # type: ignore[attr-defined]
-            public.flush()
-            with suppress(LineageError):
-                verify_model(folder, Path(public.name), signature)
-                return
-    raise LineageError(
-        "it does not hold for the weights in the store: one of their files, or the signature itself, was changed, or "
-        f"none of the run keys ({', '.join(key.keyid[:12] for key in keys)}) made it"
-    )
+    with x.checking("version", name, "it is there"):
+        stored = x.stored(version)
+        compare(f"the MLflow run of {name}", version.mlflow_run, stored.mlflow_run)
+        for tag, said in tags_of(x.state, model, version.version).items():
+            compare(f"tag {tag} of {name}", said, stored.tags.get(tag, ""))
+    with x.checking("moves", f"alias {CHAMPION} of {model}"):
+        champion = x.state.champion(model)
+        holder = x.registry(model).client.get_registered_model(model).aliases.get(CHAMPION, "")
+        compare(
+            f"alias {CHAMPION} of {model}",
+            f"version {champion.version}" if champion else "",
+            f"version {holder}" if holder else "",
+            "moves",
+        )

@@ -1,14 +1,15 @@
-"""What an audit answers, as data."""
+"""What an audit answers, as data. What the ledger says stands in it as the entries that say so."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
+from lineage.entries import Entry, Judged, Registered
 from lineage.records import StepRecord
 
-Standing = Literal["holds", "does not hold", "missing", "not proven"]
+Standing = Literal["does not hold", "missing", "not proven", "holds"]
 Part = Literal["ledger", "records", "data", "weights", "evaluation", "verdict", "version", "moves", "picture"]
 
 
@@ -56,30 +57,6 @@ class Data(Fact):
     refused: tuple[Picture, ...] | None
 
 
-class Move(Fact):
-    """A move of the champion."""
-
-    entry: int
-    time: str
-    action: str
-    version: str
-    replaced: str
-    """The version that was champion before and then no more; empty: none."""
-    user: str
-    reason: str
-    ended: str
-
-
-class Link(Fact):
-    """One judgement in the chain that leads from a version down to the base model."""
-
-    version: str
-    candidate: str
-    decision: str
-    incumbent: str
-    time: str
-
-
 class Use(Fact):
     """A version that has to do with what was asked about."""
 
@@ -96,35 +73,43 @@ class Base(Fact):
     name: str
 
 
-class Version(Fact):
+class Registration(Fact):
+    """A version as the ledger has it, and the verdict that it was registered with."""
+
+    registered: Entry
+    judged: Entry
+
+    @property
+    def body(self) -> Registered:
+        """The registration."""
+        return cast(Registered, self.registered.body)
+
+    @property
+    def verdict(self) -> Judged:
+        """The verdict."""
+        return cast(Judged, self.judged.body)
+
+
+class Version(Registration):
     """A version, and everything that led to it and came of it."""
 
-    model: str
-    number: str
     standing: str
-    run: str
-    registered: str
-    candidate: str
-    decision: str
-    incumbent: str
     incumbent_name: str
-    verdict: str
-    """Digest of the signed verdict."""
-    judged: str
-    gate_key: str
     predicate: dict[str, Any] | None
-    """The verdict itself; None where it does not hold."""
+    """The signed verdict itself; None where it does not hold."""
     seeds: dict[str, tuple[int, ...]]
     """Prompt of the evaluation set -> the seeds that it was drawn with."""
-    evidence: dict[str, str]
     trained_by: StepRecord | None
     """The step that trained the weights: of an earlier run where this one only judged them anew."""
     base: Base | None
     data: tuple[Data, ...]
     """Its own, then that of each version it was trained from."""
-    chain: tuple[Link, ...]
-    moves: tuple[Move, ...]
+    chain: tuple[Registration, ...]
+    """Itself, what it was judged against, what that was judged against, down to the base model."""
+    moves: tuple[Entry, ...]
+    """The champion's moves to this version and away from it."""
     descendants: tuple[Use, ...]
+    """Versions trained from it, and versions judged against it."""
 
 
 class Ledger(Fact):

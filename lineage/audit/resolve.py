@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
-from lineage.audit import pictures
-from lineage.audit.examination import Examination, beside
+from lineage.artifacts import read_file
+from lineage.audit.claims import Claim
+from lineage.audit.data import HELD_OUT, MOST_PICTURE, data_of
+from lineage.audit.examination import Examination, beside, called
 from lineage.audit.report import Picture, Use
-from lineage.digests import PREFIX, LineageError, digest_file
+from lineage.digests import PREFIX, TREE, LineageError, digest_file
 from lineage.entries import Registered
-from lineage.records import StepRecord
+from lineage.registry import CHAMPION
 
 VERSION = re.compile(r"(?:models:/)?(?:(?P<model>[^@]+)[/@])?(?P<number>\d+|champion)")
-DIGEST = re.compile(rf"(?:{PREFIX})?(?P<hex>[0-9a-f]{{64}})")
+DIGEST = re.compile(rf"(?P<kind>{TREE}|{PREFIX})?(?P<hex>[0-9a-f]{{64}})")
 CLAIMS = ("model", "model-digest", "prompt", "seed", "sampling")
 """What a generated PNG says of itself in its text, unsigned."""
 
@@ -46,32 +48,40 @@ def resolve(x: Examination, what: str, image: bool) -> Target:
         UnknownError: nothing in the ledger, the records or the artifact store is it.
     """
     path, digest = Path(what), DIGEST.fullmatch(what)
-    if not image and (named := VERSION.fullmatch(what)) and not ("/" in what and path.is_file()):
+    file = _is_file(path)
+    if not image and (named := VERSION.fullmatch(what)) and not ("/" in what and file):
         return _version(x, named["model"] or _only_model(x), named["number"])
-    if not image and any(run == what for run, _ in x.state.records):
+    if not image and what in x.state.records:
         return _run(x, what)
-    if not digest and not path.is_file():
+    if not digest and not file:
         kinds = "an image file or its digest" if image else "a version, `champion`, a run, a digest or a file"
-        raise UnknownError(f"{what!r} is not {kinds} that the ledger knows")
-    content = PREFIX + digest["hex"] if digest else digest_file(path)
-    found = None if image else _by_digest(x, content)
-    found = found or _training_image(x, content, what, image) or _sample(x, content) or _stored_file(x, content)
-    if found is None and not digest:
-        found = _claimed(x, path)
-    if found is None:
-        raise UnknownError(f"nothing in the ledger, the records or the evidence has the digest {content}")
-    return found
+        raise UnknownError(f"{what[:200]!r} is not {kinds} that the ledger knows")
+    asked = [digest_file(path)] if not digest else [(digest["kind"] or kind) + digest["hex"] for kind in (PREFIX, TREE)]
+    for load in (_load_images,) if image else (_load_nothing, _load_records, _load_images, _load_files):
+        load(x)
+        if claims := [claim for one in dict.fromkeys(asked) for claim in x.index.values.get(one, [])]:
+            return _named(x, claims, path if file else None)
+    if image:
+        return Target("training image", "no version was trained on it, and none refused it")
+    if file and (claimed := _claimed(x, path)):
+        return claimed
+    raise UnknownError(f"nothing in the ledger, the records or the evidence has the digest {asked[0]}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False  # no file can have such a name
 
 
 def use(x: Examination, version: Registered, how: str) -> Use:
     """A version that has to do with what was asked."""
-    return Use(model=version.model, version=version.version, standing=x.history.standing(version), how=how)
+    return Use(model=version.model, version=version.version, standing=x.standing(version), how=how)
 
 
 def _only_model(x: Examination) -> str:
-    if x.sources.registry:
-        return x.sources.registry.model_name
-    models = sorted({model for model, _ in x.history.registered})
+    models = [x.sources.model] if x.sources.model else sorted(x.state.versions)
     if len(models) != 1:
         raise UnknownError(f"name the model, as in NAME/2; the ledger knows {', '.join(models) or 'none'}")
     return models[0]
@@ -79,119 +89,97 @@ def _only_model(x: Examination) -> str:
 
 def _version(x: Examination, model: str, number: str) -> Target:
     champion = x.state.champion(model)
-    if number == "champion":
+    if number == CHAMPION:
         if champion is None:
             raise UnknownError(f"{model} has no champion")
         number = champion.version
-    if (model, number) not in x.history.registered:
-        for index, why in x.state.void.items():
-            body = x.sources.entries[index].body
-            if (body.get("model"), body.get("version")) == (model, number):
-                raise UnknownError(f"version {number} of {model} is named by ledger entry {index} alone: {why}")
-        known = ", ".join(version for name, version in x.history.registered if name == model)
-        raise UnknownError(f"version {number} of {model} is not in the ledger; it knows {known or 'no version of it'}")
-    return _found(x, "version", x.history.registered[model, number][1])
+    if found := x.state.registered(model, number):
+        return _found(x, "version", found)
+    for index, why in x.state.void.items():
+        body = x.sources.entries[index].body
+        if isinstance(body, Registered) and (body.model, body.version) == (model, number):
+            raise UnknownError(f"version {number} of {model} is named by ledger entry {index} alone: {why}")
+    known = ", ".join(x.state.versions.get(model, {})) or "no version of it"
+    raise UnknownError(f"version {number} of {model} is not in the ledger; it knows {known}")
 
 
 def _found(x: Examination, kind: str, version: Registered, prefix: str = "", uses: tuple[Use, ...] = ()) -> Target:
-    said = f"{prefix}version {version.version} of {version.model}: {x.history.standing(version)}"
-    return Target(kind, said, version, version.run, uses)
+    return Target(kind, f"{prefix}{called(version)}: {x.standing(version)}", version, version.run, uses)
 
 
 def _run(x: Examination, run: str, kind: str = "run", prefix: str = "") -> Target:
-    version = next((v for v in reversed(x.history.versions) if v.run == run), None)
-    outcome = x.state.outcomes.get(run, "not closed")
-    prefix = f"{prefix}run {run} ({outcome})"
-    if version:
+    prefix = f"{prefix}run {run} ({x.state.outcomes.get(run, 'not closed')})"
+    if version := x.version_of.get(run):
         return _found(x, kind, version, f"{prefix}, which registered ")
     return Target(kind, f"{prefix}; it registered no version", run=run)
 
 
-def _by_digest(x: Examination, digest: str) -> Target | None:
-    if digest in x.history.of_weights:
-        uses = tuple(use(x, version, "has these weights") for _, version in x.history.of_weights[digest])
-        return _found(x, "weights", x.history.of_weights[digest][-1][1], "the weights of ", uses)
-    if digest in x.history.judged:
-        return _run(x, x.history.judged[digest][1].run, "verdict", "the verdict of ")
-    for (run, step), record in x.state.records.items():
-        if record == digest:
-            return _run(x, run, "record", f"the record of step {step} in ")
-    uses = tuple(
-        use(x, version, f"has it as evidence {name!r}")
-        for version in x.history.versions
-        for name, evidence in version.evidence.items()
-        if evidence == digest
-    )
-    return _last(x, "evidence", uses) or _named_in_records(x, digest)
+def _named(x: Examination, claims: list[Claim], file: Path | None) -> Target:
+    """What claims with the digest that was asked about come to: the first kind among them counts."""
+    about = [claim for claim in claims if claim.kind == claims[0].kind]
+    kind, last = about[0].kind, next((claim for claim in reversed(about) if claim.version), about[-1])
+    first = {id(claim.version): use(x, claim.version, claim.how) for claim in reversed(about) if claim.version}
+    uses = tuple(reversed(first.values()))
+    if kind in ("image", "sample") and file:
+        x.images["picture"] = read_file(file.resolve(), MOST_PICTURE)
+    if kind == "image":
+        return _image(x, about)
+    if kind == "sample":
+        return _sample(x, next(claim for claim in about if claim.version is last.version))
+    if kind in ("verdict", "record") or last.version is None:
+        return _run(x, last.run, kind, f"{last.how} ")
+    return _found(x, kind, last.version, f"{last.how}: ", uses)
 
 
-def _named_in_records(x: Examination, digest: str) -> Target | None:
-    uses: list[Use] = []
-    runs: dict[str, str] = {}
-    for run, step in x.state.records:
-        record = x.record(run, step)
-        names = [name for name, named in _digests(record) if named == digest] if record else []
-        if names:
-            runs.setdefault(run, f"step {step} names it as {', '.join(sorted(set(names)))}")
-    for version in x.history.versions:
-        if version.run in runs:
-            uses.append(use(x, version, runs[version.run]))
-    if uses or not runs:
-        return _last(x, "digest", tuple(uses))
-    run, how = list(runs.items())[-1]
-    return _run(x, run, "digest", f"{how} in ")
+def _load_nothing(x: Examination) -> None:
+    """The ledger's claims are there already."""
 
 
-def _digests(record: StepRecord) -> Iterator[tuple[str, str]]:
-    yield from record.inputs.items()
-    yield from record.outputs.items()
-    yield from (("code", record.code), ("packages", record.packages), ("image", record.image or ""))
-    yield "evaluation set", (record.facts.get("evaluation_set") or {}).get("digest", "")
-    yield from ((f"scorer {scorer['name']}", scorer["digest"]) for scorer in record.facts.get("scorers", []))
+def _load_records(x: Examination) -> None:
+    for run, steps in x.state.records.items():
+        for step in steps:
+            x.record(run, step)
 
 
-def _last(x: Examination, kind: str, uses: tuple[Use, ...]) -> Target | None:
-    if not uses:
-        return None
-    version = x.history.registered[uses[-1].model, uses[-1].version][1]
-    return _found(x, kind, version, f"{uses[-1].how}: ", uses)
+def _load_images(x: Examination) -> None:
+    for version in x.versions:
+        data = data_of(x, version)
+        hows = [(picture, f"trained on it as {describe(picture)}") for picture in data.pictures or ()]
+        hows += [(picture, _set_aside(picture)) for picture in data.refused or ()]
+        for picture, how in hows:
+            subject = f"training image {picture.file_name} of run {version.run}"
+            x.index.add(Claim(subject, picture.sha256, "the manifest", "data", "image", how, version, version.run))
 
 
-def _training_image(x: Examination, digest: str, what: str, asked: bool) -> Target | None:
+def _load_files(x: Examination) -> None:
+    for version in x.versions:
+        for name in version.evidence:
+            x.evidence(version, name)
+
+
+def _image(x: Examination, claims: list[Claim]) -> Target:
+    """Every version trained on an image, be it by way of the weights it began from, and those that set it aside."""
     uses: list[Use] = []
     reached: set[str] = set()
-    for version in x.history.versions:
-        data = pictures.data(x, version)
-        trained = [picture for picture in data.pictures or () if picture.sha256 == digest]
-        uses += [use(x, version, f"trained on it as {describe(picture)}") for picture in trained]
-        uses += [
-            use(x, version, f"{_set_aside(picture)} as {describe(picture)}: {'; '.join(picture.refused)}")
-            for picture in data.refused or ()
-            if picture.sha256 == digest
-        ]
-        base = x.base(version)
-        if trained or base in reached:
-            reached.add(version.candidate)
-        if base in reached and not trained:
-            uses.append(use(x, version, f"trained from weights ({base[:19]}…) that were trained on it"))
-    if not uses:
-        return Target("training image", "no version was trained on it, and none refused it") if asked else None
-    if Path(what).is_file():
-        x.images["picture"] = Path(what).read_bytes()
-    trained_on = [u for u in uses if u.how.startswith("trained")]
-    if not trained_on:
-        how = "held out" if any(u.how.startswith("held") for u in uses) else "refused"
+    for version in x.versions:
+        own, base = [claim.how for claim in claims if claim.version is version], x.base(version)
+        if base in reached and not any(how.startswith("trained") for how in own):
+            own.append(f"trained from weights ({base[:24]}…) that were trained on it")
+        uses += [use(x, version, how) for how in own]
+        reached |= {version.candidate} if any(how.startswith("trained") for how in own) else set()
+    trained = [one for one in uses if one.how.startswith("trained")]
+    champion = next((one for one in trained if one.standing == CHAMPION), None)
+    if not trained:
+        how = "held out" if any(one.how.startswith("held") for one in uses) else "refused"
         return Target("training image", f"an image that was {how}; no version was trained on it", uses=tuple(uses))
-    champion = next((u for u in trained_on if u.standing == "champion"), None)
-    said = f"a training image of version {', '.join(u.version for u in trained_on)}; "
-    said += (
-        f"the champion, version {champion.version}, is one of them" if champion else "the champion is not among them"
-    )
+    said = f"a training image of version {', '.join(one.version for one in trained)}; the champion"
+    said += f", version {champion.version}, is one of them" if champion else " is not among them"
     return Target("training image", said, uses=tuple(uses))
 
 
 def _set_aside(picture: Picture) -> str:
-    return "held it out" if picture.refused[0].startswith(pictures.HELD_OUT) else "refused it"
+    verb = "held it out" if picture.refused[0].startswith(HELD_OUT) else "refused it"
+    return f"{verb} as {describe(picture)}: {'; '.join(picture.refused)}"
 
 
 def describe(picture: Picture) -> str:
@@ -200,70 +188,50 @@ def describe(picture: Picture) -> str:
     return f"{picture.file_name} (“{picture.text or ''}”; {rights})"
 
 
-def _sample(x: Examination, digest: str) -> Target | None:
-    for version in reversed(x.history.versions):
-        scores = x.evidence(version, "scores")
-        for path in sorted((scores / "samples").rglob("*.png")) if scores else ():
-            if digest_file(path) == digest:
-                x.images["picture"] = path.read_bytes()
-                name = f"{path.parent.name}/{path.name}"
-                kept = x.findings[beside(version, "scores")].standing == "holds"
-                reason = f"it is {name}, byte for byte, of what run {version.run} drew and judged"
-                reason += "" if kept else "; but the samples are not those that the ledger names"
-                x.note("picture", "holds" if kept else "not proven", "the picture", reason)
-                return _drawn(x, version, path.parent.name, name)
-    return None
-
-
-def _drawn(x: Examination, version: Registered, who: str, name: str) -> Target:
+def _sample(x: Examination, claim: Claim) -> Target:
+    """A picture that is byte for byte what a run drew and judged."""
+    version = claim.version
+    assert version is not None
+    name = claim.how.removeprefix("has it as evidence scores/samples/")
+    kept = x.index.agree(beside(version, "scores"))
+    reason = f"it is {name}, byte for byte, of what run {version.run} drew and judged"
+    reason += "" if kept else "; but the samples are not those that the ledger names"
+    x.note("picture", "holds" if kept else "not proven", "the picture", reason)
+    who, incumbent = name.partition("/")[0], x.state.verdicts[version.verdict].incumbent
     claims = {"sample": name, "drawn by": who, "in run": version.run}
-    entry, _ = x.history.registered[version.model, version.version]
-    incumbent = x.state.verdicts[version.verdict].incumbent
-    drew = version if who == "candidate" else x.history.version_with(incumbent, entry.index)
+    drew = version if who == "candidate" else x.version_with(incumbent, version)
     if drew is None:
         said = f"a picture drawn by the base model {incumbent} in run {version.run}"
         return Target("generated picture", said, run=version.run, claims=claims)
-    said = f"a picture drawn by version {drew.version} of {drew.model}: {x.history.standing(drew)}"
+    said = f"a picture drawn by {called(drew)}: {x.standing(drew)}"
     return Target("generated picture", said, drew, drew.run, claims=claims)
-
-
-def _stored_file(x: Examination, digest: str) -> Target | None:
-    uses: list[Use] = []
-    for version in x.history.versions:
-        for name in sorted(version.evidence):
-            place = x.evidence(version, name)
-            for path in place.rglob("*") if place and place.is_dir() else ():
-                if path.is_file() and digest_file(path) == digest:
-                    inner = f"{name}/{path.relative_to(place).as_posix()}" if place else name
-                    uses.append(use(x, version, f"has it as evidence {inner}"))
-    return _last(x, "evidence", tuple(uses))
 
 
 def _claimed(x: Examination, path: Path) -> Target | None:
     """A picture that only says itself where it comes from."""
-    claims = _text_of(path)
-    digest = claims.get("model-digest", "")
-    if not digest:
+    content = read_file(path.resolve(), MOST_PICTURE)
+    claims = _text_of(content)
+    if not (digest := claims.get("model-digest", "")):
         return None
-    version = x.history.version_with(digest)
+    version = x.version_with(digest)
     if version is None:
         x.note("picture", "does not hold", "the picture's text", f"no version has the weights {digest} that it names")
         return Target("generated picture", "a picture that names weights no version has", claims=claims)
-    x.images["picture"] = path.read_bytes()
+    x.images["picture"] = content
     reason = "it is no stored sample; what it says of itself is not signed, and anybody can write it"
     x.note("picture", "not proven", "the picture's text", reason)
     if claims.get("model", version.model) != version.model:
         x.note("picture", "does not hold", "the picture's text", f"it names the model {claims['model']!r}")
-    said = f"a picture that says version {version.version} of {version.model} drew it ({x.history.standing(version)})"
+    said = f"a picture that says {called(version)} drew it ({x.standing(version)})"
     return Target("generated picture", said, version, version.run, claims=claims)
 
 
-def _text_of(path: Path) -> dict[str, str]:
+def _text_of(content: bytes) -> dict[str, str]:
     from PIL import Image
 
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
+        with Image.open(BytesIO(content), formats=["PNG"]) as picture:
             text = getattr(picture, "text", {})
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return {}
     return {name: str(text[name])[:2000] for name in CLAIMS if name in text}

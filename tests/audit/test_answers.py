@@ -16,9 +16,10 @@ from lineage.audit import Report, UnknownError, audit, write_text
 from lineage.audit.report import Version
 from lineage.digests import digest_file
 from lineage.embedded import Embedded
-from lineage.ledger import export, read_export
+from lineage.entries import Entry, Judged, Moved
 from lineage.records import read_records
 from lineage.registry import Registry
+from lineage.stores import export, read_export
 from tests.audit.world import BASE, HOSTILE, MODEL, REASON, REFUSED, SET, TEACHER, World
 
 
@@ -26,6 +27,11 @@ def version_of(report: Report) -> Version:
     assert report.holds, write_text(report)
     assert report.version is not None
     return report.version
+
+
+def moved(entry: Entry) -> Moved:
+    assert isinstance(entry.body, Moved)
+    return entry.body
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +75,20 @@ def test_which_base_model(world: World, second: Version) -> None:
 
 
 def test_what_the_gate_measured_against_what_and_on_what(world: World, second: Version) -> None:
-    assert second.decision == "promote" and second.predicate
-    assert (second.incumbent, second.incumbent_name) == (world.candidates["1"], "version 1 of portraits")
+    assert second.verdict.decision == "promote" and second.predicate
+    assert (second.verdict.incumbent, second.incumbent_name) == (world.candidates["1"], "version 1 of portraits")
     assert second.predicate["evaluation"]["evaluation_set"] == {"name": "avatars", "version": 1, "digest": SET}
     figures = {figure["name"]: figure["difference"] for figure in second.predicate["figures"]}
     assert figures == {axis: pytest.approx(0.3) for axis in ("alignment", "realism", "aesthetics")}
-    assert [(link.version, link.incumbent) for link in second.chain] == [("2", world.candidates["1"]), ("1", BASE)]
+    chain = [(link.body.version, link.verdict.incumbent) for link in second.chain]
+    assert chain == [("2", world.candidates["1"]), ("1", BASE)]
 
 
 def test_who_promoted_it_when_and_in_whose_place(second: Version) -> None:
-    (move,) = second.moves
-    assert (move.action, move.user, move.replaced) == ("promote", "a person", "1")
-    assert move.time < move.ended.removeprefix("completed ")
+    (entry,) = second.moves
+    move = moved(entry)
+    assert (move.action, move.user, move.previous_version) == ("promote", "a person", "1")
+    assert second.registered.time < entry.time
 
 
 def test_what_came_of_it(second: Version) -> None:
@@ -94,12 +102,12 @@ def test_what_came_of_it(second: Version) -> None:
 def test_a_withdrawn_version_says_why(world: World) -> None:
     first = version_of(world.audit("1"))
     assert first.standing == "withdrawn"
-    assert [(move.action, move.version) for move in first.moves] == [
+    assert [(move.action, move.version) for move in map(moved, first.moves)] == [
         ("promote", "1"),
         ("promote", "2"),
         ("withdraw", "1"),
     ]
-    assert first.moves[-1].reason == REASON
+    assert moved(first.moves[-1]).reason == REASON
 
 
 def test_a_rejected_version_is_answered_for_too(world: World) -> None:
@@ -117,11 +125,11 @@ def test_names_of_a_version(world: World, what: str) -> None:
 def test_a_run(world: World) -> None:
     report = world.audit("run-3")
     assert (report.kind, report.run, report.outcome) == ("run", "run-3", "judged")
-    assert version_of(report).number == "3"
+    assert version_of(report).body.version == "3"
 
 
 def test_digests_of_all_kinds(world: World) -> None:
-    version = world.home.open("tests").state.versions[MODEL, "2"]
+    version = world.registered("2")
     record = read_records(str(world.records), "run-2")["gate"]
     samples = sorted((world.evidence("2") / "validated").iterdir())
     asked = {
@@ -134,7 +142,7 @@ def test_digests_of_all_kinds(world: World) -> None:
     for kind, digest in asked.items():
         for written in (digest, digest.removeprefix("sha256:")):
             report = world.audit(written)
-            assert (report.kind, version_of(report).number) == (kind, "2"), report.found
+            assert (report.kind, version_of(report).body.version) == (kind, "2"), report.found
     assert world.audit(digest_file(samples[0])).found.startswith("has it as evidence validated/facts.parquet")
 
 
@@ -189,7 +197,7 @@ def test_a_stored_sample_proves_who_drew_it(world: World, who: str, number: str)
     sample = world.evidence("2") / "scores" / "samples" / who / "p1-7.png"
     report = world.audit(str(sample))
     assert report.kind == "generated picture" and report.images["picture"] == sample.read_bytes()
-    assert version_of(report).number == number
+    assert version_of(report).body.version == number
     assert any(f.part == "picture" and f.standing == "holds" for f in report.findings)
 
 
@@ -204,7 +212,7 @@ def drawn(path: Path, **claims: str) -> str:
 def test_a_picture_from_elsewhere_is_a_claim(world: World, tmp_path: Path) -> None:
     digest = world.candidates["2"]
     report = world.audit(drawn(tmp_path / "a.png", model=MODEL, model_digest=digest, prompt="a portrait", seed="7"))
-    assert version_of(report).number == "2" and report.claims["prompt"] == "a portrait"
+    assert version_of(report).body.version == "2" and report.claims["prompt"] == "a portrait"
     assert [f.standing for f in report.findings if f.part == "picture"] == ["not proven"]
     assert "not signed" in write_text(report)
 
@@ -227,12 +235,12 @@ def test_a_file_that_nothing_knows(world: World, tmp_path: Path) -> None:
 
 
 def test_an_export_serves_as_well_as_a_ledger(world: World, tmp_path: Path) -> None:
-    (tmp_path / "ledger.jsonl").write_text(export(world.home.open("tests").all))
+    (tmp_path / "ledger.jsonl").write_text(export(world.home.open("tests").entries()))
     assert world.audit("2", entries=read_export(tmp_path / "ledger.jsonl")).holds
 
 
 def test_without_a_witness_completeness_is_not_proven(world: World) -> None:
-    report = world.audit("2", checkpoints=None)
+    report = world.audit("2", checkpoints=())
     assert report.holds and "completeness not proven" in report.ledger.proven
 
 
@@ -258,9 +266,9 @@ def test_text_answers_and_steers_no_terminal(world: World) -> None:
 
 def test_weights_judged_anew_lead_to_the_run_that_trained_them(world: World) -> None:
     fifth = version_of(world.audit("5"))
-    assert fifth.run == "run-5" and fifth.candidate == world.candidates["4"]
+    assert fifth.body.run == "run-5" and fifth.body.candidate == world.candidates["4"]
     assert fifth.trained_by and fifth.trained_by.run == "run-4"
-    assert {use.version for use in world.audit(fifth.candidate).uses} == {"4", "5"}
+    assert {use.version for use in world.audit(fifth.body.candidate).uses} == {"4", "5"}
 
 
 def test_an_empty_ledger_is_no_evidence(world: World) -> None:
@@ -273,19 +281,24 @@ def test_places_on_a_server_are_read_where_they_lie(world: World, tmp_path: Path
     (tmp_path / "mlflow.db").write_bytes((world.folder / "mlflow.db").read_bytes())
     place = (world.folder / "artifacts").as_uri()
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
-        for table, column in (("runs", "artifact_uri"), ("model_versions", "source")):
+        for table, column in (
+            ("runs", "artifact_uri"),
+            ("model_versions", "source"),
+            ("model_versions", "storage_location"),
+        ):
             database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, 'mlflow-artifacts:')", [place])
     store = Registry(f"sqlite:///{tmp_path / 'mlflow.db'}", MODEL)
-    assert store.client.get_run(store.versions()[1].run).info.artifact_uri.startswith("mlflow-artifacts:/")
-    assert version_of(world.audit("2", registry=store, artifacts=world.folder / "artifacts")).number == "2"
+    assert store.versions()[1].source.startswith("mlflow-artifacts:/")
+    report = world.audit("2", registry=store.tracking_uri, artifacts=world.folder / "artifacts")
+    assert version_of(report).body.version == "2"
 
 
 def test_what_a_revoked_key_signed_does_not_count(world: World, tmp_path: Path) -> None:
     copytree(world.home.folder, tmp_path / "lineage")
     home = Embedded(tmp_path / "lineage")
-    judged = [entry for entry in home.open("tests").all if entry.kind == "judged"]
+    judged = [entry for entry in home.open("tests").entries() if isinstance(entry.body, Judged)]
     home.revoke("gate", judged[2].index, "stolen")
-    entries = home.open("tests").all
+    entries = home.open("tests").entries()
     report = world.audit("2", entries=entries)
     assert version_of(report).descendants == (), "what was judged with the key never counted"
     assert any("does not count" in f.reason for f in report.findings)

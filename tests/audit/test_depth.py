@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -12,7 +11,8 @@ import pytest
 from lineage.audit import Sources, audit
 from lineage.digests import digest_bytes, digest_path
 from lineage.embedded import Embedded
-from lineage.entries import Completed, Intended, Judged, Registered
+from lineage.entries import Judged, Moved, Registered
+from lineage.policy import policy_digest
 from lineage.registry import Registry
 from lineage.signing import open_signer
 from lineage.statements import VERDICT, VERDICT_FILE, make_statement, write_statement
@@ -25,33 +25,30 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     """Champions, each judged against the one before it; of their evidence only the verdicts."""
     folder = tmp_path_factory.mktemp("chain")
     home = Embedded(folder / "lineage")
-    ledger = home.open()
+    ledger, policy = home.open(), policy_digest({}, {})
+    home.set_policy("m", {}, {}, "for a test")
     store = Registry(f"sqlite:///{folder / 'mlflow.db'}", "m")
     signers = {role: open_signer(home.uri(role)) for role in ("run", "gate", "promotion")}
     before, previous = "", digest_bytes(b"base")
     for number in map(str, range(1, DEPTH + 1)):
-        weights, run = digest_bytes(number.encode()), store.open_run(f"run-{number}")
-        verdict = Path(store.client.get_run(run).info.artifact_uri.removeprefix("file://")) / "evidence" / "verdict"
-        verdict.mkdir(parents=True)
-        said: dict[str, Any] = {"run": f"run-{number}", "decision": "promote", "reasons": [], "figures": []}
-        said["evaluation"] = {"incumbent": {"digest": previous}, "evaluation_set": {}, "scorers": []}
+        weights, run = digest_bytes(number.encode()), f"run-{number}"
+        evidence, mlflow_run = folder / "artifacts" / run / "evidence", store.open_run(run)
+        (evidence / "verdict").mkdir(parents=True)
+        said: dict[str, Any] = {"run": run, "decision": "promote", "reasons": [], "figures": [], "gate": {}}
+        said["evaluation"] = {"incumbent": {"digest": previous}, "evaluation_set": {}, "scorers": [], "terms": {}}
         statement = make_statement(VERDICT, {"candidate": weights}, said)
-        envelope = write_statement(statement, verdict / VERDICT_FILE, signers["gate"])
-        about: dict[str, Any] = {"candidate": weights, "verdict": envelope}
-        judged = Judged(run=f"run-{number}", incumbent=previous, decision="promote", **about)
-        ledger.append(judged, signers["gate"])
-        named: dict[str, Any] = {"model": "m", "version": number, **about}
-        keys = {"training_key": number, "evaluation_key": number, "mlflow_run": run}
-        evidence = {"verdict": digest_path(verdict)}
-        ledger.append(Registered(run=f"run-{number}", evidence=evidence, **named, **keys), signers["run"])
-        move = {"move": number, "action": "promote", "user": "somebody", "reason": ""}
-        ledger.append(
-            Intended.model_validate({**named, **move, "previous_version": before, "previous": previous}),
-            signers["promotion"],
-        )
-        ledger.append(Completed(move=number), signers["promotion"])
+        envelope = write_statement(statement, evidence / "verdict" / VERDICT_FILE, signers["gate"])
+        store.create(mlflow_run, (evidence.parent / "model").as_uri(), {}, "")
+        about: dict[str, Any] = {"model": "m", "candidate": weights, "verdict": envelope}
+        about_run = {"run": run, "evaluation": "", "policy": policy, "decision": "promote", "incumbent": previous}
+        ledger.append(Judged(**about, **about_run), signers["gate"])
+        keys = {"training_key": number, "evaluation_terms": number, "mlflow_run": mlflow_run, "folder": weights}
+        named = {"version": number, "evidence": {"verdict": digest_path(evidence / "verdict")}}
+        ledger.append(Registered(run=run, **about, **keys, **named), signers["run"])
+        move: dict[str, Any] = {"action": "promote", "user": "somebody", "reason": "", "version": number}
+        ledger.append(Moved(**about, **move, previous_version=before, previous=previous), signers["promotion"])
         before, previous = number, weights
-    return Sources(ledger.all, home.root, str(folder / "records"), store)
+    return Sources(ledger.entries(), home.root, str(folder / "records"), store.tracking_uri)
 
 
 def calls(sources: Sources, what: str) -> int:
@@ -68,7 +65,7 @@ def calls(sources: Sources, what: str) -> int:
     finally:
         sys.setprofile(None)
     assert report.version and len(report.version.chain) == int(what)
-    verdicts = [f for f in report.findings if VERDICT_FILE in f.subject]
+    verdicts = [f for f in report.findings if f"the signature of evidence/verdict/{VERDICT_FILE}" in f.subject]
     assert len(verdicts) == int(what) and {f.standing for f in verdicts} == {"holds"}
     return count
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lineage.audit import Report, checks, pictures, write_text
+from lineage.audit import Report, checks, write_text
+from lineage.audit.data import check_pictures, data_of
 from lineage.audit.examination import Examination
 from lineage.audit.report import Standing
 from lineage.embedded import Embedded
 from lineage.entries import Entry
+from lineage.memory import Memory
 from lineage.signing import open_signer
 from lineage.statements import VERDICT, VERDICT_FILE, make_statement, read_statement, write_statement
-from lineage.witness import HighWaterMark, checkpoint
-from tests.audit.world import World, changed
+from tests.audit.world import World, changed, lying
 
 
 def names(report: Report, standing: Standing, subject: str) -> str:
@@ -43,7 +45,7 @@ EVIDENCE = [
     ("verdict/verdict.dsse.json", "evidence/verdict/verdict.dsse.json"),
     ("verdict/pareto.png", "evidence/verdict of"),
     ("scores/scores.parquet", "evidence/scores/scores.parquet"),
-    ("scores/evaluation.json", "evidence/scores/evaluation.json"),
+    ("scores/evaluation.json", "evidence/scores of"),
     ("scores/grid.png", "evidence/scores of"),
     ("scores/samples/candidate/p0-7.png", "evidence/scores of"),
     ("validated/manifest.parquet", "evidence/validated of"),
@@ -79,7 +81,7 @@ def test_missing_evidence_is_listed(world: World, file: str) -> None:
 @pytest.mark.parametrize("file", ["verdict/verdict.dsse.json", "scores/scores.parquet", "validated/manifest.parquet"])
 def test_the_file_that_is_missing_is_named(world: World, file: str) -> None:
     with changed(world.evidence("2") / file, None):
-        assert file in names(world.audit("2"), "missing", file)
+        names(world.audit("2"), "missing", f"evidence/{file} of version 2")
 
 
 def test_a_missing_sample_is_named(world: World) -> None:
@@ -94,14 +96,12 @@ def test_added_evidence_is_named(world: World) -> None:
 
 def test_a_verdict_signed_by_another_key_does_not_hold(world: World) -> None:
     path = world.evidence("2") / "verdict" / VERDICT_FILE
-    real = read_statement(path, VERDICT, world.home.open("tests").state.verdict_keys())
+    real = read_statement(path, VERDICT, world.home.open("tests").state.keys_of("gate"))
     forged = make_statement(VERDICT, {"candidate": world.candidates["2"]}, real.predicate)
-    before = path.read_bytes()
-    write_statement(forged, path, open_signer(world.home.uri("run")))
     with changed(path, path.read_bytes()):
+        write_statement(forged, path, open_signer(world.home.uri("run")))
         reason = names(world.audit("2"), "does not hold", VERDICT_FILE)
-    path.write_bytes(before)
-    assert "signature does not hold" in reason
+    assert "the ledger says sha256:" in reason and "the artifact store says sha256:" in reason
     assert world.audit("2").holds
 
 
@@ -122,21 +122,25 @@ def test_a_refused_image_that_is_struck_out_is_named(world: World) -> None:
     with changed(path, path.read_bytes()):
         pq.write_table(table.slice(0, 0), path)
         report = world.audit("2")
-    assert "not the snapshot" in names(report, "does not hold", "validated/quarantine.parquet")
+    names(report, "does not hold", "evidence/validated of")
     assert report.version and report.version.data[0].refused is None
+    assert report.version.data[0].pictures, "the manifest, which croissant.json names by digest, still holds"
 
 
 def test_changed_weights_are_named_with_their_file(world: World) -> None:
     path = world.weights("2") / "transformer" / "weights.safetensors"
     with changed(path, b"swapped"):
         report = world.audit("2")
-    assert "transformer/weights.safetensors" in names(report, "does not hold", "the weights of version 2")
-    names(report, "does not hold", "model.sig")
+    names(report, "does not hold", "the weights of version 2")
+    reason = names(report, "does not hold", "weights/transformer/weights.safetensors of version 2")
+    assert "model.sig and the bill of materials say" in reason
 
 
 def test_weights_with_a_file_more_are_named(world: World) -> None:
     with changed(world.weights("2") / "pickle.bin", b"x"):
-        assert "pickle.bin" in names(world.audit("2"), "does not hold", "the weights of version 2")
+        report = world.audit("2")
+    names(report, "does not hold", "the weights of version 2")
+    names(report, "does not hold", "weights/pickle.bin of version 2")
 
 
 def test_missing_weights_are_listed(world: World) -> None:
@@ -195,7 +199,7 @@ def test_the_verdict_of_an_earlier_champion_is_checked_too(world: World) -> None
 
 
 def edited(entry: Entry) -> Entry:
-    return entry.model_copy(update={"body": {**entry.body, "user": "somebody else"}})
+    return entry.model_copy(update={"body": entry.body.model_copy(update={"user": "somebody else"})})
 
 
 def without_seventh(entries: list[Entry]) -> list[Entry]:
@@ -203,15 +207,15 @@ def without_seventh(entries: list[Entry]) -> list[Entry]:
 
 
 def with_a_changed_move(entries: list[Entry]) -> list[Entry]:
-    return [edited(entry) if entry.kind == "intended" else entry for entry in entries]
+    return [edited(entry) if entry.body.kind == "moved" else entry for entry in entries]
 
 
 @pytest.mark.parametrize(
     ("tamper", "culprit"),
-    [(without_seventh, r"ledger entry 8 \("), (with_a_changed_move, r"ledger entry \d+ \(intended\) was changed")],
+    [(without_seventh, r"ledger entry 8 \("), (with_a_changed_move, r"ledger entry \d+ \(moved\) was changed")],
 )
 def test_a_changed_ledger_is_named(world: World, tamper: Callable[[list[Entry]], list[Entry]], culprit: str) -> None:
-    entries = tamper(world.home.open("tests").all)
+    entries = tamper(world.home.open("tests").entries())
     assert re.search(culprit, names(world.audit("2", entries=entries), "does not hold", "the ledger"))
 
 
@@ -219,29 +223,30 @@ def test_a_ledger_cut_short_is_shown_by_the_witness_and_by_the_mark(world: World
     whole = world.sources()
     cut = list(whole.entries)[:-2]
     assert "taken off its end" in names(world.audit("2", entries=cut), "does not hold", "checkpoint ")
-    mark = HighWaterMark(tmp_path / "mark.json")
-    assert world.audit("2", mark=mark, checkpoints=None).holds
-    report = world.audit("2", entries=cut, mark=mark, checkpoints=None)
+    mark = Memory(tmp_path, "auditor")
+    assert world.audit("2", mark=mark, checkpoints=()).holds
+    report = world.audit("2", entries=cut, mark=mark, checkpoints=())
     assert "taken off its end" in names(report, "does not hold", "the high-water mark")
 
 
 def test_a_checkpoint_that_was_changed_is_named(world: World) -> None:
-    name, content = next(iter(world.home.witness.read().items()))
-    report = world.audit("2", checkpoints={name: content.replace(b'"payload": "', b'"payload": "AAAA')})
+    name, content = next(iter(world.home.witness.read()))
+    report = world.audit("2", checkpoints=[(name, content.replace(b'"payload": "', b'"payload": "AAAA'))])
     names(report, "does not hold", f"checkpoint {name}")
     assert "completeness not proven" in report.ledger.proven
 
 
 def test_a_checkpoint_of_another_ledger_or_of_a_revoked_key_says_nothing(world: World, tmp_path: Path) -> None:
     other = Embedded(tmp_path / "other")
-    checkpoint(other.open().state, other.witness, open_signer(other.uri("witness")))
-    report = world.audit("2", checkpoints=other.witness.read())
+    other.open()
+    other.checkpoint()
+    report = world.audit("2", checkpoints=list(other.witness.read()))
     assert report.holds and "completeness not proven" in report.ledger.proven
     assert any("another ledger" in f.reason for f in report.findings)
     copytree(world.home.folder, tmp_path / "lineage")
     home = Embedded(tmp_path / "lineage")
     home.revoke("witness", 1, "stolen")
-    report = world.audit("2", entries=home.open("tests").all)
+    report = world.audit("2", entries=home.open("tests").entries())
     assert report.holds and "completeness not proven" in report.ledger.proven
 
 
@@ -253,33 +258,74 @@ def test_another_root_is_named(world: World) -> None:
 def test_an_alias_moved_behind_the_ledgers_back_is_named(world: World) -> None:
     world.store.client.set_registered_model_alias("portraits", "champion", "3")
     try:
-        assert "it is on 3, the ledger says 2" in names(world.audit("2"), "does not hold", "alias champion")
+        reason = names(world.audit("2"), "does not hold", "alias champion")
     finally:
         world.store.client.set_registered_model_alias("portraits", "champion", "2")
+    assert reason == "the ledger says version 2; the registry says version 3"
 
 
-def test_a_tag_that_says_something_else_is_named(world: World) -> None:
-    client, digest = world.store.client, world.candidates["2"]
-    client.set_model_version_tag("portraits", "2", "triptych.candidate", "sha256:0")
+TAGS = ("standing", "candidate", "verdict", "decision", "incumbent", "training_key", "evaluation_terms")
+
+
+@contextmanager
+def tags(world: World) -> Iterator[Any]:
+    """The registry, whose tags are put back afterwards."""
+    found = world.store.version("2")
+    assert found
     try:
-        assert "sha256:0" in names(world.audit("2"), "does not hold", "version 2 of portraits in the registry")
+        yield world.store.client
     finally:
-        client.set_model_version_tag("portraits", "2", "triptych.candidate", digest)
+        world.store.tag(found, found.tags)
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_a_tag_that_says_something_else_is_named(world: World, tag: str) -> None:
+    with tags(world) as client:
+        client.set_model_version_tag("portraits", "2", f"triptych.{tag}", "sha256:0")
+        reason = names(world.audit("2"), "does not hold", f"tag {tag} of version 2 of portraits in the registry")
+    assert reason.endswith("the registry says sha256:0")
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_a_tag_that_is_gone_is_named(world: World, tag: str) -> None:
+    with tags(world) as client:
+        client.delete_model_version_tag("portraits", "2", f"triptych.{tag}")
+        reason = names(world.audit("2"), "does not hold", f"tag {tag} of version 2 of portraits in the registry")
+    assert reason.endswith("the registry says nothing")
+
+
+def test_no_tag_is_forgotten(world: World) -> None:
+    found = world.store.version("2")
+    assert found and set(found.tags) == set(TAGS)
 
 
 def test_without_a_registry_everything_in_it_is_missing(world: World) -> None:
-    report = world.audit("2", registry=None)
-    missing = {f.subject for f in report.findings if f.standing == "missing"}
-    assert {"the weights of version 2", "evidence/verdict of version 2", "evidence/scores of version 2"} <= missing
+    report = world.audit("2", registry="")
+    missing = {f.subject.removesuffix(" of version 2 of portraits") for f in report.findings if f.standing == "missing"}
+    assert {"the weights", "the model folder", "evidence/verdict", "evidence/scores"} <= missing
 
 
 def test_steps_that_do_not_fit_together_are_named(world: World) -> None:
     """A record that the ledger names, but whose input is not what the step before gave."""
-    x = Examination(replace(world.sources(), mark=None), Path("unused"))
-    records = x.records("run-2")
-    gate = records["gate"].model_copy(update={"inputs": {"scores": "sha256:other"}})
-    checks.check_steps(x, "run-2", {**records, "gate": gate}, None)
-    assert "step gate took scores sha256:other, but evaluate gave" in x.findings["scores in run run-2"].reason
+    with lying(world, "gate", lambda record: record.inputs.update(scores="sha256:other")) as entries:
+        report = world.audit("2", entries=entries, checkpoints=())
+    reason = names(report, "does not hold", "scores in run run-2")
+    assert "step gate says sha256:other" in reason and "step evaluate" in reason
+
+
+def test_an_artifact_without_its_producers_record_is_named(world: World) -> None:
+    with lying(world, "evaluate", lambda record: record.outputs.clear()) as entries:
+        report = world.audit("2", entries=entries, checkpoints=())
+    assert "no record says which step gave it" in names(report, "missing", "scores in run run-2")
+
+
+def test_a_step_that_the_ledger_does_not_name_is_missed(world: World) -> None:
+    """As where the ledger was cut back and written on with other entries by who holds the run key."""
+    x = Examination(world.sources(), Path("unused"))
+    del x.state.records["run-2"]["evaluate"]
+    with changed(world.records / "run-2" / "evaluate.json", None):
+        checks.check_steps(x, "run-2", x.records("run-2"), world.registered("2"))
+    assert x.findings["record run-2/evaluate.json"].standing == "missing"
 
 
 def test_steps_that_ran_other_code_are_told(world: World) -> None:
@@ -290,12 +336,12 @@ def test_steps_that_ran_other_code_are_told(world: World) -> None:
     assert x.findings["the code of run run-2"].standing == "not proven"
 
 
-def test_many_images_that_are_gone_are_counted(world: World) -> None:
-    x = Examination(world.sources(), Path("unused"))
-    data = pictures.data(x, x.history.versions[1])
+def test_many_images_that_are_gone_are_counted(world: World, tmp_path: Path) -> None:
+    x = Examination(world.sources(), tmp_path)
+    data = data_of(x, x.versions[1])
     assert data.pictures
     gone = [data.pictures[0].model_copy(update={"file_name": f"{n}.png", "uri": "file:///gone"}) for n in range(50)]
-    pictures.check_pictures(x, data.model_copy(update={"pictures": tuple(gone)}), show=True)
+    check_pictures(x, data.model_copy(update={"pictures": tuple(gone)}), show=True)
     assert x.findings["30 more training images of run run-2"].standing == "missing"
 
 

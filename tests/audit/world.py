@@ -7,9 +7,9 @@ Version 1 was champion and is withdrawn, 2 is champion, 3 was rejected, 4 was tr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from components.gate.gate import Docket, judge
+from components.gate.gate import VerdictContext, judge
 from components.gate.settings import AXES, GateSettings
 from components.register.register import register_candidate
 from components.snapshot_data.settings import DataSettings
@@ -26,18 +26,24 @@ from components.snapshot_data.snapshot import take_snapshot
 from components.validate_data import quarantine
 from components.validate_data.facts import read_manifest, write_facts
 from components.validate_data.settings import ValidationSettings
+from lineage.artifacts import WEIGHTS_FOLDER
 from lineage.audit import Report, Sources, audit
 from lineage.closing import close
 from lineage.digests import digest_bytes, digest_file, digest_path, manifest_digest
 from lineage.embedded import Embedded
-from lineage.records import RunContext, recording
+from lineage.entries import Body, Entry, Recorded, Registered, entry_digest
+from lineage.moves import LocalMover
+from lineage.records import RunContext, StepRecord, recording
 from lineage.registry import Registry, RegistrySettings
+from lineage.signing import Role, open_signer, sign_bytes
 
 MODEL = "portraits"
 BASE, TEACHER, SET = (digest_bytes(name) for name in (b"base", b"teacher", b"set"))
 HOSTILE = "<script>alert('caption')</script>\x1b[2J"
 REASON = "<img src=x onerror=alert(1)> consent taken back"
 REFUSED = "width of at least 16 pixels: width is 4"
+TERMS = {"evaluation_set": SET, "limit": 4}
+GATE = GateSettings(margins=dict.fromkeys(AXES, 0.1), resamples=1000, minimum_prompts=2)
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 3.0, "max_sequence_length": 1, "height": 8, "width": 8}
 
 
@@ -65,25 +71,37 @@ class World:
         """The evidence, as an auditor would be given it."""
         home = self.home
         given: dict[str, Any] = {
-            "entries": home.open("tests").all,
+            "entries": home.open("tests").entries(),
             "root": home.root,
             "records": str(self.records),
-            "registry": self.store,
-            "checkpoints": home.witness.read(),
+            "registry": self.store.tracking_uri,
+            "model": MODEL,
+            "checkpoints": list(home.witness.read()),
         }
         return Sources(**(given | changes))
 
     def audit(self, what: str, image: bool = False, **changes: Any) -> Report:
         return audit(what, self.sources(**changes), image)
 
+    def registered(self, number: str) -> Registered:
+        """What the ledger says of a version."""
+        return self.home.open("tests").state.versions[MODEL][number]
+
+    def model(self, number: str) -> Path:
+        """Where the model folder of a version lies."""
+        found = self.store.version(number)
+        assert found
+        return Path(found.source.removeprefix("file://"))
+
     def evidence(self, number: str) -> Path:
         """Where the evidence of a version lies."""
-        version = self.home.open("tests").state.versions[MODEL, number]
-        found = self.store.client.get_run(version.mlflow_run).info.artifact_uri
-        return Path(found.removeprefix("file://")) / "evidence"
+        return self.model(number).parent / "evidence"
 
     def weights(self, number: str) -> Path:
-        return self.evidence(number).parent / "model" / "artifacts" / "weights"
+        return self.model(number) / WEIGHTS_FOLDER
+
+    def mover(self) -> LocalMover:
+        return self.home.mover(self.store, "tests")
 
     def picture(self, number: int) -> Path:
         return self.folder / "pictures" / f"{number}.png"
@@ -111,19 +129,18 @@ class World:
         _evaluate(context, made, incumbent, gain)
         with recording(context, "gate", {"alpha": 0.025}) as record:
             record.input("scores", made["scores"])
-            settings = GateSettings(margins=dict.fromkeys(AXES, 0.1), resamples=1000, minimum_prompts=2)
             signer = context.signer("gate")
-            docket = Docket(run, self.store, context.open_ledger().state)
-            ruling, judged = judge(settings, made["scores"], made["verdict"], docket, signer)
+            about = VerdictContext(run, self.store, context.open_ledger().state)
+            ruling, judged = judge(GATE, made["scores"], made["verdict"], about, signer)
             context.open_ledger().append(judged, signer)
             record.facts |= ruling.model_dump(mode="json")
             record.output("verdict", made["verdict"])
-        number = self._register(context, made, mlflow_run, snapshot)
+        number = self._register(context, made, mlflow_run)
         with recording(context, "promote", {"version": number}) as record:
             record.input("verdict", made["verdict"])
             record.facts |= {"alias": "champion" if promote else "", "version": number}
             if promote:
-                self.home.promotions(self.store).promote(number, "a person")
+                replace(self.mover(), user="a person").move("promote", number)
         close(context, MODEL)
         self.candidates[number] = digest_path(made["candidate"])
         return number
@@ -138,7 +155,8 @@ class World:
             record.output("snapshot", taken.digest)
         with recording(context, "validate-data", {"suite": "suite"}) as record:
             record.input("snapshot", taken.digest)
-            record.output("validated", _validate(scratch / "snapshot", validated))
+            record.output("accepted", _validate(scratch / "snapshot", validated))
+            record.output("validated", validated)
             record.output("report", validated / "report.html")
         return taken.digest
 
@@ -159,19 +177,19 @@ class World:
             if reused:
                 record.facts["reused"] = "models:/portraits/4"
             record.output("candidate", made["candidate"])
+            record.output("training", made["training_record"])
 
-    def _register(self, context: RunContext, made: dict[str, Path], mlflow_run: str, snapshot: str) -> str:
+    def _register(self, context: RunContext, made: dict[str, Path], mlflow_run: str) -> str:
         settings = RegistrySettings(model_name=MODEL, license="Apache-2.0")
         names = {"candidate": "candidate", "verdict": "verdict", "scores": "scores", "validated": "validated"}
         paths = {name: made[where] for name, where in (names | {"training": "training_record"}).items()}
-        keys = {"snapshot": snapshot, "training_key": f"sha256:{context.id}", "evaluation_terms": "sha256:terms"}
+        keys = {"training_key": f"sha256:{context.id}", "evaluation_terms": "sha256:terms"}
         with recording(context, "register", settings.model_dump()) as record:
             for name, path in paths.items():
                 record.input(name, path)
-            version, registered = register_candidate(context, settings, mlflow_run, paths, keys)
-            context.open_ledger().append(registered, context.signer("run"))
-            record.facts["version"] = version.number
-        return version.number
+            registered, _ = register_candidate(context, settings, mlflow_run, paths, keys)
+            record.facts["version"] = registered.version
+        return registered.version
 
 
 def _described(number: int) -> dict[str, Any]:
@@ -225,6 +243,7 @@ def _evaluate(context: RunContext, made: dict[str, Path], incumbent: str, gain: 
                 "prompts": {f"p{prompt}": {"glasses": True} for prompt in range(4)},
                 "seeds": {f"p{prompt}": [7] for prompt in range(4)},
             },
+            "terms": TERMS,
             "sampling": SAMPLING,
             "scorers": [
                 {"name": f"scorer {axis}", "axis": axis, "digest": digest_bytes(axis.encode())} for axis in AXES
@@ -253,6 +272,7 @@ def build(folder: Path) -> World:
     world = World(folder)
     draw_pictures(folder / "pictures")
     world.home.open("tests")
+    world.home.set_policy(MODEL, TERMS, GATE.model_dump(mode="json"), "for tests")
     world.retrain("run-1", [0, 1, 2, 5], 0.3)
     first = world.candidates["1"]
     world.retrain("run-2", [1, 2, 3, 5, 7], 0.3, incumbent=first)
@@ -260,7 +280,7 @@ def build(folder: Path) -> World:
     world.retrain("run-3", [2, 5, 6, 8], -0.4, incumbent=second, promote=False)
     world.retrain("run-4", [4, 5], 0.0, incumbent=second, base=second, promote=False)
     world.retrain("run-5", [4, 5], 0.0, incumbent=second, base=second, promote=False, reused="run-4")
-    world.home.promotions(world.store).withdraw("1", "the owner", REASON)
+    replace(world.mover(), user="the owner").move("withdraw", "1", REASON)
     return world
 
 
@@ -279,3 +299,22 @@ def changed(path: Path, content: bytes | None) -> Iterator[None]:
             path.unlink()
         else:
             path.write_bytes(before)
+
+
+@contextmanager
+def lying(world: World, step: str, lie: Callable[[StepRecord], None], run: str = "run-2") -> Iterator[list[Entry]]:
+    """A step's record rewritten by a holder of the run key; gives a ledger that names it, in an export."""
+    path = world.records / run / f"{step}.json"
+    record = StepRecord.model_validate_json(path.read_bytes())
+    lie(record)
+    said = Recorded(run=run, step=step, status="complete", record=record.digest())
+    with changed(path, record.model_dump_json().encode()):
+        yield written_on(world, said, "run")
+
+
+def written_on(world: World, body: Body, role: Role) -> list[Entry]:
+    """The ledger with one entry more, which is not written into it."""
+    entries, signer = world.home.open("tests").entries(), open_signer(world.home.uri(role))
+    made = {"ledger": entries[0].ledger, "index": len(entries), "previous": entry_digest(entries[-1])}
+    entry = Entry.model_validate({**made, "time": entries[-1].time, "body": body, "key": signer.public_key.keyid})
+    return [*entries, entry.model_copy(update={"signature": sign_bytes(entry.signed_bytes(), signer)})]

@@ -29,7 +29,7 @@ def one(world: World) -> World:
     return world
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def storage() -> Iterator[None]:
     """An S3 server, in whose environment the tests run, with an empty bucket."""
     with s3(channels=False):

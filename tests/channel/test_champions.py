@@ -35,6 +35,7 @@ def test_its_listing_gives_the_digest_of_the_folder_on_disk(tmp_path: Path) -> N
         ({"folder": tree(())}, "do not give the digest of the model folder"),
         ({"files": champion("2").files}, "do not give the digest of the model folder"),
         ({"files": champion("1").files[::-1]}, "do not give the digest of the model folder"),
+        ({"files": champion("1").files[::-1], "folder": tree(champion("1").files[::-1])}, "do not give the digest"),
         ({"files": ()}, "no champion has none of them"),
         ({"place": ""}, "no champion has none of them"),
         ({"weights": None}, "no champion has none of them"),

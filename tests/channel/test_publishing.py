@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tuf.api.metadata import Metadata, Root, Timestamp
 
+from lineage.channel import places
 from lineage.channel import publisher as publishing
 from lineage.channel.errors import ChannelError, UnreachableError
-from lineage.channel.places import Bucket, Folder, open_place
+from lineage.channel.places import Bucket, Folder, open_place, read
 from lineage.channel.publisher import BOUNDARIES, init
 from lineage.signing import make_keys
 from tests.channel.worlds import (
@@ -180,21 +183,42 @@ def test_a_damaged_channel_is_begun_anew_and_never_taken_over(one: World, name: 
 
 def test_a_place_that_does_not_answer_is_not_begun_anew(one: World, monkeypatch: pytest.MonkeyPatch) -> None:
     one.publish(champion("7", "landscapes"))
+    lost, genuine = one.metadata("*.snapshot.json")[-1].name, Folder.chunks
 
-    def broken(place: Folder, name: str) -> None:
-        raise OSError("the disk is gone")
+    def chunks(place: Folder, name: str) -> Iterator[bytes]:
+        if name.endswith(lost):
+            raise OSError("the disk is gone")
+        return genuine(place, name)
 
-    genuine = Folder.chunks
-    monkeypatch.setattr(Folder, "chunks", lambda at, name: broken(at, name) if "targets" in name else genuine(at, name))
+    monkeypatch.setattr(Folder, "chunks", chunks)
     with pytest.raises(UnreachableError, match="the disk is gone"):
-        one.publisher().publish(champion("2"), {})
-    monkeypatch.setattr(
-        Folder, "chunks", lambda at, name: broken(at, name) if "snapshot" in name else genuine(at, name)
-    )
-    with pytest.raises(UnreachableError, match="the disk is gone"):
-        one.publisher().publish(champion("2"), {})
+        one.publish(champion("2"))
     monkeypatch.undo()
-    assert one.version(model="landscapes") == "7"
+    assert (one.version(), one.version(model="landscapes")) == ("1", "7")
+
+
+def test_a_publisher_reads_no_file_without_end(one: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "LARGEST", 10_000)
+    Path(one.place, "metadata", "timestamp.json").write_bytes(b" " * 10_001)
+    with pytest.raises(UnreachableError, match="more than 10000 bytes; nothing in a channel has"):
+        one.publish(champion("2"))
+
+
+def test_a_bucket_that_changes_between_reading_and_writing_is_not_written_to(
+    storage: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket, other = Bucket("s3://channels/raced"), Bucket("s3://channels/raced")
+    assert bucket.swap("name", None, b"first")
+    genuine = bucket.client.get_object
+
+    def read_and_be_overtaken(**asked: Any) -> Any:
+        found = genuine(**asked)
+        assert other.swap("name", b"first", b"of the other")
+        return found
+
+    monkeypatch.setattr(bucket.client, "get_object", read_and_be_overtaken)
+    assert not bucket.swap("name", b"first", b"second")
+    assert read(other, "name") == b"of the other"
 
 
 def test_init_changes_nothing_where_keys_are_the_same_and_makes_the_next_root_where_not(one: World) -> None:

@@ -42,6 +42,7 @@ PATHS = re.compile(
 )
 CLOSED, SILENT = -1, -2
 LOG = re.compile(r"/api/v1/namespaces/[^/]+/pods/(?P<pod>[^/]+)/log")
+POD = re.compile(r"/api/v1/namespaces/(?P<namespace>[^/]+)/pods/(?P<pod>[^/]+)")
 
 
 class Cluster:
@@ -184,6 +185,9 @@ class Handler(BaseHTTPRequestHandler):
             self.stream(log["pod"], follow="follow" in parse_qs(url.query))
         elif found:
             self.answer(*self.resource(method, found, body, parse_qs(url.query)))
+        elif pod := POD.fullmatch(url.path):
+            known = self.cluster.pods.get(pod["pod"])
+            self.answer(*((200, known) if known else refusal(404, f'pods "{pod["pod"]}" not found')))
         elif url.path.endswith("/pods"):
             selector = parse_qs(url.query)["labelSelector"][0]
             self.answer(200, {"kind": "PodList", "apiVersion": "v1", "items": self.cluster.select(selector)})

@@ -392,9 +392,9 @@ def test_settings_are_strict(section: dict[str, str]) -> None:
 
 
 def test_the_step_leaves_its_record(portraits: Path, tmp_path: Path) -> None:
-    run = run_context(tmp_path, "one").model_dump()
+    run = run_context(tmp_path, "one").model_dump(exclude={"id"})
     output = Dataset(uri=str(tmp_path / "snapshot"))
-    digest, rows = snapshot_data.python_func(run=run, data={"source": str(portraits)}, snapshot=output)
+    digest, rows = snapshot_data.python_func(run=run, job="one", data={"source": str(portraits)}, snapshot=output)
     record = read_records(run["records"], "one")["snapshot-data"]
     assert (record.status, record.outputs["snapshot"]) == ("complete", digest)
     assert record.inputs["metadata"] == digest_file(portraits / "metadata.jsonl")
@@ -403,7 +403,7 @@ def test_the_step_leaves_its_record(portraits: Path, tmp_path: Path) -> None:
 
     shutil.rmtree(portraits)
     with pytest.raises(SnapshotError):
-        snapshot_data.python_func(run=run, data={"source": str(portraits)}, snapshot=output)
+        snapshot_data.python_func(run=run, job="one", data={"source": str(portraits)}, snapshot=output)
     assert "there is no folder" in str(read_records(run["records"], "one")["snapshot-data"].error)
 
 

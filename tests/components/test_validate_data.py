@@ -441,8 +441,8 @@ def test_the_avatars_suite_states_every_severity_and_description() -> None:
 def test_both_steps_in_a_real_pipeline(portraits: Portraits, tmp_path: Path) -> None:
     @dsl.pipeline  # type: ignore[untyped-decorator]
     def data(run: dict, data: dict, validation: dict) -> int:  # type: ignore[type-arg]
-        pinned = snapshot_data(run=run, data=data)
-        found = validate_data(run=run, validation=validation, snapshot=pinned.outputs["snapshot"])
+        pinned = snapshot_data(run=run, job="one", data=data)
+        found = validate_data(run=run, job="one", validation=validation, snapshot=pinned.outputs["snapshot"])
         accepted: int = found.outputs["accepted"]
         return accepted
 
@@ -452,7 +452,7 @@ def test_both_steps_in_a_real_pipeline(portraits: Portraits, tmp_path: Path) -> 
     records = str(tmp_path / "records")
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "root"))
     task = data(
-        run=run_context(Path(records).parent, "one").model_dump(),
+        run=run_context(Path(records).parent, "one").model_dump(exclude={"id"}),
         data={"source": str(portraits.source)},
         validation={"suite": str(AVATARS), "tokenizer": TOKENIZER},
     )

@@ -216,4 +216,4 @@ def test_a_share_is_drawn_where_evaluate_finds_it(models: dict[str, Path], small
     with pytest.raises(EvaluationError, match="share a state folder"):
         draw_shard(*where, "", 0, 2)
     gone = {"incumbent": (str(tmp_path / "gone"), "sha256:0")}
-    assert "cannot be read" in draw_shard(*where[:2], gone, models["candidate"], str(tmp_path / "state"), 0, 2)
+    assert "nothing is at" in draw_shard(*where[:2], gone, models["candidate"], str(tmp_path / "state"), 0, 2)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from lineage.whereabouts import FIELDS
 from pipelines.cli import app
 
 
@@ -44,3 +45,22 @@ def test_one_task_judges_what_it_draws_unless_asked(tmp_path: Path) -> None:
 def test_no_tasks_are_refused(tmp_path: Path, shards: str) -> None:
     asked = CliRunner().invoke(app, ["compile", "--output", str(tmp_path / "x.yaml"), "--sample-shards", shards])
     assert asked.exit_code == 2
+
+
+def test_each_step_is_told_in_which_pod_it_runs(tmp_path: Path) -> None:
+    compiled(tmp_path)
+    spec, platform = yaml.safe_load_all((tmp_path / "retraining.yaml").read_text())
+    told = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(told) == set(spec["deploymentSpec"]["executors"]), "the exit step too"
+    for executor in told.values():
+        fields = {one["name"]: one["fieldPath"] for one in executor["fieldPathAsEnv"]}
+        assert fields == {f"TRIPTYCH_{name}": field for name, field in FIELDS.items()}
+
+
+def test_every_step_gets_the_jobs_id_and_the_run_has_none_of_its_own(tmp_path: Path) -> None:
+    spec = compiled(tmp_path)
+    dags = [spec["root"], *spec["components"].values()]
+    tasks = [task for one in dags for task in one.get("dag", {}).get("tasks", {}).values()]
+    steps = [task["inputs"]["parameters"] for task in tasks if "job" in task.get("inputs", {}).get("parameters", {})]
+    assert len(steps) == len(spec["deploymentSpec"]["executors"])
+    assert {one["job"]["runtimeValue"]["constant"] for one in steps} == {"{{$.pipeline_job_uuid}}"}

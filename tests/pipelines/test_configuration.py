@@ -11,7 +11,8 @@ import yaml
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.configuration import ConfigurationError, read_configuration
+from pipelines.configuration import read_configuration
+from pipelines.errors import RequestError
 
 AVATARS = Path("examples/avatars/retrain.yaml")
 
@@ -54,7 +55,7 @@ def test_relative_places_are_resolved_against_the_file(tmp_path: Path, content: 
 
 def test_a_model_on_the_hub_must_name_its_commit(tmp_path: Path, content: dict[str, Any]) -> None:
     content["training"]["teacher"] = "hf://owner/name@main"
-    with pytest.raises(ConfigurationError, match=r"training\.teacher: hf://owner/name@main names no commit"):
+    with pytest.raises(RequestError, match=r"training\.teacher: hf://owner/name@main names no commit"):
         read_configuration(write(tmp_path, content))
 
 
@@ -95,7 +96,7 @@ def test_mistakes_are_named(
     tmp_path: Path, content: dict[str, Any], spoil: Callable[[dict[str, Any]], None], message: str
 ) -> None:
     spoil(content)
-    with pytest.raises(ConfigurationError) as raised:
+    with pytest.raises(RequestError) as raised:
         read_configuration(write(tmp_path, content))
     assert message in str(raised.value)
     assert "retrain.yaml" in str(raised.value)
@@ -105,7 +106,7 @@ def test_mistakes_are_named(
 def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "retrain.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigurationError, match=message):
+    with pytest.raises(RequestError, match=message):
         read_configuration(path)
 
 
@@ -132,5 +133,5 @@ def test_training_on_a_cluster_is_a_section_that_may_be_left_out(tmp_path: Path,
     read = read_configuration(write(tmp_path, content))
     assert read.arguments()["trainjob"]["resources"] == {"gpu": "4"}
     content["trainjob"]["node"] = 2
-    with pytest.raises(ConfigurationError, match=r"unknown key trainjob\.node; did you mean 'nodes'"):
+    with pytest.raises(RequestError, match=r"unknown key trainjob\.node; did you mean 'nodes'"):
         read_configuration(write(tmp_path, content))

@@ -13,7 +13,8 @@ import pytest
 
 from lineage.records import read_records
 from lineage.registry import Registry
-from pipelines.workspace import MARK, Workspace, WorkspaceError, stop_leftovers, workspace
+from pipelines.errors import RequestError
+from pipelines.workspace import MARK, Workspace, stop_leftovers, workspace
 from tests.runs import TRIPTYCH
 
 
@@ -64,7 +65,7 @@ def test_an_interrupted_run_leaves_nothing_running(tmp_path: Path, good_configur
 def test_one_run_at_a_time_uses_a_work_folder(tmp_path: Path) -> None:
     with (
         workspace(tmp_path, "processes"),
-        pytest.raises(WorkspaceError, match="another run uses"),
+        pytest.raises(RequestError, match="another run uses"),
         workspace(tmp_path, "processes"),
     ):
         pass
@@ -73,13 +74,13 @@ def test_one_run_at_a_time_uses_a_work_folder(tmp_path: Path) -> None:
 def test_a_work_folder_belongs_to_one_runner(tmp_path: Path) -> None:
     with workspace(tmp_path, "processes"):
         pass
-    with pytest.raises(WorkspaceError, match="belongs to runs in processes"), workspace(tmp_path, "containers"):
+    with pytest.raises(RequestError, match="belongs to runs in processes"), workspace(tmp_path, "containers"):
         pass
 
 
 def test_what_a_killed_run_left_behind_is_stopped_by_the_next(tmp_path: Path) -> None:
     orphan = subprocess.Popen(["sleep", "600"], env={**os.environ, MARK: str(tmp_path.resolve())})
-    assert stop_leftovers(Workspace(tmp_path.resolve())) == [orphan.pid]
+    assert stop_leftovers(Workspace(tmp_path)) == [orphan.pid]
     assert orphan.wait(10) == -signal.SIGKILL
 
 

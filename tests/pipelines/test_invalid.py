@@ -34,15 +34,17 @@ def test_a_scorer_that_fails_on_one_picture_gives_an_invalid_verdict(
     assert "verdict: invalid" in invalid.stdout
     assert REASON in invalid.stdout
     assert unjudged.tags["decision"] == "invalid" and not unjudged.aliases
-    champion = store.champion()
-    assert champion is not None and champion.number == "1"
-    state = Embedded(work / "lineage").open().state
-    assert len(state.moves) == 1, "only the first run moved the champion"
-    assert store.client.get_run(unjudged.run).info.status == "FINISHED"
+    state = Embedded(work / "lineage").open("tests").state
+    assert [past.version for past in state.champions["portrait-avatars"]] == ["1"], "only the first run moved it"
+    assert store.client.get_run(unjudged.mlflow_run).info.status == "FINISHED"
 
 
-def test_what_is_stored_of_it_says_why(unjudged: Version, store: Registry, tmp_path: Path) -> None:
-    evidence = store.fetch_evidence(unjudged.run, tmp_path)
+def test_the_changed_policy_is_named_line_by_line(invalid: Run, unjudged: Version) -> None:
+    assert "policy: evaluation.scorers: " in invalid.stdout
+
+
+def test_what_is_stored_of_it_says_why(unjudged: Version, store: Registry) -> None:
+    evidence = Path(unjudged.evidence.removeprefix("file://"))
     evaluation = json.loads((evidence / "scores" / "evaluation.json").read_text())
     assert REASON in evaluation["unusable"]
     assert [scorer["name"] for scorer in evaluation["scorers"]] == ["attributes", "opticians"]

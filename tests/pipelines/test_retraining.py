@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from lineage.artifacts import WEIGHTS_FOLDER
+from lineage.channel.client import champion
 from lineage.closing import outcome
 from lineage.digests import digest_path
 from lineage.embedded import Embedded
+from lineage.entries import Moved
 from lineage.records import StepRecord, read_records
-from lineage.registry import WEIGHTS_FOLDER, Registry
-from lineage.statements import VERDICT, VERDICT_FILE, read_statement
-from lineage.witness import latest_checkpoint
+from lineage.registry import Registry, Version
+from lineage.statements import VERDICT, VERDICT_FILE, open_statement
+from lineage.witness import hear
 from tests.runs import AVATARS, cut_down, some_portraits, triptych
 
 Run = subprocess.CompletedProcess[str]
@@ -37,10 +40,20 @@ def store(work: Path) -> Registry:
     return Registry(f"sqlite:///{work / 'mlflow.db'}", "portrait-avatars")
 
 
-def weights_of(store: Registry) -> str:
-    """The weights of version 1 where they are stored."""
-    source = store.client.get_model_version_download_uri("portrait-avatars", "1").removeprefix("file://")
-    return f"{source}/{WEIGHTS_FOLDER}"
+@pytest.fixture
+def first(promoted: Run, store: Registry) -> Version:
+    """The version that the first run registered."""
+    assert promoted.returncode == 0, promoted.stdout + promoted.stderr
+    return store.versions()[0]
+
+
+def weights_of(version: Version) -> str:
+    """The weights of a version where they are stored."""
+    return f"{version.source.removeprefix('file://')}/{WEIGHTS_FOLDER}"
+
+
+def moves(home: Embedded) -> list[Moved]:
+    return [entry.body for entry in home.open("tests").entries() if isinstance(entry.body, Moved)]
 
 
 def test_good_data_is_promoted(promoted: Run, work: Path, store: Registry) -> None:
@@ -50,22 +63,36 @@ def test_good_data_is_promoted(promoted: Run, work: Path, store: Registry) -> No
     first = store.versions()[0]
     assert first.tags["decision"] == "promote"
     assert first.tags["standing"] == "champion"
-    state = Embedded(work / "lineage").open().state
-    (move,) = state.moves.values()
+    home = Embedded(work / "lineage")
+    state = home.open("tests").state
+    (move,) = moves(home)
     assert (move.action, move.version, move.previous_version) == ("promote", "1", "")
     assert move.previous == digest_path(AVATARS / "models" / "base")
     left = records(work, 0)
     run = left["plan"].run
-    assert {step: state.records[run, step] for step in left} == {step: left[step].digest() for step in left}
+    assert state.records[run] == {step: left[step].digest() for step in left}
     assert state.outcomes[run] == "promoted"
-    seen = latest_checkpoint(Embedded(work / "lineage").witness, state)
+    seen = hear(home.witness, state).latest
     assert seen is not None and seen.size >= len(left), "the witness saw the run's end"
+
+
+def test_the_run_entered_its_policy_and_said_so(promoted: Run, work: Path) -> None:
+    assert "policy: first policy of the model" in promoted.stdout
+    state = Embedded(work / "lineage").open("tests").state
+    pinned = state.policies["portrait-avatars"]
+    assert {judged.policy for judged in state.verdicts.values() if judged.decision == "promote"} == {pinned.digest}
+
+
+def test_a_stranger_with_the_root_of_trust_reads_who_is_champion(first: Version, work: Path, tmp_path: Path) -> None:
+    home = Embedded(work / "lineage")
+    found = champion(home.channel_root.read_bytes(), str(home.channel), "portrait-avatars", tmp_path)
+    assert (found.version, found.weights) == ("1", digest_path(weights_of(first)))
 
 
 def test_what_passes_between_steps_is_what_was_recorded(promoted: Run, work: Path) -> None:
     run = records(work, 0)
     assert run["plan"].inputs["snapshot"] == run["snapshot-data"].outputs["snapshot"]
-    assert run["encode-features"].inputs["validated"] != run["snapshot-data"].outputs["snapshot"]
+    assert run["encode-features"].inputs["validated"] == run["validate-data"].outputs["validated"]
     assert run["fine-tune"].inputs["features"] == run["encode-features"].outputs["features"]
     assert run["evaluate"].inputs["candidate"] == run["fine-tune"].outputs["candidate"]
     assert run["gate"].inputs["scores"] == run["evaluate"].outputs["scores"]
@@ -74,10 +101,10 @@ def test_what_passes_between_steps_is_what_was_recorded(promoted: Run, work: Pat
 
 def test_mlflow_has_the_run_with_its_evidence(promoted: Run, work: Path, store: Registry) -> None:
     version = store.versions()[0]
-    run = store.client.get_run(version.run)
+    run = store.client.get_run(version.mlflow_run)
     assert run.info.status == "FINISHED"
     assert {"gate/alignment/difference", "gate/realism/candidate"} <= set(run.data.metrics)
-    curve = store.client.get_metric_history(version.run, "training/loss_flow")
+    curve = store.client.get_metric_history(version.mlflow_run, "training/loss_flow")
     assert len(curve) >= 5
     files = {path.relative_to(work / "artifacts").name for path in (work / "artifacts").rglob("*") if path.is_file()}
     assert {
@@ -103,17 +130,15 @@ def test_every_step_told_openlineage(promoted: Run, work: Path) -> None:
             assert any(name.endswith(step) and said == state for name, said in told), (step, state, told)
 
 
-def test_the_verdict_binds_the_weights_that_were_registered(promoted: Run, work: Path, store: Registry) -> None:
-    run = store.client.get_model_version("portrait-avatars", "1").run_id
-    (stored,) = (work / "artifacts").glob(f"**/{run}/artifacts/evidence/verdict/{VERDICT_FILE}")
-    statement = read_statement(stored, VERDICT, Embedded(work / "lineage").open().state.verdict_keys())
-    weights = weights_of(store)
-    assert statement.subject_digest("candidate") == digest_path(weights)
+def test_the_verdict_binds_the_weights_that_were_registered(first: Version, work: Path) -> None:
+    stored = Path(f"{first.evidence.removeprefix('file://')}/verdict/{VERDICT_FILE}").read_bytes()
+    statement = open_statement(stored, VERDICT, Embedded(work / "lineage").open("tests").state.keys_of("gate"))
+    assert statement.subject_digest("candidate") == digest_path(weights_of(first))
     assert statement.predicate["evaluation"]["incumbent"]["digest"] == digest_path(AVATARS / "models" / "base")
 
 
-def test_the_candidate_loads_with_plain_diffusers(promoted: Run, store: Registry, tmp_path: Path) -> None:
-    weights = weights_of(store)
+def test_the_candidate_loads_with_plain_diffusers(first: Version, tmp_path: Path) -> None:
+    weights = weights_of(first)
     program = (
         "import importlib.util, sys; assert importlib.util.find_spec('training') is None\n"
         "from diffusers import StableDiffusion3Pipeline\n"
@@ -139,8 +164,7 @@ def test_shuffled_captions_are_rejected_and_the_champion_stays(rejected: Run, wo
     assert "verdict: reject" in rejected.stdout
     assert records(work, 1)["plan"].facts["incumbent_name"] == "champion (version 1)"
     assert store.versions()[1].tags["decision"] == "reject"
-    champion = store.champion()
-    assert champion is not None and champion.number == "1"
+    assert [version.number for version in store.versions() if "champion" in version.aliases] == ["1"]
 
 
 def test_the_same_again_is_nothing_new(repeated: Run, work: Path) -> None:

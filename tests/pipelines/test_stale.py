@@ -7,11 +7,13 @@ import subprocess
 import time
 from pathlib import Path
 
-from lineage.digests import digest_bytes, digest_path
+from lineage.artifacts import WEIGHTS_FOLDER, folder_digest, listing
+from lineage.digests import digest_path
 from lineage.embedded import Embedded
-from lineage.entries import Judged, Registered
-from lineage.registry import Registry
+from lineage.entries import Judged, Moved, Registered
+from lineage.registry import Registry, new_attempt
 from lineage.signing import open_signer
+from lineage.statements import VERDICT, VERDICT_FILE, make_statement, write_statement
 from tests.runs import AVATARS, TRIPTYCH, cut_down, some_portraits
 
 MODEL = "portrait-avatars"
@@ -19,30 +21,45 @@ MODEL = "portrait-avatars"
 
 def crown_another(work: Path) -> str:
     """Make weights that draw as the base does champion of the run's registry; gives their digest."""
-    weights = work.parent / "another"
+    around, verdict = work.parent / "around", work.parent / "verdict"
+    weights = around / WEIGHTS_FOLDER
     shutil.copytree(AVATARS / "models" / "base", weights)
     (weights / "note.txt").write_text("trained elsewhere")
+    (around / "MLmodel").write_text("a model")
     home, store = Embedded(work / "lineage"), Registry(f"sqlite:///{work / 'mlflow.db'}", MODEL)
-    ledger, digest, verdict = home.open("another"), digest_path(weights), digest_bytes(b"another verdict")
-    base = digest_path(AVATARS / "models" / "base")
-    judged = Judged(run="another", candidate=digest, incumbent=base, decision="promote", verdict=verdict)
-    ledger.append(judged, open_signer(home.uri("gate")))
-    mlflow_run = store.open_run("another")
-    (work.parent / "empty").mkdir()
-    version = store.register(mlflow_run, weights, work.parent / "empty", {}, {}, "")
+    ledger, digest, folder = home.open("another"), digest_path(weights), folder_digest(listing(around))
+    gate, verdict_file = open_signer(home.uri("gate")), verdict / VERDICT_FILE
+    verdict.mkdir()
+    said = make_statement(VERDICT, {"candidate": digest}, {"decision": "promote", "figures": [], "run": "another"})
+    judged = Judged(
+        run="another",
+        model=MODEL,
+        candidate=digest,
+        incumbent=digest_path(AVATARS / "models" / "base"),
+        decision="promote",
+        verdict=write_statement(said, verdict_file, gate),
+        evaluation="",
+        policy=ledger.state.policies[MODEL].digest,
+    )
+    ledger.append(judged, gate)
+    mlflow_run, elsewhere = store.open_run("another"), work.parent / "weights"
+    weights.rename(elsewhere)
+    source = store.upload(mlflow_run, around, elsewhere, {"verdict": verdict}, new_attempt())
+    version = store.create(mlflow_run, source, {}, "")
     registered = Registered(
         run="another",
         model=MODEL,
         version=version.number,
         candidate=digest,
-        verdict=verdict,
+        folder=folder,
+        verdict=judged.verdict,
         training_key="another",
-        evaluation_key="another",
+        evaluation_terms="another",
         mlflow_run=mlflow_run,
-        evidence={},
+        evidence={"verdict": digest_path(verdict)},
     )
     ledger.append(registered, open_signer(home.uri("run")))
-    home.promotions(store, "another").promote(version.number, "another pipeline")
+    home.mover(store, "another").move("promote", version.number)
     return digest
 
 
@@ -59,11 +76,12 @@ def test_a_run_whose_incumbent_was_replaced_judges_its_candidate_again(tmp_path:
         said = run.communicate(timeout=600)[0]
     assert run.returncode == 0, said
     assert "stale: the verdict on version" in said and "run again to judge it anew" in said
-    state = Embedded(work / "lineage").open().state
+    ledger = Embedded(work / "lineage").open("tests")
+    state = ledger.state
     assert sorted(state.outcomes.values()) == ["promoted", "stale"]
     trained = [path for path in work.glob("pipeline/records/*/fine-tune.json") if '"reused"' not in path.read_text()]
     assert len(trained) == 1, "it is judged anew, not trained anew"
-    last = list(state.moves.values())[-1]
+    last = [entry.body for entry in ledger.entries() if isinstance(entry.body, Moved)][-1]
     assert (last.previous, last.candidate != another) == (another, True)
     champion = state.champion(MODEL)
     assert champion and champion.candidate == last.candidate

@@ -53,6 +53,15 @@ def test_refused_data_ends_with_1_and_the_reason(portraits: Portraits) -> None:
     assert "Traceback" not in found.output
 
 
+def test_what_was_judged_before_is_not_shown_again(portraits: Portraits) -> None:
+    assert command(portraits).exit_code == 0
+    for row in portraits.rows:
+        row["file_name"] = "gone.png"
+    found = command(portraits)
+    assert found.exit_code == 1
+    assert "pictures and reasons" not in found.output
+
+
 @pytest.mark.parametrize("source", ["nowhere", "s3+rsync://bucket"])
 def test_a_bad_request_ends_with_2(tmp_path: Path, source: str) -> None:
     place = str(tmp_path / source) if "://" not in source else source
@@ -69,7 +78,7 @@ def test_progress_is_shown_on_a_terminal_and_its_marks_nowhere(
     screen, out = io.StringIO(), portraits.folder / "out"
     console = rich.console.Console(file=screen, force_terminal=terminal, width=200)
     monkeypatch.setattr(validate_module, "Console", lambda file: console)
-    assert validate_module.validate_source(read_configuration(CONFIG, str(portraits.source)), out) == 0
+    assert validate_module.validate_source(read_configuration(CONFIG, str(portraits.source)), out)
     directly = capfd.readouterr()
     assert (directly.out, directly.err) == ("", ""), "all that is shown goes through the console"
     shown, said = screen.getvalue(), f"measuring images {GOOD}/{GOOD}"

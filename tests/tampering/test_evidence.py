@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from components.register.register import DOCUMENTS
+from lineage.artifacts import fetch_weights
 from lineage.audit import Report, write_text
 from lineage.digests import LineageError, canonical, digest_file, digest_path, hex_of
 from lineage.entries import LedgerError
 from lineage.records import read_records
-from lineage.registry import fetch_weights
 from lineage.signing import open_signer
 from lineage.statements import VERDICT, VERDICT_FILE, read_statement, write_statement
 from tests.audit.world import MODEL, World
@@ -93,10 +93,10 @@ def named(report: Report, *culprits: str) -> None:
 def test_no_kind_of_evidence_is_forgotten(world: World) -> None:
     """What register and the steps really leave is what is tampered with here."""
     state = world.home.open("tests").state
-    for version in state.versions.values():
+    for version in state.versions[MODEL].values():
         assert set(version.evidence) == set(EVIDENCE)
     assert {path.split("/")[0] for path in DOCUMENTS.values()} <= set(EVIDENCE)
-    assert {step for _, step in state.records} == set(STEPS)
+    assert {step for steps in state.records.values() for step in steps} == set(STEPS)
 
 
 @pytest.mark.parametrize("operation", FILE_OPERATIONS)
@@ -156,17 +156,33 @@ def test_weights(world: World, operation: Operation, tmp_path: Path) -> None:
     operation(world.weights("2") / name, world.weights("1") / name)
     report = world.audit("2")
     named(report, "the weights of version 2")
-    if operation is not insert:
-        assert any(str(name) in f.reason for f in report.findings if f.subject == "the weights of version 2")
+    named(report, f"weights/{name if operation is not insert else name.with_name(f'copy-{name.name}')} of version 2")
     with pytest.raises(LineageError, match="models:/portraits/2 have digest"):
-        fetch_weights(world.store.tracking_uri, f"models:/{MODEL}/2", state.versions[MODEL, "2"].candidate, tmp_path)
-    promotions = world.home.promotions(world.store)
-    assert any("the champion, version 2, cannot be trusted" in line for line in promotions.reconcile())
+        fetch_weights(world.store.tracking_uri, f"models:/{MODEL}/2", state.versions[MODEL]["2"].candidate, tmp_path)
+    assert any("the champion, version 2, cannot be trusted" in line for line in world.mover().reconcile())
     size = world.home.open("tests").state.size
     if operation in (swap,):
-        with pytest.raises(LineageError, match="models:/portraits/1 have digest"):
-            promotions.rollback("1", "somebody", "because")
+        with pytest.raises(LineageError, match="the weights of version 1 of portraits were changed"):
+            world.mover().move("rollback", "1", "because")
     assert world.home.open("tests").state.size == size, "nothing was written"
+
+
+@pytest.mark.parametrize("operation", FILE_OPERATIONS)
+@pytest.mark.parametrize("name", ["MLmodel", "requirements.txt"])
+def test_what_lies_around_the_weights(world: World, name: str, operation: Operation) -> None:
+    """What MLflow's loader runs is the attacker's otherwise: `MLmodel` names the module that is loaded."""
+    path, other = world.model("2") / name, world.model("1") / name
+    if operation in (replace, swap) and path.read_bytes() == other.read_bytes():
+        other.write_bytes(other.read_bytes() + b"# another\n")
+    operation(path, other)
+    named(world.audit("2"), "the model folder of version 2")
+    assert any("the champion, version 2, cannot be trusted" in line for line in world.mover().reconcile())
+
+
+def test_code_put_beside_the_weights(world: World) -> None:
+    (world.model("2") / "code").mkdir()
+    (world.model("2") / "code" / "portrait_model.py").write_text("import os")
+    named(world.audit("2"), "the model folder of version 2")
 
 
 @pytest.mark.parametrize("operation", (flip, delete, truncate, replace, swap))
@@ -178,7 +194,7 @@ def test_training_images(world: World, operation: Operation) -> None:
 @pytest.mark.parametrize("role", ["run", "promotion", "witness", "root"])
 def test_a_verdict_forged_with_every_key_but_the_gates(world: World, role: str) -> None:
     path = world.evidence("3") / "verdict" / VERDICT_FILE
-    real = read_statement(path, VERDICT, world.home.open("tests").state.verdict_keys())
+    real = read_statement(path, VERDICT, world.home.open("tests").state.keys_of("gate"))
     kind = real.model_copy(update={"predicate": {**real.predicate, "decision": "promote"}})
     write_statement(kind, path, open_signer(world.home.uri(role)))
     named(world.audit("3"), f"verdict/{VERDICT_FILE}")
@@ -194,13 +210,15 @@ def test_a_record_written_anew_by_a_holder_of_the_run_key(world: World) -> None:
     write_record(str(world.records), record)
     said = Recorded(run="run-2", step="fine-tune", status="complete", record=record.digest())
     world.home.open("tests").append(said, open_signer(world.home.uri("run")))
-    named(world.audit("2"), "evidence/provenance.dsse.json of version 2")
+    report = world.audit("2")
+    named(report, "record run-2/fine-tune.json")
+    assert any("the provenance says" in f.reason for f in report.findings if f.standing == "does not hold")
 
 
 def test_evidence_exchanged_together_with_its_registration(world: World) -> None:
     """A holder of the run key who also reaches the files cannot have the ledger name other ones."""
     ledger = world.home.open("tests")
-    registered = ledger.state.versions[MODEL, "2"]
+    registered = ledger.state.versions[MODEL]["2"]
     other = registered.model_copy(update={"evidence": {**registered.evidence, "README.md": "sha256:0"}})
     with pytest.raises(LedgerError, match="never changes"):
         ledger.append(other, open_signer(world.home.uri("run")))

@@ -8,30 +8,30 @@ from lineage.digests import LineageError
 from tests.audit.world import MODEL, World
 from tests.tampering.test_evidence import named
 
-REPEATED = ("candidate", "verdict", "standing", "decision", "incumbent", "training_key", "evaluation_key")
-"""Tags that repeat what the ledger says."""
-UNREPEATED = ("snapshot",)
-"""Tags that only help a reader of the page: the record of step plan says what they do."""
+TAGS = ("candidate", "verdict", "standing", "decision", "incumbent", "training_key", "evaluation_terms")
+"""They repeat what the ledger says."""
 
 
 def test_no_tag_is_forgotten(world: World) -> None:
-    assert set(world.store.versions()[1].tags) == {*REPEATED, *UNREPEATED}
+    assert set(world.store.versions()[1].tags) == set(TAGS)
 
 
-@pytest.mark.parametrize("tag", REPEATED)
+@pytest.mark.parametrize("tag", TAGS)
 @pytest.mark.parametrize("number", ["2", "3"])
 def test_a_tag_that_says_something_else(world: World, number: str, tag: str) -> None:
     before = world.store.versions()[int(number) - 1].tags.get(tag, "candidate")
     world.store.client.set_model_version_tag(MODEL, number, f"triptych.{tag}", "sha256:0")
-    said = world.home.promotions(world.store).reconcile()
+    named(world.audit(number), f"tag {tag} of version {number} of portraits")
+    said = world.mover().reconcile()
     assert f"version {number}: tag {tag} set to {before}" in said
     assert world.store.versions()[int(number) - 1].tags[tag] == before
 
 
-@pytest.mark.parametrize("tag", ["candidate", "verdict", "standing"])
+@pytest.mark.parametrize("tag", TAGS)
 def test_a_tag_taken_away(world: World, tag: str) -> None:
     world.store.client.delete_model_version_tag(MODEL, "2", f"triptych.{tag}")
-    assert any(f"version 2: tag {tag} set to" in line for line in world.home.promotions(world.store).reconcile())
+    named(world.audit("2"), f"tag {tag} of version 2 of portraits")
+    assert any(f"version 2: tag {tag} set to" in line for line in world.mover().reconcile())
 
 
 @pytest.mark.parametrize("number", ["1", "3", ""])
@@ -42,23 +42,22 @@ def test_the_alias(world: World, number: str) -> None:
         world.store.client.delete_registered_model_alias(MODEL, "champion")
     named(world.audit("2"), "alias champion of portraits")
     was = f"version {number}" if number else "no version"
-    assert f"alias champion was on {was}, is on version 2" in world.home.promotions(world.store).reconcile()
+    assert f"alias champion was on {was}, is on version 2" in world.mover().reconcile()
 
 
 def test_a_version_deleted(world: World) -> None:
     world.store.client.delete_model_version(MODEL, "2")
     named(world.audit("2"), "version 2 of portraits in the registry")
-    said = world.home.promotions(world.store).reconcile()
+    said = world.mover().reconcile()
     assert "the champion, version 2, cannot be trusted: version 2 of portraits is not in the registry any more" in said
 
 
 def test_a_version_added(world: World) -> None:
     source = world.store.client.get_model_version(MODEL, "2").source
     world.store.client.create_model_version(MODEL, source, run_id=world.store.open_run("smuggled"))
-    promotions = world.home.promotions(world.store)
-    assert "version 4 of portraits is in the registry but not in the ledger" in promotions.reconcile()
+    assert "version 4 of portraits is in the registry but not in the ledger" in world.mover().reconcile()
     with pytest.raises(LineageError, match="version 4 of portraits is not in the ledger"):
-        promotions.promote("4", "somebody")
+        world.mover().move("promote", "4")
 
 
 @pytest.mark.parametrize(("column", "other"), [("storage_location", "1"), ("run_id", "1")])
@@ -72,7 +71,7 @@ def test_a_versions_row_that_points_elsewhere(world: World, column: str, other: 
             "WHERE version = 2",
             (other,),
         )
-    said = world.home.promotions(world.store).reconcile()
+    said = world.mover().reconcile()
     report = world.audit("2")
     assert any("the champion, version 2, cannot be trusted" in line for line in said)
-    named(report, "the weights of version 2", "version 2 of portraits in the registry")
+    named(report, "the place of version 2" if column == "storage_location" else "the MLflow run of version 2")

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from base64 import b64decode, b64encode
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lineage.digests import LineageError
 from lineage.embedded import Embedded
-from lineage.entries import Judged, LedgerError, Recorded
-from lineage.ledger import Ledger, export, read_export
+from lineage.entries import LedgerError, Recorded
+from lineage.ledger import Ledger
 from lineage.signing import ROLES, open_signer, read_public
-from lineage.witness import FileWitness, checkpoint, latest_checkpoint, verify_entries
+from lineage.stores import export, read_export
+from lineage.witness import FileWitness, WitnessWriter, hear, verify_entries
 from tests.audit.world import MODEL, World
 from tests.tampering.test_evidence import named
 from tests.tampering.undetectable import UNDETECTABLE, proves
-from tests.tampering.world import forgers, signed_anew, write_rows
+from tests.tampering.world import forgers, said, signed_anew, write_rows
 
 
 def newest(world: World) -> Path:
@@ -30,8 +33,14 @@ def alter(path: Path, change: Callable[[str], str]) -> None:
     path.write_text(change(path.read_text()))
 
 
+def forget(world: World) -> None:
+    """A reader's mark, and what it remembers, taken away."""
+    for path in world.home.marks.iterdir():
+        path.unlink()
+
+
 def verified(world: World) -> list[str]:
-    return verify_entries(world.home.open("tests").all, world.home.root, world.home.witness.folder)
+    return verify_entries(world.home.open("tests").entries(), world.home.root, world.home.witness.folder)
 
 
 CHECKPOINT_CHANGES: dict[str, Callable[[str], str]] = {
@@ -54,8 +63,9 @@ def test_a_checkpoint_changed(world: World, change: str) -> None:
 
 @pytest.mark.parametrize("role", ["run", "gate", "promotion"])
 def test_a_checkpoint_by_a_holder_of_the_ledgers_keys(world: World, role: str) -> None:
-    made = checkpoint(world.home.open("tests").state, FileWitness(world.folder), open_signer(world.home.uri(role)))
-    forged = world.folder / f"{made.ledger}-{made.size:010d}.json"
+    writer = WitnessWriter(FileWitness(world.folder), open_signer(world.home.uri(role)))
+    made = writer.write(world.home.open("tests").state)
+    forged = world.folder / f"{made.stem}.json"
     target = world.home.witness.folder / f"{made.ledger}-9{made.size:09d}.json"
     forged.rename(target)
     with pytest.raises(LedgerError, match=f"checkpoint {target.name}: the signature does not hold"):
@@ -65,12 +75,30 @@ def test_a_checkpoint_by_a_holder_of_the_ledgers_keys(world: World, role: str) -
 def test_a_checkpoint_of_another_ledger(world: World, tmp_path: Path) -> None:
     """Under its own name it says nothing of this one; under this one's it is refused."""
     other = Embedded(tmp_path / "other")
-    checkpoint(other.open().state, world.home.witness, open_signer(other.uri("witness")))
+    state = other.open().state
+    WitnessWriter(world.home.witness, open_signer(other.uri("witness"))).write(state)
     assert any("complete up to entry" in line for line in verified(world))
     strange = next(p for p in world.home.witness.folder.glob("*.json") if p.name.startswith(other.open().state.ledger))
     shutil.copyfile(strange, newest(world).with_name(f"{world.home.open('tests').state.ledger}-x.json"))
     with pytest.raises(LedgerError, match=r"-x\.json: the signature does not hold"):
         verified(world)
+    named(world.audit("2"), "-x.json")
+
+
+def test_a_checkpoint_under_another_ledgers_name(world: World) -> None:
+    """It is not taken for another ledger's, which says nothing: it was renamed."""
+    path = newest(world)
+    path.rename(path.with_name(f"{'0' * 32}-0000000007.json"))
+    named(world.audit("2"), "checkpoint 00000000")
+
+
+def test_a_checkpoint_whose_text_claims_another_ledger(world: World) -> None:
+    """Nothing is believed of a text that no key signed."""
+    path = newest(world)
+    text = json.loads(path.read_text())
+    payload = json.loads(b64decode(text["payload"])) | {"ledger": "0" * 32}
+    alter(path, lambda _: json.dumps({**text, "payload": b64encode(json.dumps(payload).encode()).decode()}))
+    named(world.audit("2"), f"checkpoint {path.name}")
 
 
 def test_all_checkpoints_gone(world: World) -> None:
@@ -90,8 +118,8 @@ def test_a_checkpoint_cannot_be_written_over(world: World) -> None:
 
 
 MARK_CHANGES: dict[str, Callable[[str], str]] = {
-    "flip": lambda text: text.replace('"head": "sha256:', '"head": "sha256:0'),
-    "another ledger": lambda text: text.replace('"ledger": "', '"ledger": "0'),
+    "flip": lambda text: text.replace('"head":"sha256:', '"head":"sha256:0'),
+    "another ledger": lambda text: text.replace('"ledger":"', '"ledger":"0'),
     "further on": lambda text: json.dumps({**json.loads(text), "size": 10_000}),
     "truncate": lambda text: text[: len(text) // 2],
     "empty": lambda text: "",
@@ -120,21 +148,21 @@ def test_a_public_key_file(world: World, role: str, operation: str) -> None:
         path.unlink()
     else:
         shutil.copyfile(old[0] if operation == "older" else other, path)
-    with pytest.raises(LineageError, match=rf"{role}\.p(ub|em)|root\.pub"):
+    with pytest.raises(LineageError, match=rf"{role}\.p(ub|em)|root\.pub|another root key"):
         world.home.open("tests")
         open_signer(world.home.uri(role))
 
 
 def test_an_export_of_another_root(world: World, tmp_path: Path) -> None:
     other = Embedded(tmp_path / "other")
-    (tmp_path / "export").write_text(export(other.open().all))
+    (tmp_path / "export").write_text(export(other.open().entries()))
     with pytest.raises(LedgerError, match="was not opened by root key"):
         verify_entries(read_export(tmp_path / "export"), world.home.root, None)
 
 
 @pytest.mark.parametrize("change", [lambda t: t[:-40], lambda t: t.replace("\n", "\n\n", 1), lambda t: "x" + t])
 def test_an_export_that_is_no_list_of_entries(world: World, tmp_path: Path, change: Callable[[str], str]) -> None:
-    (tmp_path / "export").write_text(change(export(world.home.open("tests").all)))
+    (tmp_path / "export").write_text(change(export(world.home.open("tests").entries())))
     with pytest.raises(LedgerError, match=r"export, line \d+: this is not a ledger entry"):
         read_export(tmp_path / "export")
 
@@ -142,9 +170,9 @@ def test_an_export_that_is_no_list_of_entries(world: World, tmp_path: Path, chan
 @proves("truncation past the last checkpoint")
 def test_truncation_past_the_last_checkpoint(world: World) -> None:
     home = world.home
-    whole = home.open("tests").all
+    whole = home.open("tests").entries()
     extra = Recorded(run="late", step="plan", status="complete", record="sha256:0")
-    Ledger(home.url, home.root).append(extra, open_signer(home.uri("run")))
+    Ledger.open(home.url, home.root).append(extra, open_signer(home.uri("run")))
     write_rows(home, whole)
     assert any("complete up to" in line for line in verified(world))
     assert world.audit("2").holds
@@ -153,24 +181,23 @@ def test_truncation_past_the_last_checkpoint(world: World) -> None:
 @proves("the newest checkpoints taken away")
 def test_the_newest_checkpoints_taken_away(world: World) -> None:
     """Together with the mark: each alone is told by the other."""
-    home, entries = world.home, world.home.open("tests").all
+    home, entries = world.home, world.home.open("tests").entries()
     newest(world).unlink()
-    seen = latest_checkpoint(home.witness, home.open("tests").state)
+    seen = hear(home.witness, home.open("tests").state).latest
     assert seen
     cut = entries[: seen.size]
     write_rows(home, cut)
     with pytest.raises(LedgerError, match="taken off its end"):
         home.open("tests")
-    (home.folder / "marks" / "tests.json").unlink()
+    forget(world)
     home.open("tests")
 
 
 @proves("a high-water mark set back")
 def test_a_high_water_mark_set_back(world: World) -> None:
-    home, entries = world.home, world.home.open("tests").all
-    path = home.folder / "marks" / "tests.json"
+    home, entries = world.home, world.home.open("tests").entries()
     write_rows(home, entries[:-1])
-    path.unlink()
+    forget(world)
     home.open("tests")
     with pytest.raises(LedgerError, match="taken off its end"):
         verified(world)
@@ -183,7 +210,7 @@ def test_everything_set_back_together(world: World, tmp_path: Path) -> None:
     home.open("tests").append(
         Recorded(run="late", step="plan", status="complete", record="sha256:0"), open_signer(home.uri("run"))
     )
-    checkpoint(home.open("tests").state, home.witness, open_signer(home.uri("witness")))
+    home.checkpoint()
     shutil.rmtree(home.folder)
     shutil.copytree(tmp_path / "before", home.folder)
     assert any("complete up to" in line for line in verified(world))
@@ -192,14 +219,14 @@ def test_everything_set_back_together(world: World, tmp_path: Path) -> None:
 @proves("history forged after the last checkpoint")
 def test_history_forged_after_the_last_checkpoint(world: World) -> None:
     home = world.home
-    before = home.open("tests").all
-    ledger = Ledger(home.url, home.root)
+    before = home.open("tests").entries()
+    ledger = Ledger.open(home.url, home.root)
     for step in ("plan", "gate"):
-        said = Recorded(run="late", step=step, status="complete", record="sha256:0")
-        ledger.append(said, open_signer(home.uri("run")))
-    late = ledger.all[len(before)]
-    forged = late.model_copy(update={"body": {**late.body, "record": "sha256:1"}})
-    write_rows(home, signed_anew([*before, forged, *ledger.all[len(before) + 1 :]], len(before), forgers(home)))
+        more = Recorded(run="late", step=step, status="complete", record="sha256:0")
+        ledger.append(more, open_signer(home.uri("run")))
+    late, *rest = ledger.entries(len(before))
+    forged = said(late, {"record": "sha256:1"})
+    write_rows(home, signed_anew([*before, forged, *rest], len(before), forgers(home)))
     assert any("nothing shows that none followed" in line for line in verified(world))
 
 
@@ -208,18 +235,16 @@ def test_a_false_verdict_by_a_holder_of_the_gate_key(world: World) -> None:
     """It takes the run key too, to register it; the champion then moves by the rules."""
     home = world.home
     ledger = home.open("tests")
-    third, champion = ledger.state.versions[MODEL, "3"], ledger.state.champion(MODEL)
+    third, champion = world.registered("3"), ledger.state.champion(MODEL)
     assert champion
-    false = Judged(
-        run="run-4", candidate=third.candidate, incumbent=champion.candidate, decision="promote", verdict="sha256:4"
-    )
-    ledger.append(false, open_signer(home.uri("gate")))
-    store = world.store
-    made = store.client.create_model_version(MODEL, store.client.get_model_version(MODEL, "3").source, third.mlflow_run)
-    number = str(made.version)
-    said = third.model_copy(update={"run": "run-4", "version": number, "verdict": "sha256:4"})
-    ledger.append(said, open_signer(home.uri("run")))
-    assert home.promotions(store, "tests").promote(number, "a thief").version == number
+    judged = ledger.state.verdicts[third.verdict]
+    changes = {"run": "run-4", "incumbent": champion.candidate, "decision": "promote", "verdict": "sha256:4"}
+    ledger.append(judged.model_copy(update=changes), open_signer(home.uri("gate")))
+    number = world.store.create(third.mlflow_run, world.model("3").as_uri(), {}, "").number
+    about = third.model_copy(update={"run": "run-4", "version": number, "verdict": "sha256:4"})
+    ledger.append(about, open_signer(home.uri("run")))
+    replace(world.mover(), user="a thief").move("promote", number)
+    assert home.open("tests").state.champion(MODEL).version == number  # type: ignore[union-attr]
     assert any("complete up to" in line for line in verified(world)), "the ledger itself is in order"
     named(world.audit(number), f"verdict.dsse.json of version {number}")
 
@@ -228,17 +253,17 @@ def test_a_false_verdict_by_a_holder_of_the_gate_key(world: World) -> None:
 def test_the_text_of_mlflows_pages(world: World) -> None:
     client = world.store.client
     client.update_model_version(MODEL, "3", "**promote** by a wide margin")
-    client.set_model_version_tag(MODEL, "3", "triptych.snapshot", "sha256:0")
-    assert world.home.promotions(world.store, "tests").reconcile() == []
+    client.set_model_version_tag(MODEL, "3", "note", "promote")
+    assert [line for line in world.mover().reconcile() if "channel" not in line] == []
     assert world.audit("3").holds
 
 
 @proves("another writing of the same entry")
 def test_another_writing_of_the_same_entry(world: World, tmp_path: Path) -> None:
-    lines = export(world.home.open("tests").all).replace('"index":3,', ' "index" : 3 ,')
+    lines = export(world.home.open("tests").entries()).replace('"index":3,', ' "index" : 3 ,')
     (tmp_path / "export").write_text(lines)
     entries = read_export(tmp_path / "export")
-    assert entries == world.home.open("tests").all
+    assert entries == world.home.open("tests").entries()
     verify_entries(entries, world.home.root, world.home.witness.folder)
 
 

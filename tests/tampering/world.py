@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from securesystemslib.signer import Signer
 
 from lineage.embedded import Embedded
-from lineage.entries import Abandoned, Entry, Intended, entry_digest
-from lineage.signing import open_signer
-from lineage.witness import checkpoint
-from tests.audit.world import MODEL, World, draw_pictures
+from lineage.entries import Entry, Leased, entry_digest
+from lineage.signing import open_signer, sign_bytes
+from tests.audit.world import GATE, MODEL, TERMS, World, draw_pictures
 
 FORGERS = ("run", "gate", "promotion")
 """Roles whose keys the third adversary holds."""
@@ -30,27 +31,13 @@ def build(folder: Path) -> World:
     home.open("tests")
     home.rotate("run")
     home.revoke("gate", 2, "it lay about")
+    home.set_policy(MODEL, TERMS, GATE.model_dump(mode="json"), "for tests")
     world.retrain("run-1", [0, 1, 5], 0.3)
     world.retrain("run-2", [1, 2, 5], 0.3, incumbent=world.candidates["1"])
     world.retrain("run-3", [2, 5], -0.4, incumbent=world.candidates["2"], promote=False)
-    ledger, signer = home.open("tests"), open_signer(home.uri("promotion"))
-    champion = ledger.state.champion(MODEL)
-    assert champion
-    given_up = Intended(
-        move="given-up",
-        action="rollback",
-        model=MODEL,
-        version="1",
-        candidate=world.candidates["1"],
-        previous_version=champion.version,
-        previous=champion.candidate,
-        verdict="",
-        user="somebody",
-        reason="a try",
-    )
-    ledger.append(given_up, signer)
-    ledger.append(Abandoned(move="given-up", reason="its weights were gone"), signer)
-    checkpoint(home.open("tests").state, home.witness, open_signer(home.uri("witness")))
+    leased = Leased(model=MODEL, run="run-4", expires=(datetime.now(UTC) + timedelta(hours=1)).isoformat())
+    home.open("tests").append(leased, open_signer(home.uri("run")))
+    home.checkpoint()
     assert world.audit("2").holds
     return world
 
@@ -114,29 +101,30 @@ def signed_anew(entries: Iterable[Entry], start: int, signers: dict[str, Signer]
             place = {"index": index, "previous": entry_digest(made[-1]) if made else ""}
             entry = entry.model_copy(update=place)
             if entry.key in signers:
-                signature = signers[entry.key].sign(entry.signed_bytes()).signature
+                signature = sign_bytes(entry.signed_bytes(), signers[entry.key])
                 entry = entry.model_copy(update={"signature": signature})
         made.append(entry)
     return made
 
 
-def flipped(entry: Entry) -> Entry:
-    """Another value in the first text that the entry says."""
-    name, text = next((name, value) for name, value in entry.body.items() if isinstance(value, str) and value)
-    return entry.model_copy(update={"body": {**entry.body, name: text[:-1] + ("0" if text[-1] != "0" else "1")}})
+def said(entry: Entry, changes: Mapping[str, Any]) -> Entry:
+    """With other words; not checked, as a row of a database is not."""
+    return entry.model_copy(update={"body": entry.body.model_copy(update=changes)})
 
 
 def changed_text(entry: Entry) -> Entry:
-    """As `flipped`, in an entry that holds no text of its own."""
-    texts = [value for value in entry.body.values() if isinstance(value, str) and value]
-    return flipped(entry) if texts else entry.model_copy(update={"body": {**entry.body, "keys": {}}})
+    """Another value in the first text that the entry says; in one that holds no text of its own, other keys."""
+    texts = {n: v for n, v in entry.body if isinstance(v, str) and v and n not in ("kind", "of", "action")}
+    for name, text in texts.items():
+        return said(entry, {name: text[:-1] + ("0" if text[-1] != "0" else "1")})
+    return said(entry, {"keys": {}})
 
 
 def older(entries: list[Entry], at: int) -> Entry:
     """What an earlier entry said, best one of the same kind, in this one's place."""
-    kind = [entry for entry in entries[:at] if entry.kind == entries[at].kind]
+    kind = [entry for entry in entries[:at] if entry.body.kind == entries[at].body.kind]
     before = (kind or entries[max(at - 1, 0) : max(at, 1)])[0]
-    return entries[at].model_copy(update={"body": before.body, "kind": before.kind})
+    return entries[at].model_copy(update={"body": before.body})
 
 
 def signed_as(entry: Entry, other: Entry) -> Entry:
@@ -149,7 +137,7 @@ def swapped(entries: list[Entry], at: int) -> list[Entry]:
     other = len(entries) - 1 if at != len(entries) - 1 else at - 1
     made = list(entries)
     for here, there in ((at, other), (other, at)):
-        words = {"kind": entries[there].kind, "body": entries[there].body, "key": entries[there].key}
+        words = {"body": entries[there].body, "key": entries[there].key}
         made[here] = entries[here].model_copy(update=words)
     return made
 

@@ -29,9 +29,9 @@ def test_encode_features_runs_as_a_step_and_leaves_its_record(world: World, tmp_
     @dsl.pipeline
     def encoding(run: dict, training: dict, place: str) -> str:
         found = dsl.importer(artifact_uri=place, artifact_class=dsl.Dataset, reimport=False)
-        return encode_features(run=run, training=training, validated=found.output).outputs["Output"]
+        return encode_features(run=run, job="run-1", training=training, validated=found.output).outputs["Output"]
 
-    run = run_context(tmp_path).model_dump()
+    run = run_context(tmp_path).model_dump(exclude={"id"})
     done = encoding(run=run, training=world.settings().model_dump(mode="json"), place=str(validated))
     record = read_records(run["records"], "run-1")["encode-features"]
     assert record.status == "complete" and record.outputs["features"] == done.output
@@ -51,7 +51,8 @@ def test_the_step_refuses_features_of_another_snapshot(world: World, tmp_path: P
     names = ("candidate", "curves", "training_record")
     with pytest.raises(TrainingError, match=r"are of another snapshot: they name sha256:.*; encode them again"):
         fine_tune.python_func(
-            run=run_context(tmp_path).model_dump(),
+            run=run_context(tmp_path).model_dump(exclude={"id"}),
+            job="run-1",
             training=world.settings().model_dump(mode="json"),
             trainjob={},
             mlflow_run="",
