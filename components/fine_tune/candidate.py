@@ -16,6 +16,7 @@ from training.encode.pictures import corpus_digest, training_rows
 from training.launch.launch import RECORD, fine_tune, run_identity
 from training.launch.watching import MlflowRun
 from training.settings import TrainingSettings
+from training.train.checkpoints import remove_abandoned
 from training.train.curves import draw_curves, read_points
 
 
@@ -51,6 +52,8 @@ def train_candidate(
         record = train_on_cluster(trainjob, run, settings, features, candidate, points, mlflow)
     else:
         checkpoints = Path(state) / "fine-tune" / _key(settings, features) if state else None
+        if checkpoints:
+            remove_abandoned(checkpoints.parent, checkpoints.name)
         record = fine_tune(settings, features, candidate, points, mlflow, checkpoints)
     curves.write_text(draw_curves(read_points(points), "Fine-tuning"), "utf-8")
     training_record.write_bytes(candidate.with_name(RECORD).read_bytes())

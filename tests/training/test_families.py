@@ -23,8 +23,10 @@ from training.errors import TrainingError
 from training.families import family_of
 from training.families.family import Family
 from training.settings import SampleSettings, SupervisionSettings, TrainingSettings
-from training.teach.supervision import Tap
+from training.teach.structure import layers_at
+from training.teach.supervision import Phase, Tap, blocks_of
 from training.train.export import export_candidate
+from training.train.model import Batches, SupervisedTransformer, compile_blocks
 from training.train.samples import SampleGrid
 
 BUNDLES: dict[str, Callable[[Path], Path]] = {
@@ -135,23 +137,27 @@ def test_latents_decode_to_what_the_pipeline_would_show(family: Family) -> None:
     assert torch.allclose(shown, (wanted / 2 + 0.5).clamp(0, 1), atol=1e-4)
 
 
-def test_the_tap_gives_the_image_stream_of_every_joint_block(family: Family, conditioning: dict[str, Tensor]) -> None:
+def test_the_tap_gives_the_image_stream_of_every_block(family: Family, conditioning: dict[str, Tensor]) -> None:
     backbone = family.load_transformer()
     assert family.grid(8, 12) == (4, 6)
-    for index in range(3):
+    count = 4 if "Flux" in family.pipeline_class else 3
+    for index in range(count):
         tap = Tap(backbone, index)
+        tap.arm()
         family.predict(backbone, noise(8, 12), torch.tensor([900.0, 300.0]), conditioning, GUIDANCE)
-        assert tap.stream().shape == (2, 24, 32) and tap.stream().requires_grad
-    with pytest.raises(TrainingError, match="joint blocks 0 to 2"):
-        Tap(backbone, 3)
+        stream = tap.take()
+        assert stream.shape == (2, 24, 32) and stream.requires_grad
+    with pytest.raises(TrainingError, match=f"blocks 0 to {count - 1}"):
+        Tap(backbone, count)
 
 
 def losses(family: Family, backbone: Any, conditioning: dict[str, Tensor], tapped: bool = False) -> Tensor:
     """A velocity loss, and one on the tapped stream beside it."""
     tap = Tap(backbone, 1)
+    tap.arm()
     predicted = family.predict(backbone, noise(), torch.tensor([900.0, 300.0]), conditioning, GUIDANCE)
     loss = (predicted.float() - noise().flip(0)).square().mean()
-    return loss + tap.stream().float().square().mean() if tapped else loss
+    return loss + tap.take().float().square().mean() if tapped else loss
 
 
 def test_training_lowers_the_loss_and_the_export_draws(
@@ -289,3 +295,39 @@ def test_qwens_language_model_reads_few_texts_at_once_and_makes_no_logits(
     encoders.text([f"a portrait, number {number}" for number in range(20)])
     width = model.config.text_config.hidden_size
     assert [shape[0] for shape in read] == [8, 8, 4] and {shape[-1] for shape in read} == {width}
+
+
+def test_depths_are_of_all_blocks_and_a_model_keeps_no_stream(family: Family, world: World, tmp_path: Path) -> None:
+    settings = world.settings(
+        base_model=family.path, buckets=((32, 32),), processes=1, gradient_checkpointing=True, max_sequence_length=TEXT
+    )
+    encode_pictures(settings, world.validated, tmp_path / "features")
+    features = Features(tmp_path / "features", settings)
+    model = SupervisedTransformer(family, features, settings)
+    deepest = [tap for tap in model._structure_taps][-1]
+    blocks = blocks_of(model.backbone)
+    assert len(blocks) == (4 if "Flux" in family.pipeline_class else 3)
+    assert deepest._catch in blocks[layers_at((0.75,), len(blocks))[0]]._forward_hooks.values()
+    model(Batches(features, settings, family, rank=0, world=1)[0], Phase(0.5, False, 0.1)).total.backward()
+    assert all(tap._stream is None for tap in [model._tap, *model._structure_taps])
+
+
+def test_every_block_is_compiled(family: Family) -> None:
+    backbone = family.load_transformer()
+    compile_blocks(backbone)
+    assert all(hasattr(block.forward, "_torchdynamo_orig_callable") for block in blocks_of(backbone))
+
+
+def test_captions_are_dropped_by_default_only_where_models_are_drawn_with_classifier_free_guidance(
+    family: Family, world: World, tmp_path: Path
+) -> None:
+    settings = plain(family, buckets=((32, 32),), processes=1, steps=200, batch_size=4)
+    encode_pictures(settings, world.validated, tmp_path / "features")
+    shown: list[bool] = []
+    features = Features(tmp_path / "features", settings)
+    batch = features.batch
+    features.batch = lambda samples, dropped: shown.extend(dropped) or batch(samples, dropped)  # type: ignore
+    batches = Batches(features, settings, family, rank=0, world=1)
+    for step in range(50):
+        batches[step]
+    assert (sum(shown) > 5) is ("Flux" not in family.pipeline_class)

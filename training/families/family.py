@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "model_index.json"
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""PyTorch's names of the number formats that are trained in."""
 
 
 class Family(ABC):
@@ -28,7 +30,7 @@ class Family(ABC):
     pipeline_class: ClassVar[str]
     """Diffusers' name of the pipeline."""
     transformer_class: ClassVar[str]
-    """Diffusers' name of the MM-DiT; its ``transformer_blocks`` give (text stream, image stream)."""
+    """Diffusers' name of the MM-DiT; its blocks give (text stream, image stream)."""
     encoder_parts: ClassVar[tuple[str, ...]]
     """The parts that decide latents and text embeddings."""
     optional_parts: ClassVar[tuple[str, ...]] = ()
@@ -37,6 +39,9 @@ class Family(ABC):
     """``max_sequence_length`` of a plain call of the pipeline, in tokens."""
     texts_at_once: ClassVar[int] = 64
     """Most captions that the text encoders read together."""
+    caption_dropout: ClassVar[float] = 0.1
+    """Share of samples that learn without a caption where the settings do not say: classifier-free guidance needs
+    some, and a model that is drawn without it should forget nothing for it."""
     unconditional: ClassVar[str] = ""
     """The caption that classifier-free guidance is drawn against, and that dropped captions are trained on."""
 
@@ -146,20 +151,26 @@ class Family(ABC):
         with torch.device("meta"):
             return getattr(diffusers, self.transformer_class).from_config(self.config)
 
-    def load_transformer(self) -> Any:
-        """The MM-DiT in fp32, in training mode.
+    def load_transformer(self, precision: str = "fp32", deepspeed: Mapping[str, Any] | None = None) -> Any:
+        """The MM-DiT in training mode, its weights read one by one into the format that is trained in.
+
+        Args:
+            deepspeed: DeepSpeed's configuration; under ZeRO-3 each process comes to hold its own shard only.
 
         Raises:
             TrainingError: the weights are not those of the configuration; diffusers would make up what is missing.
         """
         import diffusers
+        import torch
 
         folder = self.path / "transformer"
         check_weights(folder, {name: tuple(t.shape) for name, t in self.empty_transformer().state_dict().items()})
-        model = getattr(diffusers, self.transformer_class).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
-        return model.float().train()
+        kind = getattr(torch, PRECISIONS[precision])
+        transformer = getattr(diffusers, self.transformer_class)
+        if deepspeed and deepspeed["zero_optimization"]["stage"] == 3:
+            return load_sharded(lambda: transformer.from_config(self.config), folder, deepspeed).train()
+        model = transformer.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=kind)
+        return model.to(kind).train()
 
     def prepare(self, conditioning: dict[str, Tensor], nulls: int) -> dict[str, Tensor]:
         """Cached ``conditioning`` of a batch as `predict` takes it; ``nulls`` zero tokens where the family has them."""
@@ -226,6 +237,29 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None
                 f"the weights at {folder} {what} {', '.join(names[:3])}{more}; fetch the base model again, or name one "
                 "that is whole"
             )
+
+
+def load_sharded(build: Callable[[], Any], folder: Path, deepspeed: Mapping[str, Any]) -> Any:
+    """What ``build`` makes, sharded over the processes as it is built, with the weights in ``folder``: no process ever
+    holds more than its shard, and one parameter whole. All processes must call it."""
+    import torch
+    from deepspeed.runtime.zero import GatheredParameters, Init
+    from safetensors import safe_open
+
+    # In the format that the configuration names; with PyTorch's own linear layers, as the other stages compute.
+    with Init(config_dict_or_path=dict(deepspeed), mem_efficient_linear=False):
+        model = build()
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as stream, torch.no_grad():
+            for name in stream.keys():  # noqa: SIM118 (not a mapping)
+                if name in buffers:
+                    buffers[name].copy_(stream.get_tensor(name))
+                    continue
+                with GatheredParameters([parameters[name]], modifier_rank=0):
+                    if torch.distributed.get_rank() == 0:
+                        parameters[name].copy_(stream.get_tensor(name))
+    return model
 
 
 def shift_factor(scheduler: Mapping[str, Any], tokens: int) -> float:

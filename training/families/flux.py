@@ -18,6 +18,7 @@ class Flux(Family):
     transformer_class = "FluxTransformer2DModel"
     encoder_parts = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     longest_text = 512
+    caption_dropout = 0.0
 
     def encode_captions(self, pipeline: Any, captions: list[str], longest: int, device: Any) -> dict[str, Tensor]:
         """T5 tokens, (N, longest, D), and CLIP's pooled output."""

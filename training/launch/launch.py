@@ -135,6 +135,7 @@ def fine_tune(
         curves = MlflowCurves(mlflow)
         curves.constants({f"target_{name}": value for name, value in info.alignment.items()})
         _run(folder, job, curves, topology, terminal or Terminal(settings))
+        curves.close()
         result = json.loads((folder / RESULT).read_text("utf-8"))
     record = TrainingRecord(
         candidate=digest_path(candidate_dir),

@@ -13,6 +13,9 @@ from lineage.progress import report
 from training.settings import TrainingSettings
 from training.train.curves import CurvePoint
 
+FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0
+"""Seconds between two tries to reach an MLflow that is away."""
+
 
 @dataclass(frozen=True)
 class MlflowRun:
@@ -45,13 +48,16 @@ class Terminal:
 
 
 class MlflowCurves:
-    """Sends points to an MLflow run; a server that is away costs the live curves, not the training."""
+    """Sends points and pictures to an MLflow run. A server that is away is tried again with what comes later, ever
+    less often: it costs the live curves for a while, not the training, and no point as long as it comes back."""
 
     def __init__(self, run: MlflowRun | None) -> None:
         self._run_id = run.run_id if run else ""
         self._client: Any = None
+        self._waiting: list[Callable[[], None]] = []
+        self._pause, self._silent_until = FIRST_PAUSE, 0.0
         self.error: str | None = None
-        """The first failure to reach MLflow; no further points are sent after it."""
+        """Why MLflow lacks something now; None: it has all."""
         if run:
             from mlflow import MlflowClient
 
@@ -59,27 +65,43 @@ class MlflowCurves:
 
     def point(self, point: CurvePoint) -> None:
         """Log a point's numbers under ``training/``."""
-        self._send(lambda: self._client.log_batch(self._run_id, metrics=_metrics(point.metrics(), point.step)))
+        metrics = _metrics(point.metrics(), point.step) if self._client else []
+        self._send(lambda: self._client.log_batch(self._run_id, metrics=metrics))
 
     def constants(self, figures: Mapping[str, float]) -> None:
         """Log what is known before the first step."""
+        metrics = _metrics(figures, 0) if self._client else []
         if figures:
-            self._send(lambda: self._client.log_batch(self._run_id, metrics=_metrics(figures, 0)))
+            self._send(lambda: self._client.log_batch(self._run_id, metrics=metrics))
 
     def picture(self, path: Path) -> None:
         """Keep a picture with the run's artifacts, under ``samples``."""
         self._send(lambda: self._client.log_artifact(self._run_id, str(path), "samples"))
 
+    def close(self) -> None:
+        """Try once more to send what waits."""
+        self._silent_until = 0.0
+        self._flush()
+
     def _send(self, call: Callable[[], None]) -> None:
-        if self._client is None or self.error:
-            return
+        if self._client is not None:
+            self._waiting.append(call)
+            self._flush()
+
+    def _flush(self) -> None:
         from mlflow.exceptions import MlflowException
 
+        if time.monotonic() < self._silent_until:
+            return
         try:
-            call()
+            while self._waiting:
+                self._waiting[0]()
+                self._waiting.pop(0)
+            self._pause, self.error = FIRST_PAUSE, None
         except (MlflowException, OSError) as error:
             self.error = f"{type(error).__name__}: {error}"
-            print(f"the loss curves no longer reach MLflow, training goes on: {self.error}", file=sys.stderr)
+            self._silent_until, self._pause = time.monotonic() + self._pause, min(2 * self._pause, LONGEST_PAUSE)
+            print(f"MLflow cannot be reached now, training goes on: {self.error}", file=sys.stderr)
 
 
 def _metrics(figures: Mapping[str, float], step: int) -> list[Any]:

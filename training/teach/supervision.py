@@ -1,6 +1,6 @@
 """Feature supervision: the tap on the image branch, the projector, its losses and their schedule.
 
-The tapped image stream H of one joint block is pooled to the teacher's patch grid, projected to the teacher's
+The tapped image stream H of one block is pooled to the teacher's patch grid, projected to the teacher's
 space and pulled towards the vision-aligned text target C (`training.teach.targets`) and the caption's embedding z_g:
 
     L_local  = 1 - mean cos(P(H), C)
@@ -26,45 +26,51 @@ from training.errors import TrainingError
 from training.settings import SupervisionSettings
 
 
-class Tap:
-    """Catches the image stream of one joint block while the backbone runs.
+def blocks_of(backbone: Any) -> list[nn.Module]:
+    """The blocks of an MM-DiT in the order in which they run, FLUX's single-stream blocks after its joint ones. All
+    return ``(encoder_hidden_states, hidden_states)``: text stream, image stream."""
+    return [*backbone.transformer_blocks, *getattr(backbone, "single_transformer_blocks", ())]
 
-    Diffusers' joint blocks return ``(encoder_hidden_states, hidden_states)``: text stream, image stream.
-    Only the image stream is kept. Gradient checkpointing runs a block again in the backward pass: the first
-    firing since `clear` counts.
+
+class Tap:
+    """Catches the image stream of one block in a forward pass, and keeps it no longer than that.
+
+    Gradient checkpointing runs a block again in the backward pass: only the first firing after `arm` counts.
     """
 
     def __init__(self, backbone: Any, index: int) -> None:
-        blocks: nn.ModuleList = backbone.transformer_blocks
+        blocks = blocks_of(backbone)
         if index >= len(blocks):
             raise TrainingError(
-                f"supervision.tap is {index}, but the base model has joint blocks 0 to {len(blocks) - 1}; "
+                f"supervision.tap is {index}, but the base model has blocks 0 to {len(blocks) - 1}; "
                 "choose one of these, or leave it out for one at about a third of the depth"
             )
         self._stream: Tensor | None = None
+        self._armed = False
         blocks[index].register_forward_hook(self._catch)
 
     def _catch(self, block: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-        if self._stream is None:
-            self._stream = output[1]
+        if self._armed:
+            self._stream, self._armed = output[1], False
 
-    def clear(self) -> None:
-        """Forget the last stream; call before each forward pass."""
-        self._stream = None
+    def arm(self) -> None:
+        """Catch the stream of the next forward pass."""
+        self._stream, self._armed = None, True
 
-    def stream(self) -> Tensor:
-        """H, the tapped image stream: (B, T, D).
+    def take(self) -> Tensor:
+        """H, the tapped image stream, (B, T, D); the tap forgets it.
 
         Raises:
-            TrainingError: the block has not run since `clear`.
+            TrainingError: the block has not run since `arm`.
         """
-        if self._stream is None:
-            raise TrainingError("the tapped joint block did not run; the backbone skips it")
-        return self._stream
+        stream, self._stream, self._armed = self._stream, None, False
+        if stream is None:
+            raise TrainingError("the tapped block did not run; the backbone skips it")
+        return stream
 
 
 def default_tap(depth: int) -> int:
-    """The joint block at about a third of ``depth`` blocks."""
+    """The block at about a third of ``depth`` blocks."""
     return max(0, round(depth / 3) - 1)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,8 @@ from training.errors import TrainingError
 MANIFEST, CURVES = "manifest.json", "curves.jsonl"
 CODE = ("training.settings", *(f"training.{room}" for room in ("families", "teach", "encode", "train")))
 """Whose sources decide the weights that a run gives."""
+ABANDONED = 14 * 24 * 3600
+"""Seconds after which checkpoints that no run has taken up are removed."""
 PREFIX, PARTIAL, DAMAGED = "step-", ".partial", ".damaged"
 
 
@@ -182,6 +185,16 @@ def finish(partial: Path, manifest: Manifest, curves: bytes, keep: int) -> Path:
     for old in _found(folder)[keep:]:
         shutil.rmtree(old, onerror=_cannot_remove)
     return path
+
+
+def remove_abandoned(folder: Path, own: str) -> None:
+    """Remove checkpoints of runs that nobody took up again: those in ``folder`` but ``own`` whose last is older than
+    `ABANDONED`."""
+    for run in folder.glob("*") if folder.is_dir() else ():
+        newest_change = max((path.stat().st_mtime for path in (run, *run.iterdir())), default=0.0)
+        if run.name != own and time.time() - newest_change > ABANDONED:
+            print(f"removing the checkpoints at {run}: no run has taken them up for two weeks", flush=True)
+            shutil.rmtree(run, onerror=_cannot_remove)
 
 
 def _cannot_remove(remove: Any, path: str, error: Any) -> None:

@@ -27,7 +27,16 @@ from training.train.export import export_candidate
 from training.train.job import Job
 from training.train.masters import Shards
 from training.train.meter import Meter
-from training.train.model import BACKBONE, Batch, Batches, SupervisedTransformer, move, parameter_groups, parts
+from training.train.model import (
+    BACKBONE,
+    Batch,
+    Batches,
+    SupervisedTransformer,
+    compile_blocks,
+    move,
+    parameter_groups,
+    parts,
+)
 from training.train.saving import Saving
 from training.train.stopping import StopRequest
 
@@ -225,8 +234,7 @@ def _prepare(job: Job, accelerator: Any) -> tuple[Batches, Any]:
     )
     model = SupervisedTransformer(family, features, settings)
     if settings.compile:
-        for block in model.backbone.transformer_blocks:
-            block.forward = torch.compile(block.forward)  # not the block: the tap's hook stays outside
+        compile_blocks(model.backbone)
     groups = parameter_groups(model, settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
     engine, _ = accelerator.prepare(model, optimizer)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.encode.features import Features
-from training.families.family import Family
+from training.families.family import PRECISIONS, Family
 from training.settings import TrainingSettings
 from training.teach.probe import GradientProbe
 from training.teach.structure import StructureHeads, check_grid, layers_at, pool_tokens
@@ -22,12 +22,14 @@ from training.teach.supervision import (
     Phase,
     Projector,
     Tap,
+    blocks_of,
     default_tap,
     global_losses,
     local_losses,
 )
 from training.teach.targets import Target
 from training.train.buckets import bucket_samples
+from training.train.deepspeed_config import deepspeed_config
 from training.train.draws import draw_null_tokens, draw_sample, is_dropped
 from training.train.lora import add_adapter
 
@@ -76,7 +78,7 @@ class SupervisedTransformer(nn.Module):
     def __init__(self, family: Family, features: Features, settings: TrainingSettings) -> None:
         super().__init__()
         self.family = family
-        self.backbone = family.load_transformer()
+        self.backbone = family.load_transformer(settings.precision, deepspeed_config(settings))
         if settings.gradient_checkpointing:
             self.backbone.enable_gradient_checkpointing()
         if settings.method == "lora":
@@ -88,33 +90,37 @@ class SupervisedTransformer(nn.Module):
         self.supervision = settings.supervision
         config = self.backbone.config
         width = config.num_attention_heads * config.attention_head_dim
+        depth = len(blocks_of(self.backbone))
         if settings.supervision.enabled:
             asked = settings.supervision.tap
-            self._tap = Tap(self.backbone, default_tap(config.num_layers) if asked is None else asked)
+            self._tap = Tap(self.backbone, default_tap(depth) if asked is None else asked)
             self._grid = features.teacher_grid
             for _, wide, high in features.info.sizes:
                 check_grid(family.grid(high // family.vae_factor, wide // family.vae_factor), self._grid)
             torch.manual_seed(settings.seed)
             self.projector = Projector(width, settings.supervision.projector_hidden, features.teacher_width)
         if settings.supervision.structured:
-            layers = layers_at(settings.supervision.structure_depths, config.num_layers)
+            layers = layers_at(settings.supervision.structure_depths, depth)
             self._structure_taps = [Tap(self.backbone, layer) for layer in layers]
             self.structure_heads = StructureHeads(width, len(layers))
+        self.to(getattr(torch, PRECISIONS[settings.precision]))  # ZeRO-3 wants one format of all that is sharded
 
     def forward(self, batch: Batch, phase: Phase) -> Losses:
         """The losses of ``batch``: the velocity loss, and the supervision while ``phase`` has weight."""
         supervised = self.projector is not None and phase.supervised
-        if supervised:
-            self._clear_taps()
+        for tap in self._taps(phase) if supervised else ():
+            tap.arm()
         predicted = self.family.predict(self.backbone, batch.noisy, batch.timesteps, batch.conditioning, self.guidance)
         flow = functional.mse_loss(predicted.float(), batch.velocity)
         if not supervised:
             return Losses(total=flow, flow=flow)
         return self._supervised(batch, phase, flow)
 
-    def _clear_taps(self) -> None:
-        for tap in [self._tap, *(self._structure_taps if self.structure_heads else ())]:
-            tap.clear()
+    def _taps(self, phase: Phase) -> list[Tap]:
+        """Those that are read in ``phase``."""
+        patches = phase.weight > 0 and bool(self.supervision.local_weight or self.supervision.global_weight)
+        structure = phase.structure > 0 and self.structure_heads is not None
+        return ([self._tap] if patches else []) + (self._structure_taps if structure else [])
 
     def _supervised(self, batch: Batch, phase: Phase, flow: Tensor) -> Losses:
         """``flow`` and the supervision; terms that have no weight are not computed."""
@@ -138,13 +144,23 @@ class SupervisedTransformer(nn.Module):
 
 
 def _stream(tap: Tap, phase: Phase) -> Tensor:
-    return tap.stream().detach() if phase.detached else tap.stream()
+    stream = tap.take()
+    return stream.detach() if phase.detached else stream
+
+
+def compile_blocks(backbone: Any) -> None:
+    """Compile every block's forward pass: not the block itself, so that a tap's hook stays outside."""
+    for block in blocks_of(backbone):
+        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
 
 
 def parameter_groups(model: SupervisedTransformer, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's groups: matrices, which decay, and biases and norms, which do not."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices, rest = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    # What ZeRO-3 has sharded already is flat, and says its own shape.
+    shapes = [getattr(parameter, "ds_shape", parameter.shape) for parameter in trained]
+    matrices = [p for p, shape in zip(trained, shapes, strict=True) if len(shape) > 1]
+    rest = [p for p, shape in zip(trained, shapes, strict=True) if len(shape) <= 1]
     groups = ({"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0})
     return [group for group in groups if group["params"]]
 
@@ -164,7 +180,8 @@ class Batches:
         settings = self.settings
         counts = tuple(count for count, _, _ in self.features.info.sizes)
         everyone = bucket_samples(settings.seed, step, settings.steps, settings.batch_size, counts)
-        drops = [is_dropped(settings.seed, *sample, settings.caption_dropout) for sample in everyone]
+        dropout = self.family.caption_dropout if settings.caption_dropout is None else settings.caption_dropout
+        drops = [is_dropped(settings.seed, *sample, dropout) for sample in everyone]
         share = settings.batch_size // self.world
         mine = slice(self.rank * share, (self.rank + 1) * share)
         samples, dropped = everyone[mine], drops[mine]

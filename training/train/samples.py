@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from training.families import family_of
+from training.families.family import PRECISIONS
 from training.settings import TrainingSettings
 from training.train import lora
 
@@ -64,9 +65,7 @@ class SampleGrid:
         pipeline.set_progress_bar_config(disable=True)
         if self._device.type != "cpu":
             # The device is full of what trains: one part of the pipeline at a time beside it, in the same format.
-            pipeline.to(
-                {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self._settings.precision]
-            )
+            pipeline.to(getattr(torch, PRECISIONS[self._settings.precision]))
             pipeline.enable_model_cpu_offload(device=self._device)
         return pipeline
 
