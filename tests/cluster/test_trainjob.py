@@ -23,6 +23,7 @@ from components.fine_tune.trainer_api import pod_patch
 from lineage.digests import digest_path, hex_of
 from tests.cluster.conftest import NAME, RUN, RealJob, Step, leave_results, train_for_real, use
 from tests.cluster.kubernetes import CLOSED, SILENT, Cluster, Server
+from training.encode.info import features_digest
 from training.errors import StorageError, TrainingError
 from training.launch.node import Request, input_digests
 from training.launch.watching import MlflowRun
@@ -53,7 +54,7 @@ def put_job(step: Step, **status: str) -> None:
         },
         "portraits",
     )
-    shared = step.root / "shared" / "features" / hex_of(digest_path(step.world.features)) / "files"
+    shared = step.root / "shared" / "features" / hex_of(features_digest(step.world.features)) / "files"
     settings, features = step.world.settings(), step.world.features
     request = Request(settings=settings, features=str(shared), digests=input_digests(settings, features))
     step.place.mkdir(parents=True)
@@ -352,7 +353,7 @@ def test_a_log_that_may_not_be_read_costs_only_the_log(
             lambda place: (place / "training.json").write_text(
                 (place / "training.json").read_text().replace('"steps": 5', '"steps": 6')
             ),
-            "is of other settings",
+            "is of another training: settings.steps",
         ),
     ],
 )

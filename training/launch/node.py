@@ -21,6 +21,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from lineage.digests import code_digest, digest_path
+from lineage.policy import differences
 from training.encode.info import features_digest
 from training.errors import TrainingError
 from training.launch.launch import RECORD, fine_tune, join
@@ -82,12 +83,11 @@ def run_node(place: Place, topology: Topology) -> None:
         features = source.path or work / "features"
         if source.path is None:
             source.download(features)
-        for name, digest in input_digests(settings, features).items():
-            if digest != request.digests[name]:
-                raise TrainingError(
-                    f"the {name} of this node is {digest}, and {request.digests[name]} was asked for: give the "
-                    "training job the image of the step that submits it, and the same base model at the same place"
-                )
+        if other := list(differences(request.digests, input_digests(settings, features))):
+            raise TrainingError(
+                f"this node has other inputs than were asked for: {'; '.join(other)}; give the training job the image "
+                "of the step that submits it, and the same base model at the same place"
+            )
         shared = place.path / CHECKPOINTS if place.path else None
         if topology.rank:
             join(settings, features, work, topology, shared)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lineage.digests import LineageError, digest_file
+from lineage.policy import differences
 from training.errors import TrainingError
 
 MANIFEST, CURVES = "manifest.json", "curves.jsonl"
@@ -120,14 +121,11 @@ def _check_fits(path: Path, saved: RunIdentity, run: RunIdentity) -> None:
             f"its own shard of weights and optimizer state, and the parts of a sum are added in another order; set "
             f"processes to {saved.processes}, or remove {path.parent} to begin anew"
         )
-    kept, asked = saved.settings, run.settings
-    different = [name for name in sorted(kept.keys() | asked.keys()) if kept.get(name) != asked.get(name)]
-    others = ("features", "base_model", "code", "packages")
-    different += [name for name in others if getattr(saved, name) != getattr(run, name)]
+    different = list(differences(saved.model_dump(), run.model_dump()))
     if different:
         raise TrainingError(
-            f"checkpoint {path} is of a run with other {', '.join(different)}; run again with what it was begun with, "
-            f"or remove {path.parent} to begin anew"
+            f"checkpoint {path} is of another run: {'; '.join(different)}; run again with what it was begun with, or "
+            f"remove {path.parent} to begin anew"
         )
 
 

@@ -5,7 +5,8 @@ Accelerate with DeepSpeed takes one model; the export takes the backbone's weigh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -218,30 +219,25 @@ class Batches:
 
 def parts(batch: Batch, count: int) -> list[Batch]:
     """``batch`` cut into ``count`` equal parts whose mean loss is the batch's."""
-    if count == 1:
-        return [batch]
+    whole = replace(batch, shares=batch.shares * count)
 
-    def cut(value: Any, number: int) -> Any:
-        if isinstance(value, Target):
-            return Target(**{name: t.chunk(count)[number] for name, t in vars(value).items()})
-        if isinstance(value, dict):
-            return {name: t.chunk(count)[number] for name, t in value.items()}
-        return None if value is None else value.chunk(count)[number]
+    def part(number: int) -> Batch:
+        cut: Batch = _each_tensor(whole, lambda tensor: tensor.chunk(count)[number])
+        return cut
 
-    whole = vars(batch) | {"shares": batch.shares * count}
-    return [Batch(**{name: cut(value, number) for name, value in whole.items()}) for number in range(count)]
+    return [part(number) for number in range(count)]
 
 
 def move(batch: Batch, device: torch.device) -> Batch:
-    """``batch`` on ``device``; itself where it is there already."""
-    if batch.noisy.device == device:
-        return batch
+    """``batch`` on ``device``."""
+    moved: Batch = _each_tensor(batch, lambda tensor: tensor.to(device))
+    return moved
 
-    def moved(value: Any) -> Any:
-        if isinstance(value, Target):
-            return Target(**{name: t.to(device) for name, t in vars(value).items()})
-        if isinstance(value, dict):
-            return {name: t.to(device) for name, t in value.items()}
-        return None if value is None else value.to(device)
 
-    return Batch(**{name: moved(value) for name, value in vars(batch).items()})
+def _each_tensor(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """``value``, a tensor or dataclasses and dicts of them, with ``function`` done to each tensor."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {name: _each_tensor(inner, function) for name, inner in value.items()}
+    return value and replace(value, **{name: _each_tensor(inner, function) for name, inner in vars(value).items()})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import make_image_grid
 from PIL import Image
 from torch import Tensor
 
@@ -44,7 +45,10 @@ class SampleGrid:
             for number, prompt in enumerate(samples.prompts)
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
-        _grid(pictures).save(path)
+        columns = math.ceil(math.sqrt(len(pictures)))
+        rows = math.ceil(len(pictures) / columns)
+        blank = [Image.new("RGB", pictures[0].size, "white")] * (columns * rows - len(pictures))
+        make_image_grid(pictures + blank, rows, columns).save(path)
 
     def _sampling(self) -> dict[str, Any]:
         """How the pipeline is called: as long a text, and as large a picture, as was trained on."""
@@ -68,13 +72,3 @@ class SampleGrid:
             pipeline.to(getattr(torch, PRECISIONS[self._settings.precision]))
             pipeline.enable_model_cpu_offload(device=self._device)
         return pipeline
-
-
-def _grid(pictures: list[Image.Image]) -> Image.Image:
-    """The pictures in rows, as square as may be."""
-    columns = math.ceil(math.sqrt(len(pictures)))
-    width, height = pictures[0].size
-    grid = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
-    for number, picture in enumerate(pictures):
-        grid.paste(picture, (number % columns * width, number // columns * height))
-    return grid
