@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from lineage.artifacts import LOADER_FILE, Listed
-from lineage.entries import Registered
-from lineage.ledger import Ledger, now
+from lineage.digests import LineageError, digest_bytes
+from lineage.entries import Registered, entry_digest
+from lineage.ledger import Ledger
 from lineage.rules import State
 from lineage.statements import VERDICT, VERDICT_FILE, open_statement
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 DOCUMENTS = (f"verdict/{VERDICT_FILE}", "model.sig")
 """Evidence of the champion that the channel hands on."""
-CHANGING = {"size", "time"}
-"""Fields that say when something was announced, not what."""
 
 
 class Release(Protocol):
@@ -52,11 +51,11 @@ def announce(ledger: Ledger, model: str, channel: Publisher, release: Release, r
         raise
     except ChannelError:
         published = None  # by other keys than today's, or damaged: publishing begins anew
-    if published and published.model_dump(exclude=CHANGING) == champion.model_dump(exclude=CHANGING):
-        if renew:
-            channel.renew()
+    if published == champion and not renew:
         return []
-    channel.publish(champion, documents)
+    told = channel.publish(champion, documents)  # where all is there already, it is vouched for anew
+    if published == champion:
+        return told
     return [f"channel: {f'version {champion.version}' if champion.version else 'no version'} is champion of {model}"]
 
 
@@ -64,20 +63,23 @@ def _champion(ledger: Ledger, state: State, model: str, release: Release) -> tup
     from lineage.channel.champion import Champion, File
 
     entry, standing = state.decided(model) or 0, state.champion(model)
-    withdrawn = [r for r in state.versions.get(model, {}).values() if r.candidate in state.withdrawn]
+    moved = ledger.store.entries(entry, entry + 1)[0]
+    folders = {r.folder for r in state.versions.get(model, {}).values() if r.candidate in state.withdrawn}
     said = {
         "model": model,
         "ledger": state.ledger,
         "entry": entry,
-        "head": ledger.digest_at(entry),
-        "size": state.size,
-        "time": now(),
-        "withdrawn": sorted({digest for one in withdrawn for digest in (one.candidate, one.folder)}),
+        "head": entry_digest(moved),
+        "size": entry + 1,
+        "time": moved.time,
+        "withdrawn": sorted(state.withdrawn | folders),
     }
     if standing is None:
         return Champion.model_validate(said), {}
     registered = state.versions[model][standing.version]
     place, files, documents = release(registered, DOCUMENTS)
+    if digest_bytes(documents[VERDICT_FILE]) != registered.verdict:
+        raise LineageError(f"the verdict beside version {standing.version} of {model} is not the ledger's: restore it")
     verdict = open_statement(documents[VERDICT_FILE], VERDICT, state.keys_of("gate")).predicate
     said |= {
         "version": standing.version,

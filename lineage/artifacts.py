@@ -31,9 +31,13 @@ WEIGHTS_FOLDER = "artifacts/weights"
 LOADER_FILE = "registered_model_meta"
 """MLflow 3.17 writes this file (the model's name and version) into a version's model folder whenever somebody loads the
 version from a store on this machine, and no code reads it: so it is no part of the folder's digest."""
+LOADER = "training.portrait"
+"""The module that every model folder of ours names as its loader."""
+AROUND = ("MLmodel", "requirements.txt", "python_env.yaml", LOADER_FILE)
+"""What a model folder holds beside its weights."""
 MOST_FILES = 1_000_000
 """Files that a listing may have."""
-MOST_BYTES = 2**42
+MOST_BYTES = 2**40
 """Bytes that the files of a listing may have together, so that a sparse file does not keep its reader for days."""
 
 
@@ -101,10 +105,13 @@ class Artifacts:
 
     def _in_place(self, uri: str) -> Path | None:
         """Where ``uri`` lies on this machine, if it does."""
-        parts = urlsplit(uri)
-        if not parts.scheme:
-            return Path(uri)
-        path = Path(unquote(parts.path))
+        try:
+            parts = urlsplit(uri)
+        except ValueError as error:
+            raise ChangedError(f"{without_credentials(uri)} is no place: {error}") from error
+        path = Path(unquote(parts.path)) if parts.scheme else Path(uri)
+        if not parts.scheme and ".." not in path.parts:
+            return path
         if ".." in path.parts:
             raise ChangedError(f"{without_credentials(uri)} leads out of the artifact store")
         if parts.scheme == "file" and parts.netloc in ("", "localhost"):
@@ -167,8 +174,9 @@ def reaching(uri: str, is_gone: Callable[[str], bool] = lambda uri: False) -> It
 
 def without_credentials(text: str) -> str:
     """``text`` without the user names, passwords and signed queries of the URLs in it."""
-    text = re.sub(r"(?<=://)[^/\s'\"]*@", "", text)
-    return re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]+", r"\1", text)
+    # Up to the last @: a password may hold anything. The Hub's places have no user, and a commit after their @.
+    text = re.sub(r"(?<=://)(?<!hf://)\S*@", "", text)
+    return re.sub(r"""\?(?:'[^']*'|"[^"]*"|[\w.~%-]+=(?:'[^']*'|"[^"]*"|\S)*)""", "", text)
 
 
 def listing(place: Path) -> list[Listed]:
@@ -212,6 +220,26 @@ def weights_digest(files: Iterable[Listed]) -> str:
     if not any(one.name.startswith(f"{WEIGHTS_FOLDER}/") for one in found):
         raise GoneError(f"the model folder has no {WEIGHTS_FOLDER}")
     return digest_of(found, WEIGHTS_FOLDER)
+
+
+def check_loader(folder: Path, files: Iterable[Listed]) -> None:
+    """Refuse a model folder that brings code, or names another loader than ours: MLflow runs what is in it.
+
+    Raises:
+        ChangedError: it does.
+    """
+    import yaml
+
+    strange = [one.name for one in files if one.name not in AROUND and not one.name.startswith(f"{WEIGHTS_FOLDER}/")]
+    try:
+        flavors = yaml.safe_load(read_file(folder / "MLmodel", 2**20))["flavors"]
+        loader = flavors["python_function"]
+        good = set(flavors) == {"python_function"} and loader["loader_module"] == LOADER and "code" not in loader
+    except (yaml.YAMLError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise ChangedError(f"{folder / 'MLmodel'} describes no model of ours: {error}") from error
+    if strange or not good:
+        told = f"holds {', '.join(strange[:9])}" if strange else f"is loaded by something else than {LOADER}"
+        raise ChangedError(f"the model folder {folder} {told}; whoever loads it would run that: do not use it")
 
 
 def read_file(place: Path, most: int) -> bytes:

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-import fsspec
-
 from lineage.digests import LineageError
 from lineage.entries import Closed
 from lineage.records import RunContext, StepRecord, check_records, read_records, recording
@@ -61,9 +59,8 @@ def close(context: RunContext, model_name: str, killed: bool = False) -> Outcome
     return result
 
 
-def unclosed(records: str) -> list[str]:
-    """The runs that left records and no closing one: they were lost, or still run."""
-    filesystem, root = fsspec.url_to_fs(records)
-    runs = {path.rsplit("/", 2)[-2] for path in filesystem.glob(f"{root}/*/*.json")}
-    closed = {path.rsplit("/", 2)[-2] for path in filesystem.glob(f"{root}/*/{CLOSING}.json")}
-    return sorted(runs - closed)
+def unclosed(context: RunContext) -> list[str]:
+    """The runs that the ledger heard of and that nobody closed: they were lost, or still run."""
+    state = context.open_ledger().refresh()
+    begun = {*state.records, *(lease.run for lease in state.leases.values())}
+    return sorted(begun - state.outcomes.keys() | {lease.run for lease in state.leases.values()})

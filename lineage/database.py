@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import sqlalchemy as sql
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
@@ -58,11 +59,13 @@ class DatabaseStore:
             LedgerError: ``url`` names no database, or neither SQLite nor PostgreSQL.
         """
         try:
-            dialect = sql.make_url(url).get_backend_name()
+            made = sql.make_url(url)
+            self.name = without_credentials(made.set(username=None, password=None).render_as_string())
+            dialect = made.get_backend_name()
             if dialect not in DIALECTS:
-                raise LedgerError(f"the ledger {without_credentials(url)} is in {dialect}; use SQLite or PostgreSQL")
+                raise LedgerError(f"the ledger {self.name} is in {dialect}; use SQLite or PostgreSQL")
             self.engine = sql.create_engine(url, connect_args={"timeout": PATIENCE} if dialect == "sqlite" else {})
-        except (ArgumentError, NoSuchModuleError) as error:
+        except (ArgumentError, NoSuchModuleError, ValueError) as error:  # the last one of a port
             raise LedgerError(without_credentials(f"{url} is no database: {error}")) from error
 
     def create(self) -> None:
@@ -70,8 +73,15 @@ class DatabaseStore:
         with self._errors():
             TABLES.create_all(self.engine)
 
+    @cached_property
+    def _is_view(self) -> bool:
+        """Whether somebody exchanged the table for a view, which can go on without an end."""
+        return ENTRIES.name in sql.inspect(self.engine).get_view_names()
+
     def entries(self, after: int, before: int | None = None) -> list[Entry]:
         with self._errors(), self.engine.connect() as connection:
+            if self._is_view:
+                raise LedgerError(f"the ledger {self.name} is a view, and no table of its own: restore it")
             return self._entries(connection, after, before)
 
     def append(self, after: int, make: Maker) -> Entry:
@@ -101,11 +111,16 @@ class DatabaseStore:
         query = sql.select(ENTRIES.c.position, ENTRIES.c.entry).where(ENTRIES.c.position >= after)
         if before is not None:
             query = query.where(ENTRIES.c.position < before)
-        return [_read_row(*row) for row in connection.execute(query.order_by(ENTRIES.c.position))]
+        found: list[Entry] = []
+        for row in connection.execute(query.order_by(ENTRIES.c.position)):
+            found.append(_read_row(*row))
+            if found[-1].index != after + len(found) - 1:
+                break  # the chain ends here, however much a table that somebody exchanged goes on
+        return found
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        name = self.engine.url.render_as_string(hide_password=True)
+        name = self.name
         try:
             yield
         except IntegrityError as error:
@@ -117,7 +132,7 @@ class DatabaseStore:
 
 def _read_row(position: int, line: str) -> Entry:
     try:
-        return read_entry(line)
+        return read_entry(str(line))
     except LedgerError as error:
         raise LedgerError(f"ledger row {position}: {error}") from error
 

@@ -11,17 +11,19 @@ the governed server alone holds the promotion key, and the root key is kept offl
 from __future__ import annotations
 
 import getpass
+import shutil
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from securesystemslib.signer import Key, Signer
+from securesystemslib.signer import Signer
 
 from lineage.digests import LineageError
 from lineage.entries import KeyRevoked, KeyRotated, PolicySet
 from lineage.ledger import Ledger, open_database
+from lineage.locks import exclusive
 from lineage.memory import Memory
 from lineage.moves import LocalMover
 from lineage.policy import changes, policy_digest
@@ -66,7 +68,9 @@ class Embedded:
         if database.exists() and not (self.keys / "root.pub").exists():
             raise LineageError(f"{self.keys} has no root.pub, so the ledger beside it cannot be checked; restore it")
         if not any(self.marks.glob("*.json")) and not any(True for _ in self.witness.read()):
-            open_database(self.url, make_keys(self.keys), lambda: open_signer(self.uri("root")))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with exclusive(self.folder / "lock"):
+                open_database(self.url, make_keys(self.keys), lambda: open_signer(self.uri("root")))
         elif not database.exists():
             raise LineageError(f"the ledger {database} is gone; restore it (its keys are in {self.keys})")
         ledger = Ledger.open(self.url, self.root, Memory(self.marks, reader, self._own_signer()))
@@ -188,6 +192,8 @@ class Embedded:
     def _replace(self, role: Role, by: Signer) -> str:
         _check_replaceable(role)
         ledger, old = self.open(), read_public(self.keys / f"{role}.pub")
+        if (self.keys / "new").exists():
+            shutil.rmtree(self.keys / "new")  # of a rotation that died before its entry, or a stranger's
         made = make_keys(self.keys / "new", [role])[role]
         ledger.append(KeyRotated(of=role, old=old.keyid, new=key_facts(made)), by)
         self._finish_rotation(ledger)
@@ -197,9 +203,10 @@ class Embedded:
         """Put new keys that the ledger already names in their place, also where a rotation died before it did."""
         for shown in sorted((self.keys / "new").glob("*.pub")):
             role, new = shown.stem, read_public(shown)
-            known: Key | None = ledger.state.keys[new.keyid].key if new.keyid in ledger.state.keys else None
-            if known is None:
-                continue  # its entry was never written; the next rotation uses it
+            known = ledger.state.keys.get(new.keyid)
+            if known is None or known.role != role or known.until is not None:
+                continue  # its entry was never written, or it is no key for this role
+            open_signer(f"{SCHEME}{shown.with_suffix('.pem')}", new)
             for suffix in ("pem", "pub"):
                 made, path = self.keys / "new" / f"{role}.{suffix}", self.keys / f"{role}.{suffix}"
                 if made.exists():

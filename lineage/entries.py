@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from securesystemslib.dsse import Envelope
 
 from lineage.digests import LineageError, canonical, digest_bytes
@@ -15,6 +15,8 @@ from lineage.signing import Role
 
 PAYLOAD_TYPE = "application/vnd.triptych.ledger-entry+json"
 Action = Literal["promote", "rollback", "withdraw", "override"]
+Plain = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""A name that can be part of a path and leads nowhere else."""
 
 
 class LedgerError(LineageError):
@@ -96,8 +98,8 @@ class Recorded(Body):
 
     roles = ("run",)
     kind: Literal["recorded"] = "recorded"
-    run: str
-    step: str
+    run: Plain
+    step: Plain
     status: str
     record: str
 
@@ -156,6 +158,8 @@ class Moved(Body):
     """Digest of the verdict's envelope; empty where none is needed (all but ``promote``)."""
     user: str
     reason: str
+    run: str = ""
+    """The run that promotes its own candidate; empty: a person moves the champion."""
 
 
 class Closed(Body):

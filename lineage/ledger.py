@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from securesystemslib.signer import Key, Signer
 
@@ -25,14 +25,15 @@ from lineage.signing import key_facts, open_signer, sign_bytes
 from lineage.stores import PATIENCE, ConflictError, ServerStore, Store
 from lineage.witness import check_root
 
+CLOCKS_APART = timedelta(minutes=5)
+"""By how much the clock of whoever signs an entry may be ahead of that of whoever takes it in."""
+
 
 class Ledger:
     """A ledger, read and checked up to its head when its `state` is first asked for."""
 
-    def __init__(self, store: Store, name: str, root: str, memory: Memory | None) -> None:
-        self.store, self.root, self.memory = store, root, memory
-        self.name = name
-        """Its URL without a password, for messages."""
+    def __init__(self, store: Store, root: str, memory: Memory | None) -> None:
+        self.store, self.root, self.memory, self.name = store, root, memory, store.name
         self._state: State | None = None
 
     @classmethod
@@ -53,7 +54,7 @@ class Ledger:
             from lineage.database import DatabaseStore
 
             store = DatabaseStore(url)
-        return cls(store, without_credentials(url), root, memory)
+        return cls(store, root, memory)
 
     @property
     def state(self) -> State:
@@ -104,6 +105,8 @@ class Ledger:
         def unchanged(state: State) -> Entry:
             if entry.index != state.size or entry.previous != state.head:
                 raise ConflictError(f"{entry.name} does not follow the head (entry {state.size - 1}) any more")
+            if entry.time > (soon := now(CLOCKS_APART)):
+                raise LedgerError(f"{entry.name} is dated {entry.time}, and here it is not even {soon}: set the clocks")
             return entry
 
         self._write(unchanged, patience=0)
@@ -117,7 +120,7 @@ class Ledger:
         return open_signer(uri, self.state.key_of(role))  # type: ignore[arg-type]
 
     def _read(self) -> State:
-        state = (self.memory.recall(self.digest_at) if self.memory else None) or State()
+        state = self._recall() or State()
         remembered = state.size
         state = self._take(state, self.store.entries(state.size))
         if not state.size:
@@ -130,6 +133,14 @@ class Ledger:
         if self.memory and state.size - remembered >= WORTH:
             self.memory.keep(state)
         return state
+
+    def _recall(self) -> State | None:
+        """What this reader remembers, signed by the run key that the root named when it opened the ledger."""
+        first = self.store.entries(0, 1)
+        if not self.memory or not first or first[0].key != self.root:
+            return None
+        extend(opened := State(), first)
+        return self.memory.recall(opened.key_of("run"), self.digest_at)
 
     def _take(self, state: State, new: Sequence[Entry]) -> State:
         if any(isinstance(entry.body, KeyRevoked) for entry in new):
@@ -217,9 +228,9 @@ def import_entries(url: str, entries: Sequence[Entry], root: str) -> int:
     return state.size
 
 
-def now() -> str:
-    """The time as entries write it."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+def now(ahead: timedelta = timedelta()) -> str:
+    """The time, or one ``ahead`` of it, as entries write it."""
+    return (datetime.now(UTC) + ahead).isoformat(timespec="milliseconds")
 
 
 def _signed(state: State, body: Body, signer: Signer) -> Entry:

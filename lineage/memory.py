@@ -7,8 +7,8 @@ write the file cannot have the reader believe anything.
 
 from __future__ import annotations
 
-import fcntl
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,15 +16,19 @@ from functools import cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from securesystemslib.signer import Signer
+from securesystemslib.signer import Key, Signer
 
+from lineage.artifacts import read_file
 from lineage.digests import LineageError, code_digest
 from lineage.entries import LedgerError
+from lineage.locks import exclusive
 from lineage.rules import State
 from lineage.signing import open_envelope, sign
 from lineage.witness import Checkpoint, check_against
 
 STATE_TYPE = "application/vnd.triptych.ledger-state+json"
+MOST_MARK, MOST_STATE = 64 * 1024, 1024 * 1024 * 1024
+"""Bytes of a mark and of a remembered state that are read."""
 WORTH = 200
 """Entries that a reader has to check anew before the state is remembered again."""
 
@@ -54,12 +58,11 @@ class Memory:
             LedgerError: the folder cannot be written.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / f"{self.reader}.lock").open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                yield
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise LedgerError(f"the high-water marks in {self.folder} cannot be used: {error}") from error
+        with exclusive(self.folder / f"{self.reader}.lock"):
+            yield
 
     def check(self, state: State, digest_at: Callable[[int], str]) -> None:
         """Refuse a ledger that is older than, or not the one, seen before; then remember this one.
@@ -69,8 +72,8 @@ class Memory:
         """
         mark = self.folder / f"{self.reader}.json"
         try:
-            if mark.exists():
-                seen = Checkpoint.model_validate_json(mark.read_bytes())
+            if mark.exists() or mark.is_symlink():
+                seen = Checkpoint.model_validate_json(read_file(mark, MOST_MARK))
                 check_against(state, digest_at, seen, f"the mark {mark}")
                 if seen.size == state.size:
                     return
@@ -78,14 +81,15 @@ class Memory:
         except (OSError, ValidationError) as error:
             raise LedgerError(f"the high-water mark {mark} cannot be used: {error}") from error
 
-    def recall(self, digest_at: Callable[[int], str]) -> State | None:
-        """The remembered state, where it is ours, of these rules, and the ledger still goes on from it."""
-        if self.signer is None or not self._state_file.exists():
-            return None
+    def recall(self, key: Key, digest_at: Callable[[int], str]) -> State | None:
+        """The remembered state, where ``key`` signed it, it is of these rules, and the ledger goes on from it.
+
+        Once the run key was rotated nothing is remembered any more: a key that lies here proves nothing by itself.
+        """
         try:
-            payload, _ = open_envelope(self._state_file.read_bytes(), STATE_TYPE, [self.signer.public_key])
+            payload, _ = open_envelope(read_file(self._state_file, MOST_STATE), STATE_TYPE, [key])
             found = Remembered.model_validate_json(payload)
-        except (LineageError, ValidationError, OSError):
+        except (LineageError, ValidationError):
             return None  # then the whole ledger is read and checked
         same = found.code == _rules() and digest_at(found.state.size - 1) == found.state.head
         return found.state if same else None
@@ -108,6 +112,7 @@ def _rules() -> str:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    descriptor, partial = tempfile.mkstemp(prefix=".", dir=path.parent)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+    Path(partial).replace(path)

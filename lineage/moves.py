@@ -11,16 +11,28 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from securesystemslib.signer import Signer
 
-from lineage.artifacts import Artifacts, Listed, digest_of, folder_digest, listing, weights_digest, without_credentials
-from lineage.digests import LineageError
+from lineage.artifacts import (
+    Artifacts,
+    ChangedError,
+    Listed,
+    UnreachableError,
+    check_loader,
+    digest_of,
+    folder_digest,
+    listing,
+    read_file,
+    weights_digest,
+    without_credentials,
+)
+from lineage.digests import LineageError, digest_bytes
 from lineage.entries import Action, Judged, LedgerError, Moved, Registered
 from lineage.faults import boundary
 from lineage.ledger import Ledger
@@ -35,6 +47,8 @@ if TYPE_CHECKING:
 BOUNDARIES = ("before-moved", "after-moved", "after-tags", "after-alias", "after-channel", "after-checkpoint")
 MOVE_PATIENCE = 600.0
 """Seconds: a server reads and checks all weights before it moves."""
+MOST_DOCUMENT = 16 * 2**20
+"""Bytes of a document that the channel hands on."""
 ROUNDS = 10
 """How often the projections are made again because the champion moved meanwhile."""
 
@@ -75,6 +89,8 @@ class LocalMover:
     channel: Publisher | None = None
     artifacts: Path | None = None
     """Where ``mlflow-artifacts:`` places lie on this machine."""
+    run: str = ""
+    """The run that promotes its own candidate; empty: a person moves the champion."""
     _checked: dict[str, list[Listed]] = field(default_factory=dict)
     """Digest of a model folder -> its files."""
 
@@ -86,6 +102,7 @@ class LocalMover:
     def move(self, action: Action, version: str, reason: str = "") -> list[str]:
         """See `Mover`."""
         state = self.ledger.refresh()
+        self._checked.clear()
         registered = state.registered(self.model, version)
         if registered is None:
             raise LedgerError(
@@ -94,6 +111,8 @@ class LocalMover:
         what, champion = f"{action} of version {version} of {self.model}", state.champion(self.model)
         standing = state.standing(self.model, version)
         if standing == ("withdrawn" if action == "withdraw" else "champion"):
+            if action != "withdraw":
+                self._check_files(registered)  # no alias is set on files that were not looked at
             return [f"{what}: it is {standing} already", *self._follow(version)]
         judged = state.verdicts[registered.verdict]
         moved = Moved(
@@ -106,6 +125,7 @@ class LocalMover:
             verdict=registered.verdict if action == "promote" else "",
             user=self.user,
             reason=reason,
+            run=self.run,
         )
         state.check_move(moved)  # before all its files are read
         if action != "withdraw":
@@ -113,18 +133,25 @@ class LocalMover:
         boundary("before-moved")
         self.ledger.append(moved, self.signer)
         boundary("after-moved")
-        return [f"{what}: done", *self._follow(version)]
+        said = [f"{what}: done", *self._follow(version)]
+        for model, versions in self.ledger.state.versions.items() if action == "withdraw" else ():
+            if model != self.model and any(one.candidate == registered.candidate for one in versions.values()):
+                other = Registry(self.registry.tracking_uri, model)
+                said += replace(self, registry=other, _checked={})._follow(None)
+        return said
 
     def reconcile(self) -> list[str]:
         """See `Mover`."""
         self._checked.clear()
-        said, state = self._follow(None), self.ledger.state
-        champion = state.champion(self.model)
+        state = self.ledger.refresh()
+        champion, said, usable = state.champion(self.model), list[str](), True
         if champion:
             try:
                 self._check_files(state.versions[self.model][champion.version])
             except LineageError as error:
                 said.append(f"the champion, version {champion.version}, cannot be trusted: {error}")
+                usable = isinstance(error, UnreachableError)
+        said += self._follow(None, usable)
         known = state.versions.get(self.model, {})
         strangers = [version.number for version in self.registry.versions() if version.number not in known]
         return said + [f"version {n} of {self.model} is in the registry but not in the ledger" for n in strangers]
@@ -137,21 +164,27 @@ class LocalMover:
         """
         if registered.folder in self._checked:
             return self._checked[registered.folder]
-        what, version = f"version {registered.version} of {self.model}", self._version(registered)
+        version = self._version(registered)
         with self._reader() as reader:
-            files = listing(reader.open(version.source))
+            folder = reader.open(version.source)
+            files = listing(folder)
+            self._compare(registered, version, files)
+            check_loader(folder, files)
+        self._checked[registered.folder] = files
+        return files
+
+    def _compare(self, registered: Registered, version: Version, files: list[Listed]) -> None:
+        what = f"version {registered.version} of {self.model}"
         if weights_digest(files) != registered.candidate:
-            raise LineageError(
+            raise ChangedError(
                 f"the weights of {what} were changed: digest {weights_digest(files)}, the ledger says "
                 f"{registered.candidate}; restore them"
             )
         if folder_digest(files) != registered.folder:
-            raise LineageError(
+            raise ChangedError(
                 f"what lies around the weights of {what} was changed: digest {folder_digest(files)}, the ledger says "
                 f"{registered.folder}; whoever loads the version would run it: restore {version.source}"
             )
-        self._checked[registered.folder] = files
-        return files
 
     def _version(self, registered: Registered) -> Version:
         found = self.registry.version(registered.version)
@@ -174,20 +207,22 @@ class LocalMover:
         with tempfile.TemporaryDirectory() as scratch:
             yield Artifacts(self.registry.tracking_uri, self.artifacts, Path(scratch))
 
-    def _follow(self, moved: str | None) -> list[str]:
+    def _follow(self, moved: str | None, usable: bool = True) -> list[str]:
         """Make tags, aliases and channel repeat the ledger, and tell the witness; gives what had to change.
 
         What does not follow is told and costs nothing: the ledger has decided, and `reconcile` tries again.
 
         Args:
             moved: the version that was moved; None: look at all versions, and vouch for the channel anew.
+            usable: whether the champion's files are what they should be; if not, nobody is to load them by its alias.
         """
         said: list[str] = []
-        for name, follow in (
-            ("registry", lambda: self._project(moved)),
-            ("channel", lambda: self._publish(renew=moved is None)),
-            ("witness", self._tell_witness),
-        ):
+        follows: dict[str, Callable[[], list[str]]] = {
+            "registry": lambda: self._project(moved, usable),
+            "channel": lambda: self._publish(renew=moved is None),
+            "witness": self._tell_witness,
+        }
+        for name, follow in follows.items():
             try:
                 said += follow()
             except Exception as error:  # of whatever library the store behind it uses
@@ -195,17 +230,17 @@ class LocalMover:
                 said.append(f"the {name} did not follow the ledger: {reason}; run: triptych reconcile")
         return said
 
-    def _project(self, moved: str | None) -> list[str]:
+    def _project(self, moved: str | None, usable: bool) -> list[str]:
         said: list[str] = []
         for _ in range(ROUNDS):
             state = self.ledger.refresh()
             champion = state.champion(self.model)
-            said += self._project_once(state, moved)
+            said += self._project_once(state, moved, usable)
             if self.ledger.refresh().champion(self.model) == champion:
                 return said
         raise LedgerError(f"the champion of {self.model} moves faster than its alias")
 
-    def _project_once(self, state: State, moved: str | None) -> list[str]:
+    def _project_once(self, state: State, moved: str | None, usable: bool) -> list[str]:
         champion, holder = state.champion(self.model), self.registry.aliases().get(CHAMPION)
         if moved is None:
             versions = self.registry.versions()
@@ -219,7 +254,7 @@ class LocalMover:
             self.registry.tag(version, wrong)
             said += [f"version {version.number}: tag {name} set to {value}" for name, value in wrong.items()]
         boundary("after-tags")
-        wanted = next((v.number for v in versions if champion and v.number == champion.version), None)
+        wanted = next((v.number for v in versions if usable and champion and v.number == champion.version), None)
         if holder != wanted:
             self.registry.point(CHAMPION, wanted)
             was, now = (f"version {number}" if number else "no version" for number in (holder, wanted))
@@ -234,7 +269,12 @@ class LocalMover:
             return []
         from lineage.announcement import announce
 
-        said = announce(self.ledger, self.model, self.channel, self._released, renew)
+        said: list[str] = []
+        for _ in range(ROUNDS):
+            decided = self.ledger.refresh().decided(self.model)
+            said += announce(self.ledger, self.model, self.channel, self._released, renew)
+            if self.ledger.refresh().decided(self.model) == decided:
+                break  # else what was announced is old: reading a model takes a while
         boundary("after-channel")
         return said
 
@@ -247,10 +287,13 @@ class LocalMover:
                 top = name.split("/", 1)[0]
                 if top not in registered.evidence:
                     continue
-                place = reader.open(f"{version.evidence}/{top}")
-                if digest_of(listing(place)) != registered.evidence[top]:
-                    raise LineageError(f"evidence {top!r} of version {version.number} was changed: restore it")
-                documents[Path(name).name] = (place / name.partition("/")[2] if "/" in name else place).read_bytes()
+                place, inner = reader.open(f"{version.evidence}/{top}"), name.partition("/")[2]
+                found = listing(place)
+                content = read_file(place / inner if inner else place, MOST_DOCUMENT)
+                known = next((one.digest for one in found if one.name == inner), "")
+                if digest_of(found) != registered.evidence[top] or digest_bytes(content) != known:
+                    raise ChangedError(f"evidence {name!r} of version {version.number} was changed: restore it")
+                documents[Path(name).name] = content
         return version.source, files, documents
 
     def _tell_witness(self) -> list[str]:
@@ -266,10 +309,13 @@ class ServerMover:
 
     url: str
     model: str
+    run: str = ""
+    """As in `LocalMover`."""
 
     def move(self, action: Action, version: str, reason: str = "") -> list[str]:
         """See `Mover`."""
-        return self._ask("/moves", {"action": action, "model": self.model, "version": version, "reason": reason})
+        asked = {"action": action, "model": self.model, "version": version, "reason": reason, "run": self.run}
+        return self._ask("/moves", asked)
 
     def reconcile(self) -> list[str]:
         """See `Mover`."""

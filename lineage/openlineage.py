@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 from uuid import NAMESPACE_URL, UUID, uuid5
 
+from lineage.artifacts import without_credentials
 from lineage.digests import digest_set
 
 if TYPE_CHECKING:
@@ -53,12 +54,9 @@ def emit(destination: str, record: Mapping[str, Any], state: State) -> None:
     try:
         _send(destination, make_event(record, state))
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        print(
-            f"[warning] the OpenLineage event {state} of step {record['step']!r} was not sent to {destination}: "
-            f"{error}; the step's record is not touched by this",
-            file=sys.stderr,
-            flush=True,
-        )
+        told = f"was not sent to {destination}: {error}; the step's record is not touched by this"
+        about = f"[warning] the OpenLineage event {state} of step {record['step']!r}"
+        print(about, without_credentials(told), file=sys.stderr, flush=True)
 
 
 def run_id(run: str, step: str = "") -> UUID:

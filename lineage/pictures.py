@@ -28,8 +28,8 @@ SCHEMES = ("file", "s3", "gs", "hf")
 PARQUET = "parquet+"
 ROWS = 8192
 """Rows of a manifest held at once."""
-MOST_ROWS, MOST_UNPACKED = 10_000_000, 2**32
-"""Rows of a table, and bytes of what is in them, that are read."""
+MOST_ROWS = 10_000_000
+"""Rows of a table that somebody may have made to unpack to more than fits."""
 
 
 class PictureError(LineageError):
@@ -44,35 +44,58 @@ class ChangedError(PictureError, artifacts.ChangedError):
     """It is not the one that was pinned."""
 
 
-def manifest_rows(manifest: Path | BinaryIO, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+def manifest_rows(
+    manifest: Path | BinaryIO, columns: Sequence[str] | None = None, most: int | None = None
+) -> Iterator[dict[str, Any]]:
     """The rows of a ``manifest.parquet``, or a table like it, in their order, with only a few of them in memory.
 
-    However small a hostile file is for what it unpacks to, no more than `MOST_ROWS` and `MOST_UNPACKED` are read.
+    Args:
+        most: bytes of what is in the rows, for a file that somebody may have made to unpack to more than fits; it
+            takes twice as long.
 
     Raises:
         LineageError: it holds more, or something else than text and numbers.
     """
+    import pyarrow.parquet as pq
+
+    texts = _texts(manifest, columns) if most else []
+    # As dictionaries, or one long text that a thousand rows share would be unpacked a thousand times.
+    with pq.ParquetFile(manifest, read_dictionary=texts) as file:
+        for batch in file.iter_batches(batch_size=ROWS, columns=columns):
+            if most:
+                batch, most = _unpacked(batch, most)
+            yield from batch.to_pylist()
+
+
+def _texts(manifest: Path | BinaryIO, columns: Sequence[str] | None) -> list[str]:
+    """The columns of text; nothing but numbers is beside them."""
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(manifest) as file:
         kinds = {field.name: field.type for field in file.schema_arrow if columns is None or field.name in columns}
-        texts = [n for n, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
-        strange = [name for name, kind in kinds.items() if name not in texts and not pa.types.is_primitive(kind)]
-        if strange or file.metadata.num_rows > MOST_ROWS:
-            raise LineageError(f"{file.metadata.num_rows} rows, with no text or numbers in {strange}: not read")
-    size = 0
-    # As dictionaries, or one long text that a thousand rows share would be unpacked a thousand times.
-    with pq.ParquetFile(manifest, read_dictionary=texts) as file:
-        for batch in file.iter_batches(batch_size=ROWS, columns=list(kinds)):
-            for column in batch.columns:
-                size += column.nbytes
-                if pa.types.is_dictionary(column.type):
-                    size += pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
-            if size > MOST_UNPACKED:
-                raise LineageError(f"the rows hold more than {MOST_UNPACKED} bytes: not read")
-            yield from batch.to_pylist()
+        rows = file.metadata.num_rows
+    texts = [n for n, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
+    plain = [n for n, kind in kinds.items() if pa.types.is_primitive(kind) or pa.types.is_null(kind)]
+    if (strange := sorted(kinds.keys() - {*texts, *plain})) or rows > MOST_ROWS:
+        raise LineageError(f"{rows} rows, with no text or numbers in {strange}: not read")
+    return texts
+
+
+def _unpacked(batch: Any, most: int) -> tuple[Any, int]:
+    """A batch without dictionaries, and how much more may come."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    made = []
+    for column in batch.columns:
+        packed = pa.types.is_dictionary(column.type)
+        lengths = pc.binary_length(column.dictionary).take(column.indices) if packed else None
+        most -= column.nbytes if lengths is None else pc.sum(lengths).as_py() or 0
+        if most <= 0:
+            raise LineageError("its rows hold more bytes than are read of such a file")
+        made.append(column.dictionary_decode() if packed else column)
+    return pa.RecordBatch.from_arrays(made, batch.schema.names), most
 
 
 def trained_on(row: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ exactly these weights against exactly this incumbent is refused here, whoever as
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
@@ -100,6 +100,8 @@ class State(BaseModel):
     """Model -> its champions in order; the last one is the champion, unless it was withdrawn."""
     approved: dict[str, list[Champion]] = Field(default_factory=dict)
     """Model -> those that a person made champion, in order."""
+    used: set[str] = Field(default_factory=set)
+    """Digests of verdicts that made their candidate champion, which each does once."""
     withdrawn: set[str] = Field(default_factory=set)
     """Digests of withdrawn weights."""
     moved: dict[str, int] = Field(default_factory=dict)
@@ -169,10 +171,9 @@ class State(BaseModel):
         Raises:
             LedgerError: it does not follow, is not signed by a key that counts, or breaks a rule.
         """
-        signed = entry.signed_bytes()
         try:
             self._check_place(entry)
-            self._check_signature(entry, signed)
+            signed = self._check_signature(entry)
             self._count(entry, distrust or {}, revoked)
         except LedgerError:
             raise
@@ -213,7 +214,8 @@ class State(BaseModel):
         if self.size and entry.ledger != self.ledger:
             raise LedgerError(f"{entry.name} belongs to ledger {entry.ledger}, not to {self.ledger}")
 
-    def _check_signature(self, entry: Entry, signed: bytes) -> None:
+    def _check_signature(self, entry: Entry) -> bytes:
+        """What a key that may say this signed; it is put together once all that costs less was looked at."""
         known, body = self.keys.get(entry.key), entry.body
         if not self.size and isinstance(body, Opened) and "root" in body.keys:
             known = KnownKey(role="root", facts=body.keys["root"], since=0)
@@ -225,8 +227,9 @@ class State(BaseModel):
         if known.role not in body.roles and not own:
             allowed = " or ".join(body.roles)
             raise LedgerError(f"{entry.name} is signed by a {known.role} key; only a {allowed} key may say this")
-        if not check_signature(known.key, entry.signature, signed):
+        if not check_signature(known.key, entry.signature, signed := entry.signed_bytes()):
             raise LedgerError(f"{entry.name} was changed: its signature does not hold")
+        return signed
 
     def _on_opened(self, entry: Entry, body: Opened) -> None:
         if self.size:
@@ -260,7 +263,8 @@ class State(BaseModel):
         known = self.keys.get(body.key)
         if known is None or known.role == "root":
             raise LedgerError(f"{entry.name}: {body.key[:12]} is no key that can be revoked")
-        known.distrusted, self.revoked = body.since, entry.index
+        known.distrusted = min(body.since, known.distrusted if known.distrusted is not None else body.since)
+        self.revoked = entry.index
         for distrusted in self.keys.values():
             if distrusted.distrusted is not None and distrusted.until is None:
                 distrusted.until = entry.index
@@ -277,9 +281,12 @@ class State(BaseModel):
                 f"run {holder.run} has {body.model} to itself until {holder.expires}; wait for it to end, or close it"
             )
         try:
-            length = datetime.fromisoformat(body.expires) - datetime.fromisoformat(entry.time)
+            expires = datetime.fromisoformat(body.expires)
+            length = expires - datetime.fromisoformat(entry.time)
         except (ValueError, TypeError) as error:
             raise LedgerError(f"{entry.name}: the lease expires at no time: {error}") from error
+        if expires.astimezone(UTC).isoformat(timespec="milliseconds") != body.expires:
+            raise LedgerError(f"{entry.name}: the lease expires at no time: write it as entries write theirs")
         if length > LONGEST_LEASE:
             raise LedgerError(f"{entry.name}: a lease of {length} is longer than {LONGEST_LEASE}")
         self.leases[body.model] = body
@@ -315,8 +322,8 @@ class State(BaseModel):
             return
         champion = Champion(version=body.version, candidate=body.candidate, entry=entry.index)
         self.champions.setdefault(body.model, []).append(champion)
-        # A run promotes its own candidate before it closes; whatever else moves the champion is a person.
-        if body.action != "promote" or self.versions[body.model][body.version].run in self.outcomes:
+        self.used.add(body.verdict)
+        if not body.run:
             self.approved.setdefault(body.model, []).append(champion)
 
     def check_move(self, move: Moved) -> None:
@@ -339,7 +346,7 @@ class State(BaseModel):
             raise LedgerError(f"{what} was withdrawn and can never be champion again")
         former = any(past.version == move.version for past in self.champions.get(move.model, []))
         if move.action == "promote":
-            if former:
+            if former or move.verdict in self.used:
                 raise LedgerError(f"{what} was champion before; going back needs a reason: triptych rollback")
             self._check_verdict(move, what)
         elif not move.reason.strip():

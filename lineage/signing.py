@@ -16,12 +16,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
 from securesystemslib.signer import CryptoSigner, Key, Signature, Signer, SSlibKey
 
 from lineage.digests import LineageError
+from lineage.locks import exclusive
 
 Role = Literal["root", "run", "gate", "promotion", "witness"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -38,17 +41,19 @@ def make_keys(folder: Path, roles: Iterable[Role] = ROLES) -> dict[str, Key]:
     A private key whose public half exists is never made: it may be kept elsewhere, as the root's should be.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    public: dict[str, Key] = {}
-    for role in roles:
-        private, shown = folder / f"{role}.pem", folder / f"{role}.pub"
-        if not shown.exists() and private.exists():
-            raise LineageError(f"{shown} is gone, and its private key is there; restore it")
-        if not shown.exists():
-            signer = CryptoSigner.generate_ecdsa()
-            write_public(signer.public_key, shown)
-            _write_private(private, signer.private_bytes)
-        public[role] = read_public(shown)
-    return public
+    with exclusive(folder / ".lock"):
+        return {role: _make_pair(folder, role) for role in roles}
+
+
+def _make_pair(folder: Path, role: Role) -> Key:
+    private, shown = folder / f"{role}.pem", folder / f"{role}.pub"
+    if not shown.exists() and not private.exists():
+        _write_private(private, CryptoSigner.generate_ecdsa().private_bytes)
+    if not shown.exists():
+        # The private half came first, so that a pair is never without it, wherever this ends.
+        made = load_pem_private_key(private.read_bytes(), None)
+        write_public(SSlibKey.from_crypto(made.public_key()), shown)
+    return read_public(shown)
 
 
 def _write_private(path: Path, content: bytes) -> None:
@@ -74,7 +79,7 @@ def read_public(path: Path) -> Key:
     """
     try:
         return read_key(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise LineageError(f"{path} is not a public key: {error}") from error
     except LineageError as error:
         raise LineageError(f"{path}: {error}") from error
@@ -97,7 +102,7 @@ def read_key(facts: Mapping[str, Any]) -> Key:
         if not isinstance(key, SSlibKey):
             raise ValueError(f"the id of a {key.scheme} key does not follow from its content")
         derived = SSlibKey.from_crypto(key._crypto_key()).keyid
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
         raise LineageError(f"this is not a public key: {error}") from error
     if derived != key.keyid:
         raise LineageError(f"public key {key.keyid} carries another key's id; it should be {derived}")

@@ -13,6 +13,8 @@ from lineage.digests import LineageError, canonical, digest_path, digest_set
 from lineage.signing import IN_TOTO, open_envelope, sign
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+SLSA = "https://slsa.dev/provenance/v1"
+"""Predicate type of SLSA provenance."""
 VERDICT = "urn:triptych:verdict:v1"
 """Predicate type of the gate's verdict."""
 VERDICT_FILE = "verdict.dsse.json"

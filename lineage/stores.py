@@ -25,6 +25,8 @@ class ConflictError(LedgerError):
 class Store(Protocol):
     """Where the entries are."""
 
+    name: str
+    """Where it is, without user and password, for messages."""
     checks: bool
     """Whether the store itself checks what is appended."""
 
@@ -47,7 +49,7 @@ class ServerStore:
     checks = True
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+        self.url, self.name = url.rstrip("/"), without_credentials(url)
 
     def entries(self, after: int, before: int | None = None) -> list[Entry]:
         # Not splitlines: a reason may hold a line separator of Unicode's.

@@ -59,7 +59,7 @@ class Witness(Protocol):
         ...
 
     def read(self, prefix: str = "") -> Iterator[tuple[str, bytes]]:
-        """Name and content of all checkpoints whose name begins so; a name may come several times."""
+        """Name and content of all checkpoints whose name begins so, longest ledger first; names may come repeatedly."""
         ...
 
 
@@ -83,7 +83,7 @@ class FileWitness:
         return True
 
     def read(self, prefix: str = "") -> Iterator[tuple[str, bytes]]:
-        for path in sorted(self.folder.glob("*.json")):
+        for path in sorted(self.folder.glob("*.json"), reverse=True):
             if path.name.startswith(prefix):
                 regular = path.is_file() and not path.is_symlink()
                 yield path.name, _head(path) if regular else b""
@@ -99,9 +99,12 @@ class S3Witness:
 
     def __init__(self, uri: str) -> None:
         import boto3
+        from botocore.config import Config
 
         self.bucket, _, self.folder = uri.removeprefix("s3://").partition("/")
-        self.client = boto3.client("s3")
+        # A witness that does not answer must not keep the writer of an entry longer than it waits for the ledger.
+        limits = Config(connect_timeout=3, read_timeout=5, retries={"total_max_attempts": 2})
+        self.client = boto3.client("s3", config=limits)
 
     def write(self, name: str, content: bytes) -> bool:
         self.client.put_object(
@@ -116,10 +119,11 @@ class S3Witness:
     def read(self, prefix: str = "") -> Iterator[tuple[str, bytes]]:
         # Every version: who may write here can put anything on top, but takes nothing away.
         pages = self.client.get_paginator("list_object_versions")
-        for page in pages.paginate(Bucket=self.bucket, Prefix=f"{self.folder}/{prefix}"):
-            for version in page.get("Versions", []):
-                which = {"Bucket": self.bucket, "Key": version["Key"], "VersionId": version["VersionId"]}
-                yield version["Key"].rsplit("/", 1)[-1], self.client.get_object(**which)["Body"].read(LARGEST)
+        listed = pages.paginate(Bucket=self.bucket, Prefix=f"{self.folder}/{prefix}")
+        versions = [version for page in listed for version in page.get("Versions", [])]
+        for version in sorted(versions, key=lambda version: str(version["Key"]), reverse=True):
+            which = {"Bucket": self.bucket, "Key": version["Key"], "VersionId": version["VersionId"]}
+            yield version["Key"].rsplit("/", 1)[-1], self.client.get_object(**which)["Body"].read(LARGEST)
 
 
 def open_witness(uri: str) -> Witness:
@@ -172,15 +176,24 @@ def read_checkpoint(content: bytes, keys: Sequence[Key]) -> Checkpoint:
 class Told:
     """What a witness tells about one ledger."""
 
-    latest: Checkpoint | None
-    """The furthest checkpoint that holds."""
+    held: list[Checkpoint]
+    """The checkpoints that hold, each of which the ledger must go on from."""
     unreadable: dict[str, str]
     """Name of what claims to be a checkpoint of this ledger and does not hold -> why."""
 
+    @property
+    def latest(self) -> Checkpoint | None:
+        """The furthest one."""
+        return max(self.held, key=lambda found: found.size, default=None)
 
-def hear(witness: Witness, state: State) -> Told:
-    """All that a witness tells about a ledger. A revoked key's word is neither proof nor alarm."""
-    latest: Checkpoint | None = None
+
+def hear(witness: Witness, state: State, whole: bool = True) -> Told:
+    """What a witness tells about a ledger. A revoked key's word is neither proof nor alarm.
+
+    Args:
+        whole: read every checkpoint; False: from the furthest one on, until one holds. There may be one an entry.
+    """
+    held: list[Checkpoint] = []
     unreadable: dict[str, str] = {}
     for name, content in witness.read(state.ledger):
         try:
@@ -191,9 +204,11 @@ def hear(witness: Witness, state: State) -> Told:
             continue
         if not name.startswith(found.stem):
             unreadable[name] = f"it is a checkpoint of {found.size} entries of ledger {found.ledger} under another name"
-        elif latest is None or found.size > latest.size:
-            latest = found
-    return Told(latest, unreadable)
+        else:
+            held.append(found)
+            if not whole:
+                break
+    return Told(held, unreadable)
 
 
 def checkpoint_keys(state: State) -> list[Key]:
@@ -252,15 +267,14 @@ def verify_entries(entries: Sequence[Entry], root: str, seen: Path | None) -> li
         return [*said, f"consistent up to entry {state.size - 1}; completeness not proven: give a --checkpoint"]
     if seen.is_dir():
         told = hear(FileWitness(seen), state)
-        latest = told.latest
-        if told.unreadable:
-            name, why = next(iter(told.unreadable.items()))
-            raise LedgerError(f"checkpoint {name}: {why}")
     else:
-        latest = read_checkpoint(_head(seen), checkpoint_keys(state))
-    if latest is None:
+        told = Told([read_checkpoint(_head(seen), checkpoint_keys(state))], {})
+    for name, why in told.unreadable.items():
+        raise LedgerError(f"checkpoint {name}: {why}")
+    if (latest := told.latest) is None:
         raise LedgerError(f"{seen} holds no checkpoint of ledger {state.ledger}")
-    check_against(state, lambda index: entry_digest(entries[index]), latest, "the witness")
+    for found in told.held:
+        check_against(state, lambda index: entry_digest(entries[index]), found, "the witness")
     said.append(f"complete up to entry {latest.size - 1}, as the witness saw at {latest.time}")
     if latest.size < state.size:
         said.append(f"entries {latest.size} to {state.size - 1} came after it: nothing shows that none followed them")

@@ -11,12 +11,10 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 def checkout_commit() -> str:
     """The commit of this checkout, with ``-dirty`` where files differ from it; empty outside of a checkout."""
     try:
-        commit = _git("rev-parse", "HEAD")
-        return f"{commit}-dirty" if _git("status", "--porcelain") else commit
+        commit, changes = (
+            subprocess.check_output(["git", *asked], cwd=CHECKOUT, text=True, stderr=subprocess.DEVNULL).strip()
+            for asked in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(CHECKOUT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return f"{commit}-dirty" if changes else commit

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from types import MappingProxyType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -179,22 +179,7 @@ def _explain(problem: Mapping[str, Any]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         return f"{where}: {problem['msg']}"
-    near = get_close_matches(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1]), n=1)
+    schema = Configuration.model_json_schema()
+    known = {key for section in (schema, *schema["$defs"].values()) for key in section.get("properties", ())}
+    near = get_close_matches(str(problem["loc"][-1]), known, n=1)
     return f"unknown key {where}" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
-
-
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    """The field names of the model at ``location``."""
-    model: Any = Configuration
-    for part in location:
-        if isinstance(part, str) and part in getattr(model, "model_fields", {}):
-            model = _inner_model(model.model_fields[part].annotation)
-    return list(getattr(model, "model_fields", {}))
-
-
-def _inner_model(annotation: Any) -> Any:
-    """The model inside ``tuple[Model, ...]``, ``dict[str, Model]`` or ``Model | None``."""
-    if get_origin(annotation) in (tuple, list, dict, Union, UnionType):
-        inner = [_inner_model(argument) for argument in get_args(annotation)]
-        return next((model for model in inner if hasattr(model, "model_fields")), None)
-    return annotation

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import docker
@@ -97,11 +98,9 @@ def _status(container: Any) -> int:
 
 
 def _interrupt(container: Any) -> None:
-    try:
+    with suppress(*LOST):  # it has ended, or it does not end in time: it is removed by force next
         container.kill("SIGINT")
         container.wait(timeout=GRACE_SECONDS)
-    except (DockerException, OSError):
-        return  # it has ended, or it does not end in time: it is removed by force next
 
 
 def remove(container: Any) -> None:

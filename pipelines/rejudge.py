@@ -51,7 +51,9 @@ def rejudge(place: Path, settings: GateSettings | None = None) -> Rejudged:
         raise LineageError(f"the settings in {path} cannot be used: {error}; name others by --config") from error
     ruling = decide(scores, rules)
     now = {"gate": rules.model_dump(mode="json"), "evaluation": stated(facts), **ruling.model_dump(mode="json")}
-    return Rejudged(ruling, str(path or ""), _differences(now, predicate) if path else ())
+    # Through JSON, which has one kind of number and of list. What the verdict does not say at all is not compared.
+    differs = [name for name, value in json.loads(json.dumps(now)).items() if predicate.get(name, value) != value]
+    return Rejudged(ruling, str(path or ""), tuple(differs))
 
 
 def _stored_verdict(scores: Path) -> tuple[Path, Mapping[str, Any]] | None:
@@ -68,10 +70,3 @@ def _stored_verdict(scores: Path) -> tuple[Path, Mapping[str, Any]] | None:
     if statement.predicateType != VERDICT:
         raise LineageError(f"{path} is a {statement.predicateType}, expected {VERDICT}")
     return path, statement.predicate
-
-
-def _differences(now: Mapping[str, Any], stored: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of what is not the same; a part that the stored verdict does not have at all is not compared."""
-    # Through JSON, which has one kind of number and of list.
-    current = json.loads(json.dumps(now))
-    return tuple(name for name in current if name in stored and current[name] != stored[name])

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lineage.digests import short
-from lineage.documents.figures import cells
+from lineage.figures import cells
 from lineage.registry import Registry
 from pipelines.narration import say
 from pipelines.retrain import Finished

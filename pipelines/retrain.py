@@ -30,7 +30,6 @@ ATTEMPTS = 3
 class Finished:
     """A run that ended."""
 
-    run: str
     outcome: Outcome
     records: dict[str, StepRecord]
     log: Path
@@ -86,7 +85,7 @@ def _attempt(request: Request, force: bool, place: Workspace, console: Console) 
     say(console, f"{run}  ({place.root})", "bold")
     with Narration(console, log), _runner(request, place, context) as (image, told):
         failure = _run(request, force, place, context, image, told)
-    return _finished(run, read_records(context.records, run), log, failure)
+    return _finished(read_records(context.records, run), log, failure)
 
 
 def _context(request: Request, place: Workspace, run: str) -> RunContext:
@@ -148,7 +147,7 @@ def _run(request: Request, force: bool, place: Workspace, context: RunContext, i
     """
     from pipelines.retraining import build_pipeline
 
-    for lost in unclosed(context.records):
+    for lost in unclosed(context):
         close(context.model_copy(update={"id": lost}), request.model, killed=True)
     parameters = {"run": told.model_dump(exclude={"id"}), "force": force, **request.configuration.arguments()}
     try:
@@ -164,13 +163,12 @@ def _run(request: Request, force: bool, place: Workspace, context: RunContext, i
     return ""
 
 
-def _finished(run: str, records: dict[str, StepRecord], log: Path, failure: str) -> Finished:
+def _finished(records: dict[str, StepRecord], log: Path, failure: str) -> Finished:
     closing = records.get(CLOSING)
     result: Outcome = closing.facts["outcome"] if closing and not failure else "failed"
     broken = next((record for record in records.values() if record.status == "failed"), None)
     if broken is not None:
         failure = f"step {broken.step} failed: {broken.error}"
-    elif result == "failed":
-        failure = failure or (closing.facts.get("trouble", "") if closing else "")
-        failure = failure or "a step ended without leaving a record"
-    return Finished(run, result, records, log, failure)
+    elif result == "failed" and not failure:
+        failure = (closing.facts.get("trouble") if closing else "") or "a step ended without leaving a record"
+    return Finished(result, records, log, failure)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from components.gate.figures import Figure
 from components.gate.settings import AXES, axis_of
 from components.gate.verdict import Ruling
+from lineage.figures import METRICS
 from lineage.registry import Registry
 from lineage.rules import State
 
@@ -37,7 +38,7 @@ def past_versions(state: State, store: Registry, evaluation: str) -> tuple[Past,
         for registered in state.versions.get(store.model_name, {}).values()
         if state.verdicts[registered.verdict].evaluation == evaluation != ""
     }
-    metrics = store.metrics("gate/", "/candidate") if judged else {}
+    metrics = store.metrics(METRICS, "/candidate") if judged else {}
     return tuple(Past(version, metrics[run]) for version, run in judged.items() if run in metrics)
 
 

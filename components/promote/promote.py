@@ -42,7 +42,7 @@ def promote_version(context: RunContext, settings: RegistrySettings, number: str
 def _mover(context: RunContext, store: Registry) -> Mover:
     """Moves decided here where this run holds the promotion key, else by the governed server."""
     if "promotion" not in context.keys:
-        return ServerMover(context.ledger, store.model_name)
+        return ServerMover(context.ledger, store.model_name, context.id)
     from lineage.channel.publisher import Publisher
 
     witness, signer = context.signer("witness"), context.signer("promotion")
@@ -52,4 +52,5 @@ def _mover(context: RunContext, store: Registry) -> Mover:
         if context.channel
         else None
     )
-    return LocalMover(context.open_ledger(), signer, store, context.user or context.id, writer, channel)
+    user = context.user or context.id
+    return LocalMover(context.open_ledger(), signer, store, user, writer, channel, run=context.id)

@@ -12,8 +12,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 import yaml
 
-from lineage.artifacts import WEIGHTS_FOLDER
-from training import portrait
+from lineage.artifacts import LOADER, WEIGHTS_FOLDER
 
 NEEDS = ("diffusers", "mlflow", "numpy", "pandas", "pillow", "rfc8785", "safetensors", "torch", "transformers")
 """The packages that `training.portrait` needs, stored with the versions installed here."""
@@ -51,7 +50,7 @@ def write_model_folder(target: Path, model_name: str, digest: str, sampling: Map
     )
     mlflow.pyfunc.add_to_model(
         model,
-        loader_module=portrait.__name__,
+        loader_module=LOADER,
         data=WEIGHTS_FOLDER,
         python_env=ENVIRONMENT,
         model_config={"model_name": model_name, "digest": digest, "sampling": dict(sampling)},

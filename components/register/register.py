@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
+from components.register.documents.bom import ml_bom
+from components.register.documents.candidate import Candidate
+from components.register.documents.croissant import croissant
+from components.register.documents.model_card import model_card
+from components.register.documents.provenance import provenance
 from components.register.model_folder import write_model_folder
 from lineage.artifacts import WEIGHTS_FOLDER, digest_of, folder_digest, listing
 from lineage.digests import LineageError, digest_path, short
-from lineage.documents.bom import ml_bom
-from lineage.documents.candidate import Candidate
-from lineage.documents.croissant import croissant
-from lineage.documents.figures import figures_table
-from lineage.documents.model_card import model_card
-from lineage.documents.model_signature import sign_model
-from lineage.documents.provenance import provenance
 from lineage.entries import Judged, Registered
+from lineage.figures import figures_table, metrics
+from lineage.model_signature import sign_model
 from lineage.moves import registration_tags
 from lineage.records import RunContext, check_records
 from lineage.registry import EVIDENCE_FOLDER, Registry, RegistrySettings, new_attempt
@@ -124,10 +124,8 @@ def _store(
         mlflow_run=mlflow_run,
         evidence={name: digest_path(path) for name, path in sorted(evidence.items())},
     )
-    for figure in candidate.figures:
-        for part in ("incumbent", "candidate", "difference", "lower", "upper"):
-            name = f"gate/{figure['name']}/{part}"
-            store.client.log_metric(mlflow_run, name.replace(" ", "_"), figure[part])
+    for name, value in metrics(candidate.figures).items():
+        store.client.log_metric(mlflow_run, name, value)
     source = store.upload(mlflow_run, folder, candidate.weights, evidence, attempt)
     tags = registration_tags(registered, judged)
     version = store.create(mlflow_run, source, tags, describe(candidate, mlflow_run, attempt))

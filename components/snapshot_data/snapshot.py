@@ -141,7 +141,7 @@ def _take(settings: DataSettings, source: Source, metadata: str, folder: Path, r
 
 
 def _describe(settings: DataSettings, taken: Snapshot, folder: Path) -> None:
-    from lineage.documents.croissant import describe_manifest
+    from lineage.croissant import describe_manifest
 
     name, manifest = settings.source.rstrip("/").rpartition("/")[2] or "data", folder / "manifest.parquet"
     told = f"A snapshot of {settings.source}: {taken.rows} pictures and captions, {taken.bytes} bytes."

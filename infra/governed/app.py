@@ -7,17 +7,29 @@ options that would open a way round it, the server does not start.
 from __future__ import annotations
 
 import os
-import sys
+from pathlib import Path
+from typing import Any
 
 import click
 from fastapi import FastAPI
 from mlflow.exceptions import MlflowException
-from mlflow.store.db.db_types import DATABASE_ENGINES
+from mlflow.server import ARTIFACTS_DESTINATION_ENV_VAR, BACKEND_STORE_URI_ENV_VAR, _bootstrap_basic_auth
+from mlflow.server import app as flask_app
+from mlflow.server.assistant.api import assistant_router
+from mlflow.server.fastapi_app import create_fastapi_app
+from mlflow.server.handlers import _add_static_prefix
 from mlflow.utils.uri import extract_db_type_from_uri
 
+from infra.governed.api import channel_route, routes
+from infra.governed.artifacts import place, touches
 from infra.governed.guard import Guard
+from infra.governed.identity import NamedUsersOnly
 from infra.governed.settings import Settings, read_settings
+from infra.governed.stores import install
+from lineage.database import DIALECTS
 from lineage.digests import LineageError
+from lineage.signing import SCHEME
+from lineage.stores import API
 
 SERVER = "_MLFLOW_SGI_NAME"
 """The variable in which MLflow tells its workers which server runs them."""
@@ -32,29 +44,48 @@ REFUSED = {
 """Options of ``mlflow server`` that a governed one does not take, and why."""
 
 
-def create_app() -> FastAPI:
+def __getattr__(name: str) -> Any:
+    """MLflow looks ``create_app`` up in the command and again in each worker.
+
+    A worker that cannot start is started again for ever, so all that can be wrong is checked in the command, which it
+    ends with one message. MLflow has no other hook there: it imports the module and takes the function out of it.
+    """
+    if name != "create_app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if SERVER not in os.environ:
+        try:
+            check_start()
+        except (LineageError, MlflowException) as error:
+            raise click.ClickException(f"the governed server does not start: {error}") from error
+    return _create_app
+
+
+def _create_app() -> FastAPI:
     """The application of one worker."""
-    from mlflow.server import ARTIFACTS_DESTINATION_ENV_VAR, BACKEND_STORE_URI_ENV_VAR
-    from mlflow.server import app as flask_app
-    from mlflow.server.assistant.api import assistant_router
-
-    from infra.governed.api import routes
-    from infra.governed.stores import install
-
     if os.environ.get(SERVER) != "uvicorn":
         raise LineageError(f"start it with: mlflow server --app-name triptych ({REFUSED['gunicorn_opts']})")
-    settings = read_settings(os.environ)
-    guard = Guard(settings, _database(os.environ[BACKEND_STORE_URI_ENV_VAR]))
-    install(guard, os.environ[ARTIFACTS_DESTINATION_ENV_VAR])
+    settings, destination = read_settings(), os.environ[ARTIFACTS_DESTINATION_ENV_VAR]
+    here = place("mlflow-artifacts:/", destination)
+    backend = _database(os.environ[BACKEND_STORE_URI_ENV_VAR])
+    guard = Guard(settings, backend, None if "://" in here else Path(here))
+    install(guard, destination)
     flask_app.register_blueprint(routes(guard))
     # The assistant runs commands on this machine, where the promotion key is.
     assistant_router.routes.clear()
-    return _application(settings)
+    made = _application(settings)
+    if settings.channel:
+        made.router.routes.insert(0, channel_route(settings.channel))
+    if settings.authentication == "header":
+        made.add_middleware(
+            NamedUsersOnly,
+            header=settings.user_header,
+            free={_add_static_prefix(path) for path in ("/", "/health", "/version")},
+            free_below=(_add_static_prefix("/static-files/"), _add_static_prefix(f"{API}/channel/")),
+        )
+    return made
 
 
 def _application(settings: Settings) -> FastAPI:
-    from mlflow.server import app as flask_app
-
     if settings.authentication == "basic-auth":
         from mlflow.server import auth
 
@@ -65,16 +96,19 @@ def _application(settings: Settings) -> FastAPI:
                 auth.BEFORE_REQUEST_VALIDATORS.update(known)
         guarded: FastAPI = auth.create_app()
         return guarded
-    from mlflow.server.fastapi_app import create_fastapi_app
-
     plain: FastAPI = create_fastapi_app(flask_app)
     return plain
 
 
-def _prepare() -> None:
-    """Check, in the command itself, all that would otherwise fail in every worker."""
-    settings = read_settings(os.environ)
+def check_start() -> None:
+    """Check, in the command itself, all that would otherwise fail in every worker, and set what they need.
+
+    Raises:
+        LineageError, MlflowException: the server cannot start, and why.
+    """
+    settings = read_settings()
     _check_options()
+    _check_places(settings)
     Guard(settings, "").check_witness()
     if settings.allowed_hosts:
         origins = [f"{scheme}://{host}" for host in settings.allowed_hosts for scheme in ("http", "https")]
@@ -83,11 +117,11 @@ def _prepare() -> None:
     # Jobs run what users send, on this machine.
     if os.environ.setdefault(JOBS, "false").lower() not in ("false", "0"):
         raise LineageError(f"{JOBS} is on, but jobs run users' code beside the promotion key; unset it")
+    for variable in ("MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"):
+        if "*" in os.environ.get(variable, ""):
+            raise LineageError(f"{variable} has a '*'; any website could then act for its visitors: name them")
     if settings.authentication == "basic-auth":
-        from mlflow import server
-
-        # MLflow does it only for its own app of that name.
-        server._bootstrap_basic_auth()
+        _bootstrap_basic_auth()  # MLflow does it only for its own app of that name
         os.environ["_MLFLOW_AUTH_ADMIN_BOOTSTRAPPED"] = "true"
 
 
@@ -99,6 +133,11 @@ def _check_options() -> None:
             raise LineageError(f"--{name.replace('_', '-')} does not go with the governed server: {why}")
     if not options.get("serve_artifacts", True):
         raise LineageError("--no-serve-artifacts does not go with it: only what the server writes can be guarded")
+    if str(options.get("static_prefix") or "").startswith(("/static", "/health", "/favicon.ico")):
+        raise LineageError("--static-prefix begins with a path that MLflow's log-in lets pass; choose another one")
+    for name in ("allowed_hosts", "cors_allowed_origins"):
+        if "*" in str(options.get(name) or ""):
+            raise LineageError(f"--{name.replace('_', '-')} has a '*'; any website could then act for its visitors")
     backend = options.get("backend_store_uri")
     if options.get("registry_store_uri") not in (None, backend):
         raise LineageError("--registry-store-uri must be the backend store: runs and versions belong together")
@@ -106,18 +145,27 @@ def _check_options() -> None:
         _database(backend)
 
 
+def _check_places(settings: Settings) -> None:
+    """Refuse to serve as artifacts what the server keeps for itself."""
+    command = click.get_current_context(silent=True)
+    options = command.params if command else {}
+    served = options.get("artifacts_destination") or os.environ.get(ARTIFACTS_DESTINATION_ENV_VAR) or "./mlartifacts"
+    keys = [key.removeprefix(SCHEME) for key in (settings.promotion_key, settings.witness_key) if SCHEME in key]
+    databases = [settings.ledger, str(options.get("backend_store_uri") or "")]
+    files = [*keys, str(settings.mark), *(u.removeprefix("sqlite:///") for u in databases if u.startswith("sqlite:"))]
+    for kept in (*files, settings.witness, settings.channel):
+        if kept and touches(place(kept, served), place("mlflow-artifacts:/", served)):
+            raise LineageError(f"--artifacts-destination {served} holds {kept}, or lies in it: keep them apart")
+
+
 def _database(uri: str) -> str:
     try:
-        if extract_db_type_from_uri(uri) in DATABASE_ENGINES:
-            return uri
+        kind = extract_db_type_from_uri(uri)
     except MlflowException:
-        pass
-    raise LineageError(f"--backend-store-uri is {uri}, but the guard needs a database there")
-
-
-# A worker that cannot start is started again for ever; an error in the command itself ends it, with one message.
-if SERVER not in os.environ:
-    try:
-        _prepare()
-    except (LineageError, MlflowException) as error:
-        sys.exit(f"the governed server does not start: {error}")
+        kind = "no database"
+    if kind not in DIALECTS:
+        raise LineageError(
+            f"--backend-store-uri is {kind}, but the guard needs SQLite or PostgreSQL there: a file store has no "
+            "transactions, and the others take chámpion for champion"
+        )
+    return uri

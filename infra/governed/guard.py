@@ -2,80 +2,140 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from infra.governed.settings import Settings
-from lineage.entries import Action, Entry, LedgerError, State
+from infra.governed.writes import Writes
+from lineage.channel.publisher import Publisher
+from lineage.entries import Action, Entry, LedgerError, PolicySet, Registered
 from lineage.ledger import Ledger
-from lineage.promotion import Promotions, Vigil
+from lineage.memory import Memory
+from lineage.moves import LocalMover
 from lineage.registry import Registry
-from lineage.signing import open_signer
-from lineage.witness import HighWaterMark, check_against, latest_checkpoint, open_witness
+from lineage.rules import State
+from lineage.witness import Checkpoint, WitnessWriter, check_against, hear, open_witness
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoggedWitness(WitnessWriter):
+    """A witness whose failures are logged and shown; what was written in the ledger stands without it."""
+
+    report: dict[str, Any] = field(default_factory=lambda: {"size": 0, "error": ""})
+    """How much this worker told it last, and what went wrong since."""
+
+    def write(self, state: State) -> Checkpoint:
+        try:
+            made = super().write(state)
+        except Exception as error:
+            self.report["error"] = str(error)
+            LOG.error("the witness was not told of %d entries, the next one tries again: %s", state.size, error)
+            raise
+        self.report.update(size=made.size, error="")
+        return made
 
 
 class Guard:
     """What may happen to governed models, those that the ledger knows. Safe to use from several threads."""
 
-    def __init__(self, settings: Settings, backend: str) -> None:
+    def __init__(self, settings: Settings, backend: str, artifacts: Path | None = None) -> None:
         """Open the ledger and the keys.
 
         Args:
             backend: MLflow's database, which the guard itself uses without being guarded.
+            artifacts: the folder of this machine that ``mlflow-artifacts:`` places lie in, if there is one.
 
         Raises:
             LineageError: the ledger does not hold, is shorter than this server saw it, or names other keys.
         """
-        self.settings, self.backend = settings, backend
+        self.settings, self.backend, self.artifacts = settings, backend, artifacts
         # Two readers, so that appending does not wait for a move, which reads whole models.
-        self._ledger, self._ledger_lock = Ledger(settings.ledger, settings.root), Lock()
-        self._moving, self._moving_lock = Ledger(settings.ledger, settings.root), Lock()
-        self._signer = open_signer(settings.promotion_key, self._ledger.state.key_of("promotion"))
-        witness_signer = open_signer(settings.witness_key, self._ledger.state.key_of("witness"))
-        self._vigil = Vigil(open_witness(settings.witness), witness_signer)
-        self._check_mark(self._ledger)
+        memory = Memory(settings.mark.parent, settings.mark.stem)  # also the lock of its workers
+        self._ledger, self._lock = Ledger.open(settings.ledger, settings.root, memory), Lock()
+        self._moving, self._moving_lock = Ledger.open(settings.ledger, settings.root, memory), Lock()
+        self._signer = self._ledger.signer("promotion", settings.promotion_key)
+        self.witness = LoggedWitness(
+            open_witness(settings.witness), self._ledger.signer("witness", settings.witness_key)
+        )
+        self.writes = Writes(settings.mark.with_suffix(".writes"))
+        self._channel: Publisher | None = None
+        if settings.channel:
+            life = timedelta(hours=settings.channel_life)
+            mark = settings.mark.with_suffix(".channel")
+            self._channel = Publisher(settings.channel, self._signer, self.witness.signer, life, mark)
+        self.folder_of: Callable[[Registered], str] = lambda registered: ""
+        """Finds the `place` of a version's folder, refuses one that is not in its run's own; see `stores.install`."""
+        self._found: dict[tuple[str, str, str], str] = {}
+        self._folders: tuple[str, Mapping[str, str]] = "", {}
 
     def check_witness(self) -> None:
         """Check that the ledger is as long as the witness was told.
 
         Raises:
-            LineageError: it was cut short or rewritten.
+            LedgerError: it was cut short or rewritten, or the witness cannot be read.
         """
-        seen = latest_checkpoint(self._vigil.witness, self._ledger.state)
-        if seen:
-            check_against(self._ledger.all, seen, "the witness")
+        with self.state() as state:
+            try:
+                told = hear(self.witness.witness, state, whole=False)
+            except Exception as error:  # of whatever store it is
+                raise LedgerError(f"the witness {self.settings.witness} cannot be read: {error}") from error
+            for name, why in told.unreadable.items():
+                LOG.warning("checkpoint %s of the witness says nothing: %s", name, why)
+            if told.latest:
+                check_against(state, self._ledger.digest_at, told.latest, "the witness")
 
     @contextmanager
     def state(self) -> Iterator[State]:
         """The ledger's state now; it holds still as long as the block lasts."""
-        with self._ledger_lock:
+        with self._lock:
             yield self._ledger.refresh()
 
     def governs(self, model: str) -> bool:
-        """Whether the ledger knows a model of this name."""
+        """Whether the ledger knows versions of a model of this name."""
         with self.state() as state:
-            return any(name == model for name, _ in state.versions)
+            return model in state.versions
 
-    def knows(self, model: str, version: str) -> bool:
-        """Whether the ledger knows this version."""
+    def keeps(self, model: str) -> bool:
+        """Whether a model is governed already, or its policy is pinned, so that it is about to be."""
         with self.state() as state:
-            return (model, version) in state.versions
-
-    def models(self) -> list[str]:
-        """The names of all governed models."""
-        with self.state() as state:
-            return sorted({name for name, _ in state.versions})
+            return model in state.versions or model in state.policies
 
     def runs(self) -> set[str]:
         """The MLflow runs behind the versions that the ledger knows."""
         with self.state() as state:
-            return {registered.mlflow_run for registered in state.versions.values()}
+            return {known.mlflow_run for versions in state.versions.values() for known in versions.values()}
 
-    def entries(self, after: int) -> list[Entry]:
-        """The entries from index ``after`` on."""
-        return self._ledger.store.entries(after)
+    def folders(self) -> Mapping[str, str]:
+        """The `place` of the folder of each version that the ledger knows -> the version's name."""
+        with self.state() as state:
+            if self._folders[0] != state.head:
+                known = [registered for versions in state.versions.values() for registered in versions.values()]
+                self._folders = (
+                    state.head,
+                    {self._folder(one): f"version {one.version} of {one.model}" for one in known},
+                )
+            return self._folders[1]
+
+    def _folder(self, known: Registered) -> str:
+        version = known.model, known.version, known.mlflow_run
+        if version not in self._found:
+            try:
+                self._found[version] = self.folder_of(known)  # once: through the server it never changes
+            except LedgerError:
+                return ""  # somebody changed MLflow's database; moves of this version are refused
+        return self._found[version]
+
+    def entries(self, after: int, before: int | None) -> list[Entry]:
+        """The entries from index ``after`` on, up to ``before``."""
+        return self._ledger.store.entries(after, before)
 
     def accept(self, entry: Entry) -> None:
         """Append an entry that a pipeline or the root key signed.
@@ -84,60 +144,62 @@ class Guard:
             ConflictError: another entry came first.
             LedgerError: it does not hold, or only the server may say it.
         """
-        with self._ledger_lock:
-            known = self._ledger.refresh().keys.get(entry.key)
+        if isinstance(entry.body, Registered):
+            self.folder_of(entry.body)
+        with self.state() as state:
+            known = state.keys.get(entry.key)
             if known and known.role in ("promotion", "witness"):
                 raise LedgerError(f"{entry.name} is signed by the {known.role} key: moves go through this server")
             self._ledger.accept(entry)
+        self._tell_witness()
 
-    def promote(self, model: str, version: str, user: str) -> None:
-        """What setting the alias ``champion`` asks for.
+    def set_policy(self, policy: PolicySet) -> None:
+        """Pin what a model's candidates are judged by; who may do so was checked before.
+
+        Raises:
+            LedgerError: it cannot be written.
+        """
+        with self.state():
+            self._ledger.append(policy, self._signer)
+        self._tell_witness()
+
+    def move(self, action: Action, model: str, version: str, user: str, reason: str = "", run: str = "") -> list[str]:
+        """Move the champion; who may do so was checked before. Setting the alias ``champion`` asks for ``promote``.
 
         Raises:
             LineageError: it may not be, with the reason.
         """
-        with self._promotions(model) as promotions:
-            state = promotions.ledger.state
-            champion, registered = state.champion(model), state.versions.get((model, version))
-            former = any(past.version == version for past in state.champions.get(model, []))
-            current = champion is not None and champion.version == version
-            if former and not current and registered and registered.candidate not in state.withdrawn:
-                raise LedgerError(
-                    f"version {version} of {model} was champion before; going back needs a reason: triptych rollback"
-                )
-            promotions.promote(version, user)
-
-    def move(self, action: Action, model: str, version: str, user: str, reason: str) -> None:
-        """Roll back, withdraw or override; who may do so was checked before.
-
-        Raises:
-            LineageError: it may not be, with the reason.
-        """
-        with self._promotions(model) as promotions:
-            getattr(promotions, action)(version, user, reason)
-
-    def reconcile(self) -> list[str]:
-        """Make registry and ledger agree for all governed models; says what did not."""
-        said = []
-        for model in self.models():
-            with self._promotions(model) as promotions:
-                said += [f"{model}: {line}" for line in promotions.reconcile()]
+        with self._mover(model, user) as mover:
+            registered = mover.ledger.refresh().registered(model, version)
+            if registered and action != "withdraw":
+                self.folder_of(registered)
+                self.writes.await_end(registered.mlflow_run)
+            mover.run = run
+            said = mover.move(action, version, reason)
+        LOG.warning("%s, asked for by %r: %s", model, user, "; ".join(said))  # MLflow's server shows no less
         return said
 
-    @contextmanager
-    def _promotions(self, model: str) -> Iterator[Promotions]:
-        with self._moving_lock:
-            self._check_mark(self._moving)
-            yield Promotions(self._moving, self._signer, Registry(self.backend, model), self._vigil)
+    def reconcile(self, model: str, user: str) -> list[str]:
+        """Make registry and channel agree with the ledger for a model; says what did not.
 
-    def _check_mark(self, ledger: Ledger) -> None:
-        mark = self.settings.mark
+        Raises:
+            LedgerError: the ledger knows no such model.
+        """
+        if not self.governs(model):
+            raise LedgerError(f"the ledger knows no version of a model {model}")
+        with self._mover(model, user) as mover:
+            return mover.reconcile()
+
+    @contextmanager
+    def _mover(self, model: str, user: str) -> Iterator[LocalMover]:
+        with self._moving_lock:
+            registry = Registry(self.backend, model)
+            yield LocalMover(self._moving, self._signer, registry, user, self.witness, self._channel, self.artifacts)
+
+    def _tell_witness(self) -> None:
+        with self.state() as state:  # which also moves the high-water mark
+            now = state.model_copy()
         try:
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            with mark.with_suffix(".lock").open("w") as lock:
-                # Read within the lock: a worker that is a moment behind would take the ledger for a shorter one.
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                state = ledger.refresh()
-                HighWaterMark(mark).check(ledger.all, state)
-        except OSError as error:
-            raise LedgerError(f"the high-water mark {mark} cannot be used: {error}") from error
+            self.witness.write(now)
+        except Exception as error:
+            LOG.debug("see above: %s", error)

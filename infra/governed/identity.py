@@ -2,29 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from flask import g, has_request_context, request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra.governed.settings import UNAUTHENTICATED, Settings
 from lineage.entries import LedgerError
+
+
+class NamedUsersOnly:
+    """An ASGI layer that lets a request through only if the proxy's header names exactly one user.
+
+    It stands before WSGI, which makes one header of ``X-User`` and ``X_User``, and before MLflow's routes that are
+    not Flask's, such as the upload of artifacts.
+    """
+
+    def __init__(self, app: ASGIApp, header: str, free: Collection[str], free_below: tuple[str, ...]) -> None:
+        """Guard ``app``.
+
+        Args:
+            free: paths that need no user.
+            free_below: beginnings of such paths.
+        """
+        self.app, self.header, self.free, self.free_below = app, header.lower().encode(), free, free_below
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        trouble = self._trouble(scope) if scope["type"] in ("http", "websocket") else None
+        if trouble is None:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": trouble[1]})
+        else:
+            content = {"error_code": "PERMISSION_DENIED", "message": trouble[1]}
+            await JSONResponse(content, trouble[0])(scope, receive, send)
+
+    def _trouble(self, scope: Scope) -> tuple[int, str] | None:
+        if scope["path"] in self.free or scope["path"].startswith(self.free_below):
+            return None
+        given = [(name, value) for name, value in scope["headers"] if _as_wsgi(name) == _as_wsgi(self.header)]
+        if not given:
+            return 401, f"nobody is named in the header {self.header.decode()}: log in at the proxy"
+        (name, value), *others = given
+        if others or name.lower() != self.header or b"," in value or not value.strip():
+            # The proxy's header beside one that the client sent: no telling which is which.
+            return 403, (
+                f"the header {self.header.decode()} names several users, or none, or is spelled in another way; "
+                "the proxy must remove the client's"
+            )
+        return None
+
+
+def _as_wsgi(name: bytes) -> str:
+    return name.decode("latin1").upper().replace("-", "_")
 
 
 def current_user(settings: Settings) -> str:
     """The user behind the current request.
 
     Raises:
-        LedgerError: the request names several users, or none where one must be logged in.
+        LedgerError: nobody is named where somebody must be.
     """
-    if not has_request_context() or settings.authentication == "none":
+    if settings.authentication == "none":
         return UNAUTHENTICATED
-    if settings.authentication == "basic-auth":
-        if not g.get("mlflow_authenticated_user"):
-            raise LedgerError("nobody is logged in")
-        return str(g.mlflow_authenticated_user)
-    user = request.headers.get(settings.user_header, "").strip()
-    if "," in user:
-        # The proxy's header beside one that the client sent: no telling which is which.
-        raise LedgerError(f"the header {settings.user_header} names several users; the proxy must remove the client's")
-    return user or UNAUTHENTICATED
+    user = ""
+    if has_request_context():
+        by_proxy = settings.authentication == "header"
+        user = request.headers.get(settings.user_header, "") if by_proxy else g.get("mlflow_authenticated_user") or ""
+    user = user.strip(" ")
+    if not user:
+        raise LedgerError("nobody is logged in")
+    if not user.isprintable():
+        raise LedgerError(f"{user!r} is no name of a user")
+    return user
 
 
 def require_officer(settings: Settings, user: str, action: str) -> None:

@@ -5,25 +5,28 @@
 ``TRIPTYCH_ROOT``           id of the root key that must have opened the ledger
 ``TRIPTYCH_PROMOTION_KEY``  URI of the promotion key, such as ``file2:/keys/promotion.pem``
 ``TRIPTYCH_WITNESS``        where checkpoints go: a folder, or ``s3://bucket/prefix`` with object lock
-``TRIPTYCH_WITNESS_KEY``    URI of the key that signs checkpoints
+``TRIPTYCH_WITNESS_KEY``    URI of the key that signs checkpoints, and the channel's timestamp
 ``TRIPTYCH_MARK``           file in which this server remembers how long the ledger was; shared by its workers
+``TRIPTYCH_CHANNEL``        where the promotion channel is, a folder or ``s3://bucket/prefix``; none by default
+``TRIPTYCH_CHANNEL_LIFE``   hours for which the channel's timestamp counts, 24 by default
 ``TRIPTYCH_AUTHENTICATION`` ``none``, ``basic-auth`` (MLflow's own, on top of which the guard runs) or ``header``
 ``TRIPTYCH_USER_HEADER``    with ``header``: the one in which the proxy names the user, and which it never lets through
-``TRIPTYCH_OFFICERS``       users who may withdraw and override, with commas between; none by default
+``TRIPTYCH_OFFICERS``       users who may withdraw, override and set the policy, with commas between; none by default
 ``TRIPTYCH_ALLOWED_HOSTS``  names under which the server is reached, with commas between; MLflow refuses others
 ==========================  =========================================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lineage.digests import LineageError
 
+PREFIX = "TRIPTYCH_"
 UNAUTHENTICATED = "unauthenticated"
 """How the ledger calls a user whom nobody checked."""
 
@@ -32,23 +35,25 @@ def _names(value: Any) -> Any:
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
-Said = Annotated[str, Field(min_length=1)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
 
 
-class Settings(BaseModel):
-    """The variables above, without their prefix."""
+class Settings(BaseSettings):
+    """The variables above, without their prefix; one that is empty counts as not set."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
-    ledger: Said
-    root: Said
-    promotion_key: Said
-    witness: Said
-    witness_key: Said
+    ledger: str
+    root: str
+    promotion_key: str
+    witness: str
+    witness_key: str
     mark: Path
+    channel: str = ""
+    channel_life: float = Field(default=24.0, gt=0)
     authentication: Literal["none", "basic-auth", "header"]
-    user_header: str = ""
+    # An underscore would be the same header as a dash to WSGI, and not to the proxy.
+    user_header: str = Field(default="", pattern=r"^[A-Za-z0-9-]*$")
     officers: Names = ()
     allowed_hosts: Names = ()
 
@@ -62,24 +67,21 @@ class Settings(BaseModel):
             raise ValueError("TRIPTYCH_OFFICERS needs authentication: without it nobody can be told from an officer")
         if UNAUTHENTICATED in self.officers:
             raise ValueError(f"TRIPTYCH_OFFICERS names {UNAUTHENTICATED!r}, which is nobody")
+        if self.mark.suffix != ".json":
+            raise ValueError("TRIPTYCH_MARK must name a .json file")
         if "*" in self.allowed_hosts:
             raise ValueError("TRIPTYCH_ALLOWED_HOSTS must name the hosts; '*' lets any website act for its visitors")
         return self
 
 
-def read_settings(environment: Mapping[str, str]) -> Settings:
-    """The settings in ``environment``.
+def read_settings() -> Settings:
+    """The settings in the environment.
 
     Raises:
-        LineageError: one is missing or wrong; the message names its variable.
+        LineageError: one is missing or wrong; the message names its variable, never its value.
     """
-    variables = {name: f"TRIPTYCH_{name.upper()}" for name in Settings.model_fields}
-    given = {name: environment[variable] for name, variable in variables.items() if environment.get(variable)}
     try:
-        return Settings.model_validate(given)
+        return Settings()  # type: ignore[call-arg]
     except ValidationError as error:
-        faults = [
-            f"{variables[str(fault['loc'][0])]}: {fault['msg']}" if fault["loc"] else fault["msg"]
-            for fault in error.errors()
-        ]
+        faults = [": ".join([*[PREFIX + str(at).upper() for at in f["loc"][:1]], f["msg"]]) for f in error.errors()]
         raise LineageError("; ".join(faults).replace("Field required", "is not set")) from error

@@ -3,59 +3,60 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from typing import Any
 
-from lineage.artifacts import WEIGHTS_FOLDER, GoneError, folder_digest, weights_digest
-from lineage.audit.claims import LEDGER, STORE, Claim
-from lineage.audit.data import MOST_TABLE
-from lineage.audit.examination import VERDICT_PATH, Examination, UnprovenError, beside, called
-from lineage.audit.report import Part
+from lineage.artifacts import WEIGHTS_FOLDER, GoneError, check_loader, folder_digest, weights_digest
+from lineage.audit.examination import VERDICT_PATH, Claim, Examination, UnprovenError, beside, called
+from lineage.audit.report import LEDGER, STORE, Part
 from lineage.closing import CLOSING
-from lineage.digests import LineageError, digest_json
-from lineage.documents.figures import cells
-from lineage.documents.model_signature import signed_files
-from lineage.documents.provenance import SLSA
-from lineage.entries import PolicySet, Registered
+from lineage.digests import PREFIX, LineageError, digest_json
+from lineage.entries import Registered
+from lineage.figures import METRICS, cells, metrics
+from lineage.model_signature import signed_files
 from lineage.moves import tags_of
 from lineage.pictures import manifest_rows
 from lineage.policy import policy_digest
 from lineage.records import StepRecord
 from lineage.registry import CHAMPION
 from lineage.scores import EVALUATION_FILE, SETS_FILE, TABLE_FILE, stated
-from lineage.statements import VERDICT, open_statement
+from lineage.statements import SLSA, VERDICT, open_statement
 from lineage.witness import check_against, checkpoint_keys, read_checkpoint, told_by_revoked
 
 STEPS = ("snapshot-data", "plan", "validate-data", "encode-features", "fine-tune", "evaluate", "gate", "register")
 """The steps that every registered version has behind it."""
+MOST_TABLE, MOST_UNPACKED = 2**30, 2**31
+"""Bytes of a table's file, and of what is in it."""
 NAMED = 20
 """Culprits that are named one by one."""
+VERDICT_SAYS = ("candidate", "incumbent", "decision", "policy")
+"""What a verdict says that the ledger says too."""
 Seeds = dict[str, tuple[int, ...]]
+Said = Iterator[tuple[str, str]]
+"""Subjects, and what is said of them."""
 
 
 def check_ledger(x: Examination) -> None:
     """Chain, signatures and rules; the root; and how far the ledger is known to be complete."""
-    entries, state = x.sources.entries, x.state
-    if x.trouble:
-        reason = f"{x.trouble}; nothing from entry {state.size} on counts here"
-        x.note("ledger", "does not hold", "the ledger", reason)
-    else:
-        good = f"all {state.size} entries follow one another, are signed by keys that count, and keep the rules"
-        x.note("ledger", "holds", "the ledger", good)
-    with x.checking("ledger", "the root key", f"{x.sources.root[:12]} opened the ledger"):
-        if not x.sources.root:
+    entries, state, root, mark = x.sources.entries, x.state, x.sources.root, x.sources.mark
+    good = f"all {state.size} entries follow one another, are signed by keys that count, and keep the rules"
+    with x.checking("ledger", "the ledger", good):
+        if x.trouble:
+            raise LineageError(f"{x.trouble}; nothing from entry {state.size} on counts here")
+    with x.checking("ledger", "the root key", f"{root[:12]} opened the ledger"):
+        if not root:
             raise GoneError("no root public key was given: anybody could have opened this ledger")
-        if entries[0].key != x.sources.root:
-            raise LineageError(f"the ledger was opened by {entries[0].key[:12]}, not by {x.sources.root[:12]}")
+        if entries[0].key != root:
+            raise LineageError(f"the ledger was opened by {entries[0].key[:12]}, not by {root[:12]}")
     for index, why in state.void.items():
         x.note("ledger", "not proven", f"ledger entry {index}", f"it does not count: {why}")
     for name in state.clock_steps:
         x.note("ledger", "not proven", f"the time of {name}", "it lies before that of the entry before it")
-    if x.sources.mark and not x.trouble:
+    if mark and not x.trouble:
         good = "the ledger goes on from what this reader saw last"
-        with x.checking("ledger", "the high-water mark", good), x.sources.mark.locked():
-            x.sources.mark.check(state, x.digest_at)
+        with x.checking("ledger", "the high-water mark", good), mark.locked():
+            mark.check(state, x.digest_at)
     seen = max([_checkpoint(x, name, content) for name, content in x.sources.checkpoints], default=0)
     x.proven = f"consistent up to {state.size} entries; completeness not proven: no checkpoint of it was given"
     if seen:
@@ -83,14 +84,16 @@ def _checkpoint(x: Examination, name: str, content: bytes) -> int:
 
 def check_steps(x: Examination, run: str, records: Mapping[str, StepRecord], version: Registered | None) -> None:
     """All steps left records, ran the same code, and some step gave what another took."""
-    for step in STEPS if version else ():
-        x.record(run, step)
     if len({record.code for step, record in records.items() if step != CLOSING}) > 1:
         reason = "its steps did not all run the same code: it was changed meanwhile, or they ran in places that differ"
         x.note("records", "not proven", f"the code of run {run}", reason)
+    if version is None:
+        return
+    for step in STEPS:
+        x.record(run, step)
     given = {name for record in records.values() for name in record.outputs}
     taken = {name for record in records.values() for name in record.inputs}
-    for name in ({"candidate", *version.evidence} & taken) - given if version else ():
+    for name in ({"candidate", *version.evidence} & taken) - given:
         x.note("records", "missing", f"{name} in run {run}", "no record says which step gave it")
 
 
@@ -102,129 +105,140 @@ def check_version(x: Examination, version: Registered) -> tuple[dict[str, Any] |
         if added := x.artifacts.names(x.stored(version).evidence) - version.evidence.keys():
             raise LineageError(f"{', '.join(sorted(added))} lies there, and the ledger does not name it")
     predicate = check_verdict(x, version)
-    seeds = _check_scores(x, version, predicate or {})
     _check_model(x, version)
-    with x.checking("version", f"the signature of {beside(version, 'provenance.dsse.json')}", "the run's key made it"):
-        content = x.content(version, "provenance.dsse.json")
-        statement, by = open_statement(content, SLSA, x.state.keys_of("run")), "the provenance"
-        digest = statement.subject_digest("candidate")
-        x.index.add(Claim(f"candidate in run {version.run}", digest, by, "version"))
-        for one in statement.predicate["runDetails"]["byproducts"]:
-            subject = f"record {version.run}/{one['name'].removeprefix('step record ')}.json"
-            x.index.add(Claim(subject, "sha256:" + one["digest"]["sha256"], by, "version"))
-    _check_registry(x, version)
-    return predicate, seeds
+    for name, file in ("scores", TABLE_FILE), ("sets", SETS_FILE):
+        if predicate and name in predicate["evaluation"]:
+            digest = predicate["evaluation"][name]
+            x.claim(Claim(beside(version, f"scores/{file}"), digest, "the verdict", "evaluation"))
+    for path, (part, read) in DOCUMENTS.items():
+        if path == "model.sig" and path not in version.evidence:
+            x.note(part, "not proven", beside(version, path), "the run's key was not in a file, and signed no weights")
+            continue
+        with x.checking(part, f"what {beside(version, path)} says", "it can be read, and whoever must has signed it"):
+            said = list(read(x, version, x.content(version, path)))
+            x.claim(*(Claim(subject, str(value), path, part) for subject, value in said))
+    _check_registry(x, version, predicate)
+    return predicate, _check_samples(x, version, predicate or {})
 
 
 def check_verdict(x: Examination, version: Registered) -> dict[str, Any] | None:
     """The verdict that a version was registered with; None where it does not hold."""
-    entry, judged, by = x.judged[version.verdict], x.state.verdicts[version.verdict], "the verdict"
-    with x.checking("verdict", f"the signature of {beside(version, VERDICT_PATH)}", "the gate's key made it"):
+    made, judged, subject = x.registration(version), x.registration(version).verdict, beside(version, VERDICT_PATH)
+    with x.checking("verdict", f"the signature of {subject}", "the gate's key made it"):
         x.evidence(version, "verdict")
         statement = open_statement(x.content(version, VERDICT_PATH), VERDICT, x.state.keys_of("gate"))
-        predicate = statement.predicate
+        predicate: dict[str, Any] = statement.predicate
         evaluation = predicate["evaluation"]
-        said = {
-            "candidate": (statement.subject_digest("candidate"), judged.candidate),
-            "incumbent": (evaluation["incumbent"]["digest"], judged.incumbent),
-            "decision": (predicate["decision"], judged.decision),
-            "policy": (policy_digest(evaluation["terms"], predicate["gate"]), judged.policy),
-        }
-        for name, (value, _) in said.items():
-            x.index.add(Claim(f"{name} in run {judged.run}", str(value), by, "verdict"))
-        x.index.add(Claim(f"evaluation in run {judged.run}", digest_json(evaluation), by, "evaluation"))
-        pinned = [
-            e.body
-            for e in x.sources.entries[: entry.index]
-            if isinstance(e.body, PolicySet) and e.body.model == judged.model
-        ]
-        if not pinned or pinned[-1].digest != judged.policy:
-            reason = f"the ledger pinned {pinned[-1].digest if pinned else 'none'} then: it can never promote"
-            x.note("verdict", "not proven", f"the policy of {beside(version, VERDICT_PATH)}", reason)
-        [cells(figure) for figure in (*predicate["figures"], *predicate.get("anchor", ()))]
+        policy = policy_digest(evaluation["terms"], predicate["gate"])
+        said = statement.subject_digest("candidate"), evaluation["incumbent"]["digest"], predicate["decision"], policy
+        for name, value in zip(VERDICT_SAYS, said, strict=True):
+            x.claim(Claim(f"{name} in run {judged.run}", getattr(judged, name), LEDGER, "verdict"))
+            x.claim(Claim(f"{name} in run {judged.run}", str(value), "the verdict", "verdict"))
+        x.claim(Claim(f"evaluation in run {judged.run}", digest_json(evaluation), "the verdict", "evaluation"))
+        pinned = [p.digest for entry, p in x.policies if entry.index < made.judged.index and p.model == judged.model]
+        if pinned[-1:] != [judged.policy]:
+            reason = f"the ledger pinned {pinned[-1] if pinned else 'none'} then: it can never promote"
+            x.note("verdict", "not proven", f"the policy of {subject}", reason)
+        # What is shown of it must have its form.
+        list(map(cells, (*predicate["figures"], *predicate.get("anchor", ()))))
+        list((*predicate["reasons"], *evaluation.get("scorers", ())))
         if predicate["run"] != judged.run:
             raise LineageError(f"it is of run {predicate['run']}, the ledger says {judged.run}")
-        return predicate if all(value == expected for value, expected in said.values()) else None
+        return predicate if said == tuple(getattr(judged, name) for name in VERDICT_SAYS) else None
     return None
 
 
-def _check_scores(x: Examination, version: Registered, predicate: Mapping[str, Any]) -> Seeds:
-    """Scores and samples are those that the verdict was given on; gives each prompt's seeds."""
-    said, there = predicate.get("evaluation", {}), x.evidence(version, "scores")
-    files = {file: said[name] for name, file in (("scores", TABLE_FILE), ("sets", SETS_FILE)) if name in said}
-    x.claim_files("the verdict", version, "evidence/scores", files, there)
-    with x.checking("evaluation", beside(version, f"scores/{EVALUATION_FILE}")):
-        evaluation = json.loads(x.content(version, f"scores/{EVALUATION_FILE}"))
-        x.index.add(
-            Claim(f"evaluation in run {version.run}", digest_json(stated(evaluation)), EVALUATION_FILE, "evaluation")
-        )
+def _check_samples(x: Examination, version: Registered, predicate: Mapping[str, Any]) -> Seeds:
+    """There is one picture for each that was scored; gives each prompt's seeds."""
     seeds: dict[str, set[int]] = {}
     good = "one picture for each prompt and seed that was scored"
+    if predicate.get("evaluation", {}).get("unusable"):
+        return {}  # nothing was scored, whatever was drawn before that
     with x.checking("evaluation", beside(version, "scores/samples"), good):
-        table = BytesIO(x.content(version, f"scores/{TABLE_FILE}", MOST_TABLE))
-        scored = set[str]()
-        for row in manifest_rows(table, ["model", "prompt", "seed"]):
+        table, scored = BytesIO(x.content(version, f"scores/{TABLE_FILE}", MOST_TABLE)), set[str]()
+        for row in manifest_rows(table, ["model", "prompt", "seed"], MOST_UNPACKED):
             seeds.setdefault(row["prompt"], set()).add(row["seed"])
             scored.add(f"samples/{row['model']}/{row['prompt']}-{row['seed']}.png")
-        samples = {name for name in there if name.startswith("samples/") and name.endswith(".png")}
-        if said.get("unusable"):
-            return {}  # nothing was scored, whatever was drawn before that
-        if scored - samples:
-            raise GoneError(f"scored and not there: {', '.join(sorted(scored - samples)[:NAMED])}")
-        if samples - scored:
-            raise LineageError(f"there and never scored: {', '.join(sorted(samples - scored)[:NAMED])}")
+        files = x.evidence(version, "scores")
+        there = {name for name in files if name.startswith("samples/") and name.endswith(".png")}
+        if scored - there:
+            raise GoneError(f"scored and not there: {', '.join(sorted(scored - there)[:NAMED])}")
+        if there - scored:
+            raise LineageError(f"there and never scored: {', '.join(sorted(there - scored)[:NAMED])}")
     return {prompt: tuple(sorted(found)) for prompt, found in sorted(seeds.items())}
 
 
 def _check_model(x: Examination, version: Registered) -> None:
-    """The model folder and the weights in it are those that were registered, judged, and signed."""
-    files = x.model_files(version)
-    there = {one.name.removeprefix(f"{WEIGHTS_FOLDER}/"): one for one in files if one.name.startswith(WEIGHTS_FOLDER)}
-    if there:
-        x.index.add(Claim(f"the weights of {called(version)}", weights_digest(files), STORE, "weights"))
-        x.index.add(Claim(f"the model folder of {called(version)}", folder_digest(files), STORE, "weights"))
-        for name, one in there.items():
-            x.index.add(Claim(f"weights/{name} of {called(version)}", one.digest, STORE, "weights"))
-    else:
-        x.note("weights", "missing", f"the weights of {called(version)}", "they are not in the artifact store")
-    subject = f"the signature of {beside(version, 'model.sig')}"
-    with x.checking("weights", subject, "the run's key signed these files"):
-        if "model.sig" not in version.evidence:
-            raise UnprovenError("the weights were not signed: the run's key was not in a file")
-        signed = signed_files(x.content(version, "model.sig"), x.state.keys_of("run"))
-        x.claim_files("model.sig", version, "weights", signed, there)
-    with x.checking("version", beside(version, "bom.cdx.json")):
-        listed = json.loads(x.content(version, "bom.cdx.json"))["metadata"]["component"].get("components", [])
-        digests = {one["name"]: "sha256:" + one["hashes"][0]["content"] for one in listed}
-        x.claim_files("the bill of materials", version, "weights", digests, there)
-        for name in there.keys() - digests.keys():
+    """The model folder and the weights in it are those that were registered and judged."""
+    files, of = x.model_files(version), called(version)
+    with x.checking("weights", f"the weights of {of}"):
+        x.claim(Claim(f"the weights of {of}", weights_digest(files), STORE, "weights"))
+        x.claim(Claim(f"the model folder of {of}", folder_digest(files), STORE, "weights"))
+        for one in files:
+            x.claim(Claim(f"{one.name.replace(WEIGHTS_FOLDER, 'weights')} of {of}", one.digest, STORE, "weights"))
+    with x.checking("weights", f"the loader of {of}", "it is ours, and no code lies beside it"):
+        check_loader(x.artifacts.open(x.stored(version).source), files)
+
+
+def _evaluation(x: Examination, version: Registered, content: bytes) -> Said:
+    yield f"evaluation in run {version.run}", digest_json(stated(json.loads(content)))
+
+
+def _bill(x: Examination, version: Registered, content: bytes) -> Said:
+    """What the bill of materials says of the files of the weights: all of them."""
+    listed = {one["name"]: one for one in json.loads(content)["metadata"]["component"].get("components", [])}
+    for name, one in listed.items():
+        yield f"weights/{name} of {called(version)}", PREFIX + one["hashes"][0]["content"]
+    for one in x.model_files(version):
+        name = one.name.removeprefix(f"{WEIGHTS_FOLDER}/")
+        if name != one.name and name not in listed:
             x.note("weights", "does not hold", f"weights/{name} of {called(version)}", "it was added")
-    with x.checking("version", beside(version, "croissant.json")):
-        files = json.loads(x.content(version, "croissant.json"))["distribution"]
-        digests = {
-            one["contentUrl"].removeprefix("validated/"): "sha256:" + one["sha256"] for one in files if "sha256" in one
-        }
-        x.claim_files("croissant.json", version, "evidence/validated", digests, x.evidence(version, "validated"))
 
 
-def _check_registry(x: Examination, version: Registered) -> None:
-    """The registry's version, tags and champion agree with the ledger."""
-    name, model = f"{called(version)} in the registry", version.model
+def _signed(x: Examination, version: Registered, content: bytes) -> Said:
+    for name, digest in signed_files(content, x.state.keys_of("run")).items():
+        yield f"weights/{name} of {called(version)}", digest
+
+
+def _croissant(x: Examination, version: Registered, content: bytes) -> Said:
+    for one in json.loads(content)["distribution"]:
+        if "sha256" in one:
+            yield beside(version, one["contentUrl"]), PREFIX + one["sha256"]
+
+
+def _provenance(x: Examination, version: Registered, content: bytes) -> Said:
+    statement = open_statement(content, SLSA, x.state.keys_of("run"))
+    yield f"candidate in run {version.run}", statement.subject_digest("candidate")
+    for one in statement.predicate["runDetails"]["byproducts"]:
+        yield f"record {version.run}/{one['name'].removeprefix('step record ')}.json", PREFIX + one["digest"]["sha256"]
+
+
+DOCUMENTS: dict[str, tuple[Part, Any]] = {
+    f"scores/{EVALUATION_FILE}": ("evaluation", _evaluation),
+    "bom.cdx.json": ("version", _bill),
+    "model.sig": ("weights", _signed),
+    "croissant.json": ("data", _croissant),
+    "provenance.dsse.json": ("version", _provenance),
+}
+"""What claims something of other things, and how it is read."""
+
+
+def _check_registry(x: Examination, version: Registered, predicate: Mapping[str, Any] | None) -> None:
+    """The registry's version, tags and champion agree with the ledger, its figures with the verdict."""
+    name, model, champion = f"{called(version)} in the registry", version.model, x.state.champion(version.model)
 
     def compare(subject: str, said: str, shown: str, part: Part = "version") -> None:
-        x.index.add(Claim(subject, said, LEDGER, part), Claim(subject, shown, "the registry", part))
+        x.claim(Claim(subject, said, LEDGER, part), Claim(subject, shown, "the registry", part))
 
     with x.checking("version", name, "it is there"):
         stored = x.stored(version)
         compare(f"the MLflow run of {name}", version.mlflow_run, stored.mlflow_run)
         for tag, said in tags_of(x.state, model, version.version).items():
             compare(f"tag {tag} of {name}", said, stored.tags.get(tag, ""))
+        if predicate:
+            found = x.registry(model).client.get_run(version.mlflow_run).data.metrics
+            shown = {metric: value for metric, value in found.items() if metric.startswith(METRICS)}
+            compare(f"the figures of {name}", digest_json(metrics(predicate["figures"])), digest_json(shown))
     with x.checking("moves", f"alias {CHAMPION} of {model}"):
-        champion = x.state.champion(model)
         holder = x.registry(model).client.get_registered_model(model).aliases.get(CHAMPION, "")
-        compare(
-            f"alias {CHAMPION} of {model}",
-            f"version {champion.version}" if champion else "",
-            f"version {holder}" if holder else "",
-            "moves",
-        )
+        compare(f"alias {CHAMPION} of {model}", champion.version if champion else "", str(holder), "moves")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import cast
 
 from lineage.audit import checks
 from lineage.audit.data import MOST_PICTURE, check_pictures, data_of
 from lineage.audit.examination import Examination, Sources, called
-from lineage.audit.report import Base, Data, Ledger, Registration, Report, Use, Version
+from lineage.audit.report import Ledger, Report, Use, Version
 from lineage.audit.resolve import Target, UnknownError, resolve, use
 from lineage.digests import LineageError
-from lineage.entries import Moved, Registered
+from lineage.entries import Registered
 from lineage.records import StepRecord
 
 SIGHTS = {"grid": "scores/grid.png", "pareto": "verdict/pareto.png"}
@@ -46,79 +45,75 @@ def audit(what: str, sources: Sources, image: bool = False) -> Report:
             checks.check_steps(x, target.run, records, target.version)
         version = _version(x, target.version, records) if target.version else None
         x.compare()
-        return _report(x, what, target, records, version)
-
-
-def _report(
-    x: Examination, what: str, target: Target, records: dict[str, StepRecord], version: Version | None
-) -> Report:
-    ended = {keyid: f" until entry {known.until}" for keyid, known in x.state.keys.items() if known.until is not None}
-    keys = {keyid: known.role + ended.get(keyid, "") for keyid, known in x.state.keys.items()}
-    ledger = {"name": x.state.ledger, "size": x.state.size, "head": x.state.head, "keys": keys}
+    state, ended = x.state, {key: known.until for key, known in x.state.keys.items()}
     return Report(
-        what=what,
-        kind=target.kind,
-        found=target.found,
-        ledger=Ledger(**ledger, root=x.sources.root, proven=x.proven),  # type: ignore[arg-type]
-        run=target.run,
-        outcome=x.state.outcomes.get(target.run, "not closed") if target.run else "",
+        what=what.encode(errors="replace").decode(),
+        ledger=Ledger(
+            name=state.ledger,
+            size=state.size,
+            head=state.head,
+            root=sources.root,
+            proven=x.proven,
+            keys={k: v.role + ("" if ended[k] is None else f" until entry {ended[k]}") for k, v in state.keys.items()},
+        ),
+        outcome=state.outcomes.get(target.run, "not closed") if target.run else "",
         records=records,
-        version=version,
-        uses=target.uses,
-        claims=target.claims,
         findings=tuple(x.findings.values()),
         images=x.images,
+        **{**vars(target), "version": version},
     )
 
 
 def _version(x: Examination, version: Registered, records: dict[str, StepRecord]) -> Version:
     predicate, seeds = checks.check_version(x, version)
-    for name, path in SIGHTS.items():
+    for sight, path in SIGHTS.items():
         try:
-            x.images[name] = x.content(version, path, MOST_PICTURE)
+            x.images[sight] = x.content(version, path, MOST_PICTURE)
         except LineageError:
             continue  # what does not hold is not shown, and a finding says so
-    incumbent, base = x.state.verdicts[version.verdict].incumbent, x.base(version)
+    chain, trained = [version], [version]
+    while before := x.version_with(x.registration(chain[-1]).verdict.incumbent, chain[-1]):
+        checks.check_verdict(x, before)
+        chain.append(before)
+    while before := x.version_with(x.base(trained[-1]), trained[-1]):
+        trained.append(before)
+    data = tuple(data_of(x, one) for one in trained)
+    for one in data:
+        check_pictures(x, one, show=one is data[0])
+
+    def name(digest: str) -> str:
+        known = x.version_with(digest, version)
+        return called(known) if known else "the base model"
+
+    made = x.registration(version)
     return Version(
-        registered=x.entry(version),
-        judged=x.judged[version.verdict],
+        registered=made.registered,
+        judged=made.judged,
         standing=x.standing(version),
-        incumbent_name=_name(x, incumbent, version),
+        incumbent_name=name(made.verdict.incumbent),
         predicate=predicate,
         seeds=seeds,
         trained_by=_trained_by(x, version, records),
-        base=Base(digest=base, name=_name(x, base, version)) if base else None,
-        data=tuple(_checked_data(x, one, one is version) for one in (version, *_ancestors(x, version))),
-        chain=_chain(x, version),
-        moves=tuple(entry for entry in x.moves if _is_about(cast(Moved, entry.body), version)),
+        base=x.base(version),
+        base_name=name(x.base(version)),
+        data=data,
+        chain=tuple(x.registration(one) for one in chain),
+        moves=tuple(
+            entry
+            for entry, move in x.moves
+            # A withdrawal of another version leaves the champion where it is.
+            if version.version in (move.version, move.previous_version if move.action != "withdraw" else "")
+            and move.model == version.model
+        ),
         descendants=_descendants(x, version),
     )
 
 
-def _checked_data(x: Examination, version: Registered, own: bool) -> Data:
-    data = data_of(x, version)
-    check_pictures(x, data, show=own)
-    return data
-
-
-def _name(x: Examination, digest: str, before: Registered) -> str:
-    version = x.version_with(digest, before)
-    return called(version) if version else "the base model"
-
-
-def _ancestors(x: Examination, version: Registered) -> list[Registered]:
-    """The versions that a version was trained from, nearest first."""
-    found = []
-    while following := x.version_with(x.base(version), version):
-        found.append(version := following)
-    return found
-
-
 def _trained_by(x: Examination, version: Registered, records: dict[str, StepRecord]) -> StepRecord | None:
     """The step that trained these weights; a run that judged known ones anew says so in its record."""
-    own = records.get("fine-tune")
-    if own is None or "reused" not in own.facts:
-        return own
+    found = records.get("fine-tune")
+    if found is None or "reused" not in found.facts:
+        return found
     subject = f"who trained the weights of {called(version)}"
     with x.checking("records", subject, "a record of an earlier run says that it gave them"):
         first = next(one for one in x.versions if one.candidate == version.candidate)
@@ -129,29 +124,11 @@ def _trained_by(x: Examination, version: Registered, records: dict[str, StepReco
     return None
 
 
-def _chain(x: Examination, version: Registered) -> tuple[Registration, ...]:
-    """The version, what it was judged against, what that was judged against, down to the base model."""
-    chain: list[Registration] = []
-    following: Registered | None = version
-    while following:
-        if following is not version:
-            checks.check_verdict(x, following)
-        chain.append(Registration(registered=x.entry(following), judged=x.judged[following.verdict]))
-        following = x.version_with(x.state.verdicts[following.verdict].incumbent, following)
-    return tuple(chain)
-
-
-def _is_about(move: Moved, version: Registered) -> bool:
-    """Whether a move is to a version or away from it; a withdrawal of another one leaves the champion."""
-    away = move.previous_version if move.action != "withdraw" else ""
-    return move.model == version.model and version.version in (move.version, away)
-
-
 def _descendants(x: Examination, version: Registered) -> tuple[Use, ...]:
     """Versions trained from these weights, and versions that were judged against them."""
     found: list[Use] = []
     for other in x.versions:
         hows = ["trained from it"] if x.base(other) == version.candidate else []
-        hows += ["judged against it"] if x.state.verdicts[other.verdict].incumbent == version.candidate else []
+        hows += ["judged against it"] if x.registration(other).verdict.incumbent == version.candidate else []
         found += [use(x, other, " and ".join(hows))] if hows else []
     return tuple(found)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
 from lineage.artifacts import ChangedError, GoneError, UnreachableError, read_file, regular
-from lineage.audit.claims import Claim
-from lineage.audit.examination import Examination, UnprovenError, beside, judge, once
+from lineage.audit.checks import MOST_TABLE, MOST_UNPACKED, NAMED
+from lineage.audit.examination import Claim, Examination, UnprovenError, beside, judge, once
 from lineage.audit.report import Data, Finding, Picture, Standing
 from lineage.digests import digest_bytes, manifest_digest
 from lineage.entries import Registered
@@ -18,10 +18,8 @@ from lineage.pictures import PARQUET, PictureError, manifest_rows, read_bytes, t
 
 SHOWN = 24
 """Training images kept to be shown."""
-NAMED = 20
-"""Training images that are named one by one where they do not hold."""
-MOST_TABLE, MOST_PICTURE = 2**30, 2**28
-"""Bytes of the file of a table or picture."""
+MOST_PICTURE = 2**28
+"""Bytes of a picture's file."""
 HELD_OUT = "held out"
 COLUMNS = ("file_name", "sha256", "bytes", "text", "license", "consent", "source", "split")
 
@@ -29,49 +27,35 @@ COLUMNS = ("file_name", "sha256", "bytes", "text", "license", "consent", "source
 @once
 def data_of(x: Examination, version: Registered) -> Data:
     """What a version's run trained on and what it refused, its digests checked."""
-    run, record = version.run, x.record(version.run, "validate-data")
-    accepted: list[dict[str, Any]] | None = None
-    refused: tuple[Picture, ...] | None = None
+    run, record, accepted, refused = version.run, x.record(version.run, "validate-data"), None, None
+    stated = {**record.outputs, **record.inputs} if record else {}
+
+    def rows(name: str, *columns: str) -> Iterator[dict[str, Any]]:
+        content = x.content(version, f"validated/{name}.parquet", MOST_TABLE)
+        return manifest_rows(BytesIO(content), columns or None, MOST_UNPACKED)
+
     with x.checking("data", beside(version, "validated/manifest.parquet")):
-        rows = list(_rows(x, version, "manifest"))
-        digest = manifest_digest(rows)
-        x.index.add(Claim(f"accepted in run {run}", digest, "the manifest", "data"))
-        accepted = rows if record and record.outputs.get("accepted") == digest else None
+        found = list(rows("manifest"))
+        digest = manifest_digest(found)
+        x.claim(Claim(f"accepted in run {run}", digest, "the manifest", "data"))
+        accepted = found if stated.get("accepted") == digest else None
     with x.checking("data", beside(version, "validated/quarantine.parquet")):
-        facts = list(_rows(x, version, "facts", ("row", *COLUMNS)))
-        why: dict[int, list[str]] = {}
-        for row in _rows(x, version, "quarantine", ("row", "reason")):
+        facts, why = list(rows("facts", "row", *COLUMNS)), dict[int, list[str]]()
+        for row in rows("quarantine", "row", "reason"):
             why.setdefault(row["row"], []).append(row["reason"])
-        digest = _snapshot_digest(accepted, facts, set(why))
-        x.index.add(Claim(f"snapshot in run {run}", digest, "accepted and refused rows together", "data"))
-        if record and record.inputs.get("snapshot") == digest:
-            refused = tuple(_picture(facts[row], tuple(reasons)) for row, reasons in why.items())
-    used = [row for row in accepted or () if trained_on(row)]
-    held_out = [row for row in accepted or () if not trained_on(row)]
-    not_used = tuple(_picture(row, (f"{HELD_OUT}: its split is {row['split']}",)) for row in held_out)
-    return Data(
-        version=version.version,
-        run=run,
-        snapshot=record.inputs.get("snapshot", "") if record else "",
-        accepted=record.outputs.get("accepted", "") if record else "",
-        pictures=tuple(map(_picture, used)) if accepted is not None else None,
-        refused=refused if refused is None else (*refused, *not_used),
-    )
-
-
-def _rows(
-    x: Examination, version: Registered, name: str, columns: Sequence[str] | None = None
-) -> Iterator[dict[str, Any]]:
-    return manifest_rows(BytesIO(x.content(version, f"validated/{name}.parquet", MOST_TABLE)), columns)
-
-
-def _snapshot_digest(accepted: list[dict[str, Any]] | None, facts: list[dict[str, Any]], set_aside: set[int]) -> str:
-    """The digest of accepted and refused rows together, which are the snapshot."""
-    if accepted is None:
-        raise UnprovenError("the manifest of the accepted rows does not hold, so the snapshot cannot be put together")
-    rest = iter(accepted)
-    rows = [{c: row[c] for c in COLUMNS} if row["row"] in set_aside else next(rest, {}) for row in facts]
-    return manifest_digest([*rows, *rest])
+        if accepted is None:
+            raise UnprovenError("the manifest of the accepted rows does not hold: the snapshot cannot be put together")
+        rest = iter(accepted)
+        whole = [{c: row[c] for c in COLUMNS} if row["row"] in why else next(rest, {}) for row in facts]
+        digest = manifest_digest([*whole, *rest])
+        x.claim(Claim(f"snapshot in run {run}", digest, "accepted and refused rows together", "data"))
+        if stated.get("snapshot") == digest:
+            held_out = [(row, (f"{HELD_OUT}: its split is {row['split']}",)) for row in accepted if not trained_on(row)]
+            set_aside = [*((facts[row], tuple(reasons)) for row, reasons in why.items()), *held_out]
+            refused = tuple(_picture(row, reasons) for row, reasons in set_aside)
+    pictures = None if accepted is None else tuple(_picture(row) for row in accepted if trained_on(row))
+    named = {name: stated.get(name, "") for name in ("snapshot", "accepted")}
+    return Data(version=version.version, run=run, **named, pictures=pictures, refused=refused)
 
 
 def check_pictures(x: Examination, data: Data, show: bool) -> None:
@@ -80,16 +64,15 @@ def check_pictures(x: Examination, data: Data, show: bool) -> None:
     step = max(1, -(-len(pictures) // SHOWN))
     for number, picture in enumerate(pictures):
         try:
-            content = _read_picture(picture, cells, x.sources.remote)
+            content = _read_picture(picture.uri or "", cells, x.sources.remote)
             if (found := digest_bytes(content)) != picture.sha256:
                 raise ChangedError(f"the manifest says {picture.sha256}; what lies at {picture.uri} says {found}")
         except Exception as error:
-            standing, reason = judge(error)
-            subject = f"training image {picture.file_name} of run {data.run}"
+            subject, (standing, reason) = f"training image {picture.file_name} of run {data.run}", judge(error)
             wrong.append(Finding(part="data", standing=standing, subject=subject, reason=reason))
-            continue
-        if show and number % step == 0:
-            x.images[f"training/{picture.file_name}"] = content
+        else:
+            if show and number % step == 0:
+                x.images[f"training/{picture.file_name}"] = content
     for finding in wrong[:NAMED]:
         x.note(finding.part, finding.standing, finding.subject, finding.reason)
     if wrong[NAMED:]:
@@ -101,9 +84,8 @@ def check_pictures(x: Examination, data: Data, show: bool) -> None:
         x.note("data", "holds", f"the {len(pictures)} training images of run {data.run}", good)
 
 
-def _read_picture(picture: Picture, cells: _Cells, remote: bool) -> bytes:
+def _read_picture(uri: str, cells: _Cells, remote: bool) -> bytes:
     """The bytes of a picture; from other machines only where that was asked for."""
-    uri = picture.uri or ""
     scheme, _, place = uri.partition("://")
     try:
         if scheme == "file":
@@ -133,8 +115,7 @@ class _Cells:
             self.at, self.next, self.cells = column, 0, self._all(*column.rsplit("#", 1))
         value = next(islice(self.cells, int(row) - self.next, None))
         self.next = int(row) + 1
-        content = value.get("bytes") if isinstance(value, dict) else value
-        return bytes(content or b"")
+        return bytes((value.get("bytes") if isinstance(value, dict) else value) or b"")
 
     @staticmethod
     def _all(file: str, column: str) -> Iterator[Any]:

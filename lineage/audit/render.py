@@ -14,9 +14,9 @@ from typing import Any, get_args
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
-from lineage.audit.report import Finding, Picture, Report, Standing
-from lineage.digests import short
-from lineage.documents.figures import cells
+from lineage.audit.report import Picture, Report, Standing
+from lineage.digests import PREFIX, TREE, hex_of, short
+from lineage.figures import cells
 from lineage.records import StepRecord
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
@@ -62,7 +62,7 @@ def _render(template: str, report: Report, **more: Any) -> str:
         loader=FileSystemLoader(Path(__file__).parent),
     )
     environment.filters |= {"cells": cells, "rights": rights, "short": short, "brief": _brief}
-    worst = {one.part: one.standing for one in sorted(report.findings, key=_rank, reverse=True)}
+    worst = {one.part: one.standing for kind in reversed(ORDER) for one in report.findings if one.standing == kind}
     known = {"report": report, "version": report.version, "summary": summary(report), "seeds": seeds(report.records)}
     limits = {"order": ORDER, "worst": worst, "few": FEW, "most": MOST_ROWS, "done": DONE}
     return environment.get_template(template).render(**known, **limits, **more)
@@ -93,10 +93,11 @@ def rights(pictures: tuple[Picture, ...], name: str) -> str:
     return most + (f" and {len(found) - FEW} more" if found[FEW:] else "")
 
 
-def seeds(records: dict[str, StepRecord]) -> dict[str, int]:
+def seeds(records: dict[str, StepRecord]) -> dict[str, Any]:
     """Step -> the seed that it was given."""
+    given = {step: record.parameters["seed"] for step, record in records.items() if "seed" in record.parameters}
     # KFP hands whole numbers on as floats.
-    return {step: int(record.parameters["seed"]) for step, record in records.items() if "seed" in record.parameters}
+    return {step: int(seed) if isinstance(seed, float) else seed for step, seed in given.items()}
 
 
 def shown(content: bytes, side: int = THUMBNAIL) -> str:
@@ -124,9 +125,5 @@ def _as_uri(content: bytes) -> str:
 
 def _brief(line: str) -> str:
     """A line that fits into a box."""
-    line = short(line) if line.partition(":")[0] in ("sha256", "tree-sha256") else line
+    line = f"{hex_of(line)[:12]}…" if line.startswith((PREFIX, TREE)) else line
     return line if len(line) <= LETTERS else line[: LETTERS - 1] + "…"
-
-
-def _rank(finding: Finding) -> int:
-    return ORDER.index(finding.standing)

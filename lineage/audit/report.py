@@ -10,6 +10,8 @@ from lineage.entries import Entry, Judged, Registered
 from lineage.records import StepRecord
 
 Standing = Literal["does not hold", "missing", "not proven", "holds"]
+LEDGER, STORE = "the ledger", "the artifact store"
+"""Who makes most claims."""
 Part = Literal["ledger", "records", "data", "weights", "evaluation", "verdict", "version", "moves", "picture"]
 
 
@@ -66,13 +68,6 @@ class Use(Fact):
     how: str
 
 
-class Base(Fact):
-    """The model that training began from."""
-
-    digest: str
-    name: str
-
-
 class Registration(Fact):
     """A version as the ledger has it, and the verdict that it was registered with."""
 
@@ -101,7 +96,9 @@ class Version(Registration):
     """Prompt of the evaluation set -> the seeds that it was drawn with."""
     trained_by: StepRecord | None
     """The step that trained the weights: of an earlier run where this one only judged them anew."""
-    base: Base | None
+    base: str
+    """Digest of the model that training began from; empty: unknown."""
+    base_name: str
     data: tuple[Data, ...]
     """Its own, then that of each version it was trained from."""
     chain: tuple[Registration, ...]

@@ -8,9 +8,8 @@ from io import BytesIO
 from pathlib import Path
 
 from lineage.artifacts import read_file
-from lineage.audit.claims import Claim
 from lineage.audit.data import HELD_OUT, MOST_PICTURE, data_of
-from lineage.audit.examination import Examination, beside, called
+from lineage.audit.examination import Claim, Examination, beside, called
 from lineage.audit.report import Picture, Use
 from lineage.digests import PREFIX, TREE, LineageError, digest_file
 from lineage.entries import Registered
@@ -47,32 +46,36 @@ def resolve(x: Examination, what: str, image: bool) -> Target:
     Raises:
         UnknownError: nothing in the ledger, the records or the artifact store is it.
     """
-    path, digest = Path(what), DIGEST.fullmatch(what)
-    file = _is_file(path)
-    if not image and (named := VERSION.fullmatch(what)) and not ("/" in what and file):
+    path, digest = _file(what), DIGEST.fullmatch(what)
+    if not image and (named := VERSION.fullmatch(what)) and not ("/" in what and path):
         return _version(x, named["model"] or _only_model(x), named["number"])
     if not image and what in x.state.records:
         return _run(x, what)
-    if not digest and not file:
+    if digest:
+        asked = [(digest["kind"] or kind) + digest["hex"] for kind in (PREFIX, TREE)]
+    elif path:
+        asked = [digest_file(path)]
+    else:
         kinds = "an image file or its digest" if image else "a version, `champion`, a run, a digest or a file"
         raise UnknownError(f"{what[:200]!r} is not {kinds} that the ledger knows")
-    asked = [digest_file(path)] if not digest else [(digest["kind"] or kind) + digest["hex"] for kind in (PREFIX, TREE)]
-    for load in (_load_images,) if image else (_load_nothing, _load_records, _load_images, _load_files):
-        load(x)
-        if claims := [claim for one in dict.fromkeys(asked) for claim in x.index.values.get(one, [])]:
-            return _named(x, claims, path if file else None)
+    # What costs more is looked into only where the rest does not know.
+    for load in (_load_images,) if image else (None, _load_records, _load_images, _load_files):
+        if load:
+            load(x)
+        if claims := [claim for one in dict.fromkeys(asked) for claim in x.values.get(one, [])]:
+            return _named(x, claims, path)
     if image:
         return Target("training image", "no version was trained on it, and none refused it")
-    if file and (claimed := _claimed(x, path)):
+    if path and (claimed := _claimed(x, path)):
         return claimed
     raise UnknownError(f"nothing in the ledger, the records or the evidence has the digest {asked[0]}")
 
 
-def _is_file(path: Path) -> bool:
+def _file(what: str) -> Path | None:
     try:
-        return path.is_file()
+        return Path(what).resolve() if Path(what).is_file() else None
     except (OSError, ValueError):
-        return False  # no file can have such a name
+        return None  # no file can have such a name
 
 
 def use(x: Examination, version: Registered, how: str) -> Use:
@@ -89,10 +92,9 @@ def _only_model(x: Examination) -> str:
 
 def _version(x: Examination, model: str, number: str) -> Target:
     champion = x.state.champion(model)
-    if number == CHAMPION:
-        if champion is None:
-            raise UnknownError(f"{model} has no champion")
-        number = champion.version
+    if number == CHAMPION and champion is None:
+        raise UnknownError(f"{model} has no champion")
+    number = champion.version if champion and number == CHAMPION else number
     if found := x.state.registered(model, number):
         return _found(x, "version", found)
     for index, why in x.state.void.items():
@@ -114,25 +116,20 @@ def _run(x: Examination, run: str, kind: str = "run", prefix: str = "") -> Targe
     return Target(kind, f"{prefix}; it registered no version", run=run)
 
 
-def _named(x: Examination, claims: list[Claim], file: Path | None) -> Target:
+def _named(x: Examination, claims: list[Claim], path: Path | None) -> Target:
     """What claims with the digest that was asked about come to: the first kind among them counts."""
     about = [claim for claim in claims if claim.kind == claims[0].kind]
     kind, last = about[0].kind, next((claim for claim in reversed(about) if claim.version), about[-1])
-    first = {id(claim.version): use(x, claim.version, claim.how) for claim in reversed(about) if claim.version}
-    uses = tuple(reversed(first.values()))
-    if kind in ("image", "sample") and file:
-        x.images["picture"] = read_file(file.resolve(), MOST_PICTURE)
+    if kind in ("image", "sample") and path:
+        x.images["picture"] = read_file(path, MOST_PICTURE)
     if kind == "image":
         return _image(x, about)
-    if kind == "sample":
-        return _sample(x, next(claim for claim in about if claim.version is last.version))
     if kind in ("verdict", "record") or last.version is None:
         return _run(x, last.run, kind, f"{last.how} ")
-    return _found(x, kind, last.version, f"{last.how}: ", uses)
-
-
-def _load_nothing(x: Examination) -> None:
-    """The ledger's claims are there already."""
+    if kind == "sample":
+        return _sample(x, next(claim for claim in about if claim.version is last.version), last.version)
+    first = {id(claim.version): use(x, claim.version, claim.how) for claim in reversed(about) if claim.version}
+    return _found(x, kind, last.version, f"{last.how}: ", tuple(reversed(first.values())))
 
 
 def _load_records(x: Examination) -> None:
@@ -144,17 +141,23 @@ def _load_records(x: Examination) -> None:
 def _load_images(x: Examination) -> None:
     for version in x.versions:
         data = data_of(x, version)
-        hows = [(picture, f"trained on it as {describe(picture)}") for picture in data.pictures or ()]
-        hows += [(picture, _set_aside(picture)) for picture in data.refused or ()]
-        for picture, how in hows:
-            subject = f"training image {picture.file_name} of run {version.run}"
-            x.index.add(Claim(subject, picture.sha256, "the manifest", "data", "image", how, version, version.run))
+        for picture in (*(data.pictures or ()), *(data.refused or ())):
+            subject, how = f"training image {picture.file_name} of run {version.run}", describe(picture)
+            x.claim(Claim(subject, picture.sha256, "the manifest", "data", "image", how, version, version.run))
 
 
 def _load_files(x: Examination) -> None:
     for version in x.versions:
         for name in version.evidence:
             x.evidence(version, name)
+
+
+def describe(picture: Picture) -> str:
+    """What became of a picture, with caption and rights, in words."""
+    rights = ", ".join(f"{name} {getattr(picture, name) or 'not stated'}" for name in ("license", "consent", "source"))
+    why = "; ".join(picture.refused)
+    verb = ("held it out" if why.startswith(HELD_OUT) else "refused it") if why else "trained on it"
+    return f"{verb} as {picture.file_name} (“{picture.text or ''}”; {rights})" + (f": {why}" if why else "")
 
 
 def _image(x: Examination, claims: list[Claim]) -> Target:
@@ -169,47 +172,31 @@ def _image(x: Examination, claims: list[Claim]) -> Target:
         reached |= {version.candidate} if any(how.startswith("trained") for how in own) else set()
     trained = [one for one in uses if one.how.startswith("trained")]
     champion = next((one for one in trained if one.standing == CHAMPION), None)
-    if not trained:
-        how = "held out" if any(one.how.startswith("held") for one in uses) else "refused"
-        return Target("training image", f"an image that was {how}; no version was trained on it", uses=tuple(uses))
     said = f"a training image of version {', '.join(one.version for one in trained)}; the champion"
     said += f", version {champion.version}, is one of them" if champion else " is not among them"
+    if not trained:
+        how = "held out" if any(one.how.startswith("held") for one in uses) else "refused"
+        said = f"an image that was {how}; no version was trained on it"
     return Target("training image", said, uses=tuple(uses))
 
 
-def _set_aside(picture: Picture) -> str:
-    verb = "held it out" if picture.refused[0].startswith(HELD_OUT) else "refused it"
-    return f"{verb} as {describe(picture)}: {'; '.join(picture.refused)}"
-
-
-def describe(picture: Picture) -> str:
-    """A training image with caption and rights, in words."""
-    rights = ", ".join(f"{name} {getattr(picture, name) or 'not stated'}" for name in ("license", "consent", "source"))
-    return f"{picture.file_name} (“{picture.text or ''}”; {rights})"
-
-
-def _sample(x: Examination, claim: Claim) -> Target:
+def _sample(x: Examination, claim: Claim, version: Registered) -> Target:
     """A picture that is byte for byte what a run drew and judged."""
-    version = claim.version
-    assert version is not None
-    name = claim.how.removeprefix("has it as evidence scores/samples/")
-    kept = x.index.agree(beside(version, "scores"))
+    name, kept = claim.how.removeprefix("has it as evidence scores/samples/"), x.agree(beside(version, "scores"))
     reason = f"it is {name}, byte for byte, of what run {version.run} drew and judged"
     reason += "" if kept else "; but the samples are not those that the ledger names"
     x.note("picture", "holds" if kept else "not proven", "the picture", reason)
-    who, incumbent = name.partition("/")[0], x.state.verdicts[version.verdict].incumbent
-    claims = {"sample": name, "drawn by": who, "in run": version.run}
+    who, incumbent = name.partition("/")[0], x.registration(version).verdict.incumbent
     drew = version if who == "candidate" else x.version_with(incumbent, version)
-    if drew is None:
-        said = f"a picture drawn by the base model {incumbent} in run {version.run}"
-        return Target("generated picture", said, run=version.run, claims=claims)
-    said = f"a picture drawn by {called(drew)}: {x.standing(drew)}"
-    return Target("generated picture", said, drew, drew.run, claims=claims)
+    said = f"{called(drew)}: {x.standing(drew)}" if drew else f"the base model {incumbent} in run {version.run}"
+    claims = {"sample": name, "drawn by": who, "in run": version.run}
+    run = drew.run if drew else version.run
+    return Target("generated picture", f"a picture drawn by {said}", drew, run, claims=claims)
 
 
 def _claimed(x: Examination, path: Path) -> Target | None:
     """A picture that only says itself where it comes from."""
-    content = read_file(path.resolve(), MOST_PICTURE)
+    content = read_file(path, MOST_PICTURE)
     claims = _text_of(content)
     if not (digest := claims.get("model-digest", "")):
         return None

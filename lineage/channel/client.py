@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterator
 from datetime import datetime
@@ -13,6 +12,7 @@ from tuf.api.metadata import Metadata, Root, Targets, Timestamp
 from tuf.ngclient import Updater
 from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher
 
+from lineage.artifacts import without_credentials
 from lineage.channel.champion import CHAMPION, Champion
 from lineage.channel.errors import ChannelError, ExpiredError, in_words
 from lineage.channel.places import locked, open_place
@@ -33,7 +33,7 @@ class Channel:
 
     def __init__(self, root: bytes, url: str, state: Path) -> None:
         self.root, self.url, self.state = root, url.rstrip("/"), state
-        self.name = re.sub(r"//[^/@]*@", "//", self.url)
+        self.name = without_credentials(self.url)
         """The address without a password."""
         self.expires: datetime | None = None
         """Until when what `refresh` read is vouched for; None before the first."""

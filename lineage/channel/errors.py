@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from tuf.api import exceptions as tuf
 from urllib3.exceptions import HTTPError
 
+from lineage.artifacts import without_credentials
 from lineage.digests import LineageError
 
 
@@ -49,4 +50,4 @@ def in_words(where: str) -> Iterator[None]:
         kind, meaning = next((kind, meaning) for cause, kind, meaning in MEANINGS if isinstance(error, cause))
         if getattr(error, "status_code", 0) in (403, 404):
             kind, meaning = ChannelError, "lacks a file: there is none here, or only a part of one"
-        raise kind(f"the channel {where} {meaning}: {error.__cause__ or error}") from error
+        raise kind(without_credentials(f"the channel {where} {meaning}: {error.__cause__ or error}")) from error

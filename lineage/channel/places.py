@@ -7,15 +7,20 @@ which the rest of the house uses, has no such operation.
 
 from __future__ import annotations
 
-import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from lineage.digests import LineageError
+from lineage.locks import exclusive
+
 CHUNK = 64 * 1024
+PATIENCE = 60.0
+"""Seconds to wait for another process, which may be fetching."""
 LARGEST = 64 * 1024 * 1024
 """Bytes of the largest file that a publisher reads."""
 
@@ -33,7 +38,7 @@ class Folder:
             FileNotFoundError: there is none.
             OSError: it cannot be read.
         """
-        path = self.path / name
+        path = self._inside(name)
         if path.exists() and not path.is_file():
             raise OSError(f"{path} is no regular file")  # a pipe would hold its reader for ever
         with path.open("rb") as stream:
@@ -49,8 +54,15 @@ class Folder:
         with locked(self.path / ".lock"):
             same = read(self, name) == old
             if same:
-                write(self.path / name, new)
+                write(self._inside(name), new)
             return same
+
+    def _inside(self, name: str) -> Path:
+        """Where a file lies, which no link leads out of the channel."""
+        path = self.path / name
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise OSError(f"{path} leads out of the channel")
+        return path
 
 
 class Bucket:
@@ -134,18 +146,22 @@ def read(place: Place, name: str) -> bytes | None:
 def write(path: Path, content: bytes) -> None:
     """Write a file at once, for whoever holds the lock of its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as stream:
+    # A name that nobody knows beforehand, or a link or a pipe could wait there.
+    descriptor, partial = tempfile.mkstemp(prefix=".", dir=path.parent)
+    with os.fdopen(descriptor, "wb") as stream:
+        os.fchmod(descriptor, 0o644)
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    partial.replace(path)
+    Path(partial).replace(path)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file at ``path``; wait while another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
+    try:
+        with exclusive(path, PATIENCE):
+            yield
+    except LineageError as error:
+        raise OSError(str(error)) from error

@@ -162,7 +162,8 @@ class Publisher:
             return False
         if self.mark:
             with locked(self.mark.with_suffix(".lock")):
-                write(self.mark, str(max(number, self._marked())).encode())
+                number = max(number, self._marked())
+                write(self.mark, f"{number} {number}\n".encode())
         boundary("channel-timestamp")
         return True
 
@@ -187,7 +188,16 @@ class Publisher:
         return metadata.signed
 
     def _marked(self) -> int:
-        return int(self.mark.read_text()) if self.mark and self.mark.exists() else 0
+        """The number published last, which the mark holds twice, so that a damaged one is no other number."""
+        if not self.mark or not self.mark.exists():
+            return 0
+        try:
+            first, second = map(int, self.mark.read_text("ascii").split())
+        except ValueError:
+            first, second = 0, 1
+        if first != second:
+            raise ChannelError(f"the mark {self.mark} was damaged; restore it, or remove it")
+        return first
 
 
 def init(place: str, keys: Mapping[Role, Key], root: Signer, life: timedelta = LONG) -> bytes:

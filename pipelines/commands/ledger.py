@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipelines.commands.champion import reconcile
 from pipelines.commands.request import ReasonOption, Subject, about, remembered
 from pipelines.errors import RequestError
+
+if TYPE_CHECKING:
+    from lineage.entries import Entry
 
 ExportArgument = Annotated[Path, typer.Argument(metavar="EXPORT", help="An export, JSON lines.")]
 RootArgument = Annotated[Path, typer.Argument(metavar="PUBKEY", help="The root's public key, from a place you trust.")]
@@ -53,10 +56,8 @@ def import_ledger(
 ) -> None:
     """Write an export into an empty database, once every entry was checked."""
     from lineage.ledger import import_entries
-    from lineage.signing import read_public
-    from lineage.stores import read_export
 
-    typer.echo(f"imported {import_entries(into, read_export(source), read_public(public).keyid)} entries")
+    typer.echo(f"imported {import_entries(into, *_exported(source, public))} entries")
 
 
 @ledger_app.command()
@@ -66,12 +67,18 @@ def verify(
     checkpoint: Annotated[Path | None, typer.Option(help="A witness's checkpoint, or a folder of them.")] = None,
 ) -> None:
     """Check an export against the root's public key, and against a checkpoint if there is one; needs nothing else."""
-    from lineage.signing import read_public
-    from lineage.stores import read_export
     from lineage.witness import verify_entries
 
-    for line in verify_entries(read_export(source), read_public(public).keyid, checkpoint):
+    for line in verify_entries(*_exported(source, public), checkpoint):
         typer.echo(line)
+
+
+def _exported(source: Path, public: Path) -> tuple[list[Entry], str]:
+    """The entries of an export, and the id of the root key."""
+    from lineage.signing import read_public
+    from lineage.stores import read_export
+
+    return read_export(source), str(read_public(public).keyid)
 
 
 @ledger_app.command("checkpoint")

@@ -124,10 +124,8 @@ def about(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             return command(Subject(**{name: given.pop(name) for name in names if name in given}), **given)
 
         _, *own = inspect.signature(command, eval_str=True).parameters.values()
-        default, kind = Subject(), inspect.Parameter.KEYWORD_ONLY
-        added = [
-            inspect.Parameter(name, kind, default=getattr(default, name), annotation=OPTIONS[name]) for name in names
-        ]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        added = [inspect.Parameter(n, kind, default=getattr(Subject, n), annotation=OPTIONS[n]) for n in names]
         parameters = [*(one.replace(kind=kind) for one in own), *added]
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         called.__annotations__ = {one.name: one.annotation for one in parameters}

@@ -133,7 +133,7 @@ def test_changed_weights_are_named_with_their_file(world: World) -> None:
         report = world.audit("2")
     names(report, "does not hold", "the weights of version 2")
     reason = names(report, "does not hold", "weights/transformer/weights.safetensors of version 2")
-    assert "model.sig and the bill of materials say" in reason
+    assert "bom.cdx.json and model.sig say" in reason
 
 
 def test_weights_with_a_file_more_are_named(world: World) -> None:
@@ -261,7 +261,7 @@ def test_an_alias_moved_behind_the_ledgers_back_is_named(world: World) -> None:
         reason = names(world.audit("2"), "does not hold", "alias champion")
     finally:
         world.store.client.set_registered_model_alias("portraits", "champion", "2")
-    assert reason == "the ledger says version 2; the registry says version 3"
+    assert reason == "the ledger says 2; the registry says 3"
 
 
 TAGS = ("standing", "candidate", "verdict", "decision", "incumbent", "training_key", "evaluation_terms")
@@ -292,6 +292,17 @@ def test_a_tag_that_is_gone_is_named(world: World, tag: str) -> None:
         client.delete_model_version_tag("portraits", "2", f"triptych.{tag}")
         reason = names(world.audit("2"), "does not hold", f"tag {tag} of version 2 of portraits in the registry")
     assert reason.endswith("the registry says nothing")
+
+
+def test_a_figure_that_mlflow_shows_otherwise_is_named(world: World) -> None:
+    """The plot of later verdicts is drawn from it."""
+    run = world.registered("2").mlflow_run
+    before = world.store.client.get_run(run).data.metrics["gate/alignment/difference"]
+    world.store.client.log_metric(run, "gate/alignment/difference", 0.9)
+    try:
+        names(world.audit("2"), "does not hold", "the figures of version 2 of portraits in the registry")
+    finally:
+        world.store.client.log_metric(run, "gate/alignment/difference", before)
 
 
 def test_no_tag_is_forgotten(world: World) -> None:

@@ -7,10 +7,11 @@ Version 1 was champion and is withdrawn, 2 is champion, 3 was rejected, 4 was tr
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pandas as pd
@@ -32,9 +33,9 @@ from lineage.closing import close
 from lineage.digests import digest_bytes, digest_file, digest_path, manifest_digest
 from lineage.embedded import Embedded
 from lineage.entries import Body, Entry, Recorded, Registered, entry_digest
-from lineage.moves import LocalMover
+from lineage.moves import LocalMover, tags_of
 from lineage.records import RunContext, StepRecord, recording
-from lineage.registry import Registry, RegistrySettings
+from lineage.registry import Registry, RegistrySettings, new_attempt
 from lineage.signing import Role, open_signer, sign_bytes
 
 MODEL = "portraits"
@@ -318,3 +319,25 @@ def written_on(world: World, body: Body, role: Role) -> list[Entry]:
     made = {"ledger": entries[0].ledger, "index": len(entries), "previous": entry_digest(entries[-1])}
     entry = Entry.model_validate({**made, "time": entries[-1].time, "body": body, "key": signer.public_key.keyid})
     return [*entries, entry.model_copy(update={"signature": sign_bytes(entry.signed_bytes(), signer)})]
+
+
+def registered_with(
+    world: World, change: Callable[[Path], object], number: str = "2", about: Mapping[str, str] | None = None
+) -> str:
+    """A version registered by a dishonest holder of the run key: as another one, but with evidence that he changed.
+
+    Args:
+        about: what else he says of it.
+    """
+    store, before = world.store, world.registered(number)
+    folder = world.model(number).parent.with_name(new_attempt())
+    copytree(world.model(number).parent, folder)
+    change(folder / "evidence")
+    made = store.create(before.mlflow_run, (folder / "model").as_uri(), {}, "").number
+    evidence = {name: digest_path(folder / "evidence" / name) for name in before.evidence}
+    said = before.model_copy(update={"version": made, "evidence": evidence, **(about or {})})
+    world.home.open("tests").append(said, open_signer(world.home.uri("run")))
+    found = store.version(made)
+    assert found
+    store.tag(found, tags_of(world.home.open("tests").state, MODEL, made))
+    return made

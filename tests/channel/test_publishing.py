@@ -156,6 +156,19 @@ def test_a_state_that_was_put_back_is_not_signed_anew(one: World) -> None:
     assert one.version() == "2" and one.version(model="landscapes") == "4"
 
 
+def test_a_damaged_mark_is_no_other_number(one: World) -> None:
+    publisher, mark = one.publisher(mark=one.folder / "mark"), one.folder / "mark"
+    publisher.publish(champion("2"), DOCUMENTS)
+    whole = mark.read_bytes()
+    for place in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        mark.write_bytes(damaged)
+        if bytes(damaged).split() != whole.split():
+            with pytest.raises(ChannelError, match="was damaged"):
+                publisher.renew()
+
+
 def test_a_channel_whose_files_were_lost_goes_on_and_its_readers_follow(
     one: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

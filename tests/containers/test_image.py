@@ -56,7 +56,7 @@ def test_the_tag_follows_what_goes_in(monkeypatch: pytest.MonkeyPatch, tmp_path:
     source.write_text("one = 1\n")
     monkeypatch.setattr(build, "CHECKOUT", tmp_path)
     first = content().tag()
-    (tmp_path / "lineage" / "notes.txt").write_text("not installed")
+    (tmp_path / "lineage" / "notes.log").write_text("not installed")
     assert content().tag() == first
     source.write_text("one = 2\n")
     changed = content().tag()

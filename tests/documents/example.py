@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.register.documents.candidate import Candidate
 from lineage.digests import TREE, digest_bytes, digest_path, hex_of
-from lineage.documents.candidate import Candidate
 from lineage.records import StepRecord
 from lineage.statements import VERDICT, Statement, make_statement
 

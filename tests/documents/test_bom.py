@@ -10,9 +10,9 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
+from components.register.documents.bom import ml_bom
+from components.register.documents.candidate import Candidate
 from lineage.digests import digest_file
-from lineage.documents.bom import ml_bom
-from lineage.documents.candidate import Candidate
 from tests.documents import example
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import mlcroissant as mlc
 import pytest
 
+from components.register.documents.croissant import croissant
 from lineage.digests import digest_file
-from lineage.documents.croissant import croissant
 from tests.documents import example
 
 

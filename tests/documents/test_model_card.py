@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 
-from lineage.documents.model_card import model_card
+from components.register.documents.model_card import model_card
 from lineage.statements import VERDICT, make_statement
 from tests.documents import example
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import serialization as pem
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from lineage.digests import LineageError
-from lineage.documents.model_signature import sign_model, verify_model
+from lineage.model_signature import sign_model, verify_model
 from tests.documents import example
 
 

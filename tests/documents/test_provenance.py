@@ -11,8 +11,9 @@ from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import Statement as InTotoStatement
 from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
 
+from components.register.documents.provenance import dependencies, provenance
 from lineage.digests import LineageError, digest_bytes, digest_path, digest_set
-from lineage.documents.provenance import SLSA, dependencies, provenance
+from lineage.statements import SLSA
 from tests.documents import example
 
 CANDIDATE = digest_bytes(b"candidate")

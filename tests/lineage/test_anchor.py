@@ -23,11 +23,8 @@ def champion(world: World, name: str, incumbent: str, by_a_person: bool) -> str:
     """Register and promote weights: by their own run before it closes, or by a person afterwards."""
     number = world.candidate(name, incumbent)
     run = world.state.versions[MODEL][number].run
-    for step in ("close", "promote") if by_a_person else ("promote", "close"):
-        if step == "promote":
-            world.mover().move("promote", number)
-        else:
-            world.home.open().append(Closed(run=run, outcome="registered"), open_signer(world.home.uri("run")))
+    world.mover("" if by_a_person else run).move("promote", number)
+    world.home.open().append(Closed(run=run, outcome="registered"), open_signer(world.home.uri("run")))
     return world.digest(name)
 
 

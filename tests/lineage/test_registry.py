@@ -14,21 +14,20 @@ from moto.server import ThreadedMotoServer
 from pydantic import ValidationError
 
 from components.plan.plan import Plan, make_plan, plan_run
+from components.register.documents.candidate import Candidate
 from components.register.register import DESCRIPTION_LIMIT, describe, register_candidate
 from lineage.artifacts import fetch_weights, folder_digest, listing, weights_digest
 from lineage.closing import close, unclosed
 from lineage.digests import LineageError, digest_path
-from lineage.documents.candidate import Candidate
-from lineage.documents.model_signature import verify_model
-from lineage.documents.provenance import SLSA
 from lineage.embedded import Embedded
 from lineage.entries import Judged, Registered
 from lineage.leases import take_lease
+from lineage.model_signature import verify_model
 from lineage.moves import tags_of
 from lineage.records import RunContext, recording
 from lineage.registry import Registry, RegistrySettings
 from lineage.signing import read_public
-from lineage.statements import VERDICT_FILE, read_statement, write_statement
+from lineage.statements import SLSA, VERDICT_FILE, read_statement, write_statement
 from tests.documents import example
 from tests.runs import run_context
 
@@ -317,9 +316,9 @@ def test_a_judged_candidate_is_nothing_new_and_other_terms_judge_it_anew(tmp_pat
 def test_a_run_that_was_lost_is_found_and_closed(run: Run) -> None:
     with recording(run.context, "plan", {}) as record:
         record.facts["mlflow_run"] = run.mlflow_run
-    assert unclosed(run.context.records) == [example.RUN]
+    assert unclosed(run.context) == [example.RUN]
     assert close(run.context, "portraits", killed=True) == "failed"
-    assert unclosed(run.context.records) == []
+    assert unclosed(run.context) == []
     assert run.store.client.get_run(run.mlflow_run).info.status == "KILLED"
 
 

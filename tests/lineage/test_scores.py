@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lineage.digests import LineageError
-from lineage.scores import REFERENCES, SETS_FILE, Kernel, SetMeasure, read_sets, stated, write_sets
+from lineage.pictures import manifest_rows
+from lineage.scores import COLUMNS, REFERENCES, SETS_FILE, Kernel, SetMeasure, read_sets, stated, write_sets
 
 ROWS = [("p1", 3), ("p2", 4), ("p2", 5)]
 
@@ -50,3 +52,9 @@ def test_a_verdict_repeats_all_but_the_prompts() -> None:
     evaluation = {"scores": "sha256:2", "evaluation_set": {**whole, "prompts": {"p1": {}}, "seeds": {"p1": [3]}}}
     assert stated(evaluation) == {"scores": "sha256:2", "evaluation_set": whole}
     assert "prompts" in evaluation["evaluation_set"]
+
+
+def test_a_table_without_rows_is_read(tmp_path: Path) -> None:
+    """As an evaluation that could not be made leaves it: its columns have no kind."""
+    pd.DataFrame([], columns=list(COLUMNS)).to_parquet(tmp_path / "scores.parquet", index=False)
+    assert list(manifest_rows(tmp_path / "scores.parquet")) == []

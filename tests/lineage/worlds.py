@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lineage.artifacts import WEIGHTS_FOLDER, folder_digest, listing
+from lineage.artifacts import LOADER, WEIGHTS_FOLDER, folder_digest, listing
 from lineage.channel.client import Channel
 from lineage.digests import digest_bytes, digest_path
 from lineage.embedded import Embedded
@@ -52,8 +52,9 @@ class World:
         """As a pipeline's steps see it."""
         return self.home.context("run-1", str(self.folder / "records"), self.store.tracking_uri)
 
-    def mover(self) -> LocalMover:
-        return self.home.mover(self.store)
+    def mover(self, run: str = "") -> LocalMover:
+        """Moves by a person, or by a run of its own candidate."""
+        return replace(self.home.mover(self.store), run=run)
 
     def candidate(self, name: str, incumbent: str, decision: str = "promote", policy: str = POLICY) -> str:
         """Judge and register weights called ``name``; gives the version's number."""
@@ -63,7 +64,9 @@ class World:
             made.mkdir(parents=True, exist_ok=True)
         (weights / "weights.safetensors").write_text(name)
         (around / WEIGHTS_FOLDER / "weights.safetensors").write_text(name)
-        (around / "MLmodel").write_text(f"model of {name}")
+        (around / "MLmodel").write_text(
+            f"flavors:\n  python_function:\n    loader_module: {LOADER}\n# model of {name}\n"
+        )
         ledger, store, gate = self.home.open(), self.store, open_signer(self.home.uri("gate"))
         run, digest = f"run-{name}-{ledger.state.size}", digest_path(weights)
         predicate = {"decision": decision, "figures": [], "run": run}

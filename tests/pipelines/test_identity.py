@@ -31,7 +31,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict
     configuration = read_configuration(cut_down(folder, data))
     home = Embedded(folder / "lineage")
     home.set_policy(MODEL, **policy_of(configuration.evaluation, configuration.gate), reason="for a test")
-    context = home.context("what a schedule would repeat", str(folder / "records"), f"sqlite:///{folder / 'mlflow.db'}")
+    places = str(folder / "records"), f"sqlite:///{folder / 'mlflow.db'}"
+    context = home.context("what a schedule would repeat", *places, trigger="schedule nightly")
     parameters = {"run": context.model_dump(exclude={"id"}), **configuration.arguments()}
     Compiler().compile(build_pipeline(IMAGE), str(folder / "retraining.yaml"))
     pipeline = components.load_component_from_file(str(folder / "retraining.yaml"))
@@ -53,7 +54,7 @@ def test_two_runs_of_one_compiled_pipeline_leave_records_apart(
     assert len(found) == 2 and "what a schedule would repeat" not in found
     for run, records in found.items():
         assert list(records) == ["snapshot-data", "plan", "validate-data", "close-run"]
-        assert {record.run for record in records.values()} == {run}
+        assert {(record.run, record.trigger) for record in records.values()} == {(run, "schedule nightly")}
     state = Embedded(folder / "lineage").open().state
     assert state.outcomes == dict.fromkeys(found, "failed")
     assert state.leases == {}, "closing a run ends its lease"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
+from lineage.closing import Outcome
 from pipelines.report import print_outcome
 from pipelines.retrain import Finished
 from tests.documents import example
@@ -23,7 +25,7 @@ def shown(decision: str, figures: list[dict[str, Any]], anchor: list[dict[str, A
         example.record("promote", 3, facts={"alias": "", "version": "3"}),
     ]
     console = Console(record=True, width=120)
-    finished = Finished("run", "judged", {record.step: record for record in records}, Path("log"))
+    finished = Finished("judged", {record.step: record for record in records}, Path("log"))
     print_outcome(console, finished, Path("work"), "portraits")
     return console.export_text()
 
@@ -34,6 +36,14 @@ def test_the_approved_version_has_a_table_of_its_own_where_it_was_scored() -> No
     assert "candidate against champion (version 2)" in before and "0.951" not in before
     assert "approved" in after and "0.951" in after and "no" in after
     assert "approved" not in shown("promote", [FIGURE], [])
+
+
+@pytest.mark.parametrize("outcome", ["nothing-new", "busy"])
+def test_a_run_with_nothing_to_do_says_why_word_for_word(outcome: Outcome) -> None:
+    noted = example.record("nothing-new", 1, parameters={"reason": "busy: run [r-1] has portraits [to itself]"})
+    console = Console(record=True, width=120)
+    print_outcome(console, Finished(outcome, {"nothing-new": noted}, Path("log")), Path("work"), "portraits")
+    assert console.export_text() == "busy: run [r-1] has portraits [to itself]\n"
 
 
 def test_an_invalid_verdict_has_reasons_and_no_empty_table() -> None:

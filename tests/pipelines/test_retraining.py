@@ -154,7 +154,7 @@ def test_the_candidate_loads_with_plain_diffusers(first: Version, tmp_path: Path
     for entry in Path(libraries).iterdir():
         if "triptych" not in entry.name:
             (plain / entry.name).symlink_to(entry)
-    command = [sys.executable, "-S", "-c", f"import sys; sys.path.append({str(plain)!r})\n{program}", weights]
+    command = [sys.executable, "-E", "-S", "-c", f"import sys; sys.path.append({str(plain)!r})\n{program}", weights]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from lineage.artifacts import WEIGHTS_FOLDER, folder_digest, listing
+from lineage.artifacts import LOADER, WEIGHTS_FOLDER, folder_digest, listing
 from lineage.digests import digest_path
 from lineage.embedded import Embedded
 from lineage.entries import Judged, Moved, Registered
@@ -25,7 +25,7 @@ def crown_another(work: Path) -> str:
     weights = around / WEIGHTS_FOLDER
     shutil.copytree(AVATARS / "models" / "base", weights)
     (weights / "note.txt").write_text("trained elsewhere")
-    (around / "MLmodel").write_text("a model")
+    (around / "MLmodel").write_text(f"flavors:\n  python_function:\n    loader_module: {LOADER}\n")
     home, store = Embedded(work / "lineage"), Registry(f"sqlite:///{work / 'mlflow.db'}", MODEL)
     ledger, digest, folder = home.open("another"), digest_path(weights), folder_digest(listing(around))
     gate, verdict_file = open_signer(home.uri("gate")), verdict / VERDICT_FILE

@@ -8,7 +8,7 @@ import pytest
 
 from lineage.registry import Version
 from tests.servers.engines import database, postgresql, s3
-from tests.servers.governed import EDITOR, Pipeline, Server, digest_of, governed, settings, signed_in
+from tests.servers.governed import EDITOR, Pipeline, Server, digest_of, governed, pin_policy, settings, signed_in
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,7 +51,7 @@ def storage() -> Iterator[dict[str, str]]:
 def large_server(cluster: str, storage: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """PostgreSQL for backend and ledger, S3 for artifacts and witness, three workers, users named by a proxy."""
     folder = tmp_path_factory.mktemp("large")
-    more = storage | {"TRIPTYCH_WITNESS": "s3://witness/checkpoints"}
+    more = storage | {"TRIPTYCH_WITNESS": "s3://witness/checkpoints", "TRIPTYCH_CHANNEL": "s3://artifacts/channel"}
     environment = settings(folder, database(cluster, "ledger"), "header", **more)
     with governed(folder, environment, 3, database(cluster, "mlflow"), "s3://artifacts/models") as server:
         yield server
@@ -76,6 +76,7 @@ class Portraits:
 
 def portraits_on(server: Server, model: str) -> Portraits:
     pipeline = Pipeline(server)
+    pin_policy(server, model)
     first = pipeline.candidate(model, "first")
     assert server.set_alias(model, first.number).ok
     rejected = pipeline.candidate(model, "rejected", digest_of(first), "reject")
@@ -98,3 +99,10 @@ def allow_edits(server: Server, model: str) -> None:
 @pytest.fixture(scope="session")
 def portraits(server: Server) -> Portraits:
     return portraits_on(server, "portraits")
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Server]:
+    """A server of one's own, to be broken."""
+    with governed(tmp_path, settings(tmp_path), workers=1) as server:
+        yield server

@@ -2,56 +2,70 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+import http.client
+from urllib.parse import urlsplit
 
 import pytest
 
-from lineage.entries import Entry, Intended, Judged, LedgerError
-from lineage.ledger import Ledger, read_entry
-from lineage.remote import move, reconcile
+from lineage.embedded import Embedded
+from lineage.entries import Entry, Judged, LedgerError, Moved, read_entry
+from lineage.ledger import Ledger, _signed
+from lineage.moves import ServerMover
+from lineage.policy import policy_digest
 from lineage.signing import open_signer
 from tests.servers.conftest import Portraits, portraits_on
 from tests.servers.governed import (
     ADMIN,
     BASE,
     EDITOR,
+    EVALUATION,
+    GATE,
     OFFICER,
     READER,
+    Pipeline,
     Server,
-    clean_environment,
-    command,
     digest_of,
-    free_port,
+    judgement,
     reason_in,
-    settings,
     signed_in,
 )
 
 
-def last_move(server: Server, model: str) -> Intended:
-    return [move for move in server.ledger().state.moves.values() if move.model == model][-1]
+def last_move(server: Server, model: str) -> Moved:
+    return server.moves(model)[-1]
 
 
 def test_setting_the_alias_promotes_and_the_ledger_says_who(basic_server: Server) -> None:
     portraits = portraits_on(basic_server, "edited")
+    before = basic_server.ledger().state.size
     assert basic_server.set_alias("edited", portraits.next.number, user=EDITOR).ok
     made = last_move(basic_server, "edited")
     assert (made.action, made.user) == ("promote", EDITOR)
     assert (made.previous_version, made.version) == (portraits.champion.number, portraits.next.number)
     assert made.verdict == portraits.next.tags["verdict"]
-    kinds = [entry.kind for entry in basic_server.ledger().all[-2:]]
-    assert kinds == ["intended", "completed"]
+    assert [entry.body for entry in basic_server.ledger().entries(before)] == [made]
     assert basic_server.champion("edited") == portraits.next.number
 
 
-def test_who_may_only_read_cannot_promote_or_roll_back(basic_server: Server) -> None:
+def test_a_pipeline_asks_for_a_promotion_and_need_not_set_the_alias(basic_server: Server) -> None:
+    portraits = portraits_on(basic_server, "asked")
+    assert "may not edit" in reason_in(basic_server.move("promote", "asked", portraits.next.number, user=READER))
+    with signed_in(basic_server, EDITOR):
+        said = ServerMover(basic_server.url, "asked").move("promote", portraits.next.number)
+    assert said[0] == f"promote of version {portraits.next.number} of asked: done"
+    made = last_move(basic_server, "asked")
+    assert (made.action, made.user, made.version) == ("promote", EDITOR, portraits.next.number)
+    assert basic_server.champion("asked") == portraits.next.number
+
+
+def test_who_may_only_read_cannot_promote_or_roll_back_or_reconcile(basic_server: Server) -> None:
     portraits = portraits_on(basic_server, "read-only")
     assert basic_server.set_alias("read-only", portraits.next.number, user=READER).status_code == 403
     assert basic_server.set_alias("read-only", portraits.next.number, user=EDITOR).ok
     refusal = basic_server.move("rollback", "read-only", portraits.champion.number, "looks better", user=READER)
     assert "may not edit" in reason_in(refusal)
+    assert "may not edit" in reason_in(basic_server.reconcile("read-only", user=READER))
+    assert basic_server.reconcile("read-only", user=EDITOR).json() == {"said": []}
     assert basic_server.champion("read-only") == portraits.next.number
 
 
@@ -59,15 +73,17 @@ def test_going_back_needs_a_reason(basic_server: Server) -> None:
     portraits = portraits_on(basic_server, "back")
     assert basic_server.set_alias("back", portraits.next.number).ok
     assert "triptych rollback" in reason_in(basic_server.set_alias("back", portraits.champion.number))
+    assert "triptych rollback" in reason_in(basic_server.move("promote", "back", portraits.champion.number))
     assert basic_server.move("rollback", "back", portraits.champion.number, "  ").status_code == 400
     with signed_in(basic_server, EDITOR):
-        move(basic_server.url, "rollback", "back", portraits.champion.number, "faces came out blurred\u2028in a third")
+        mover = ServerMover(basic_server.url, "back")
+        mover.move("rollback", portraits.champion.number, "faces came out blurred\u2028in a third")
     made = last_move(basic_server, "back")
     assert (made.action, made.user, made.reason) == ("rollback", EDITOR, "faces came out blurred\u2028in a third")
     assert basic_server.champion("back") == portraits.champion.number
     with signed_in(basic_server):
-        over_http = Ledger(basic_server.url, basic_server.root)
-    assert over_http.state.head == basic_server.ledger().state.head
+        over_http = Ledger.open(basic_server.url, basic_server.root)
+        assert over_http.state.head == basic_server.ledger().state.head
 
 
 def test_officers_withdraw_and_override(basic_server: Server) -> None:
@@ -76,17 +92,33 @@ def test_officers_withdraw_and_override(basic_server: Server) -> None:
         for user in (ADMIN, EDITOR):
             refusal = basic_server.move(action, "officers", portraits.rejected.number, "I want it", user=user)
             assert "is for officers" in reason_in(refusal)
+    mover = ServerMover(basic_server.url, "officers")
     with signed_in(basic_server, EDITOR), pytest.raises(LedgerError, match="override is for officers"):
-        move(basic_server.url, "override", "officers", portraits.rejected.number, "I want it")
+        mover.move("override", portraits.rejected.number, "I want it")
     assert basic_server.champion("officers") == portraits.champion.number
     with signed_in(basic_server, OFFICER):
-        move(basic_server.url, "override", "officers", portraits.rejected.number, "the release cannot wait")
+        mover.move("override", portraits.rejected.number, "the release cannot wait")
         assert basic_server.champion("officers") == portraits.rejected.number
-        move(basic_server.url, "withdraw", "officers", portraits.rejected.number, "a person took back consent")
+        mover.move("withdraw", portraits.rejected.number, "a person took back consent")
     made = last_move(basic_server, "officers")
     assert (made.action, made.user, made.reason) == ("withdraw", OFFICER, "a person took back consent")
     assert basic_server.champion("officers") == ""
     assert "withdrawn" in reason_in(basic_server.set_alias("officers", portraits.rejected.number))
+
+
+def test_only_an_officer_changes_the_policy_and_no_verdict_under_the_old_one_promotes(basic_server: Server) -> None:
+    portraits = portraits_on(basic_server, "policies")
+    asked = {"model": "policies", "gate": GATE | {"margin": 0.5}, "evaluation": EVALUATION, "reason": "we ask for more"}
+    for user in (ADMIN, EDITOR):
+        answer = basic_server.ask("POST", "/api/2.0/triptych/policy", json=asked, user=user)
+        assert "setting a policy is for officers" in reason_in(answer)
+    unreasoned = basic_server.ask("POST", "/api/2.0/triptych/policy", json=asked | {"reason": " "}, user=OFFICER)
+    assert unreasoned.status_code == 400
+    answer = basic_server.ask("POST", "/api/2.0/triptych/policy", json=asked, user=OFFICER)
+    assert answer.json() == {"digest": policy_digest(asked["evaluation"], asked["gate"])}
+    shown = basic_server.ask("GET", "/api/2.0/triptych/state").json()["policies"]["policies"]
+    assert (shown["digest"], shown["user"], shown["reason"]) == (answer.json()["digest"], OFFICER, "we ask for more")
+    assert "the ledger pins" in reason_in(basic_server.set_alias("policies", portraits.next.number))
 
 
 def test_without_authentication_nobody_is_an_officer(open_server: Server) -> None:
@@ -94,6 +126,9 @@ def test_without_authentication_nobody_is_an_officer(open_server: Server) -> Non
     for action in ("withdraw", "override"):
         refusal = open_server.move(action, "unknown", portraits.rejected.number, "I am the boss")
         assert f"{action} is off" in reason_in(refusal)
+    asked = {"model": "unknown", "gate": {}, "evaluation": {}, "reason": "I am the boss"}
+    answer = open_server.ask("POST", "/api/2.0/triptych/policy", json=asked)
+    assert "setting a policy is off" in reason_in(answer)
     assert open_server.set_alias("unknown", portraits.next.number).ok
     assert last_move(open_server, "unknown").user == "unauthenticated"
     assert open_server.move("rollback", "unknown", portraits.champion.number, "blurred").ok
@@ -102,7 +137,14 @@ def test_without_authentication_nobody_is_an_officer(open_server: Server) -> Non
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/entries"), ("POST", "/entries"), ("POST", "/moves"), ("POST", "/reconcile"), ("GET", "/state")],
+    [
+        ("GET", "/entries"),
+        ("POST", "/entries"),
+        ("POST", "/moves"),
+        ("POST", "/policy"),
+        ("POST", "/reconcile"),
+        ("GET", "/state"),
+    ],
 )
 def test_nobody_without_a_password(basic_server: Server, method: str, path: str) -> None:
     import requests
@@ -116,46 +158,79 @@ def test_setting_the_same_champion_again_changes_nothing(portraits: Portraits) -
     assert portraits.server.ledger().state.size == before
 
 
-def test_weights_that_changed_on_the_disk_are_not_promoted(open_server: Server) -> None:
-    portraits = portraits_on(open_server, "changed")
-    (file,) = (open_server.folder / "artifacts").glob(
-        f"*/{portraits.next.run}/artifacts/model/artifacts/weights/unet.bin"
-    )
-    file.write_text("other weights")
-    assert "changed after they were recorded" in reason_in(open_server.set_alias("changed", portraits.next.number))
-    assert open_server.champion("changed") == portraits.champion.number
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [("artifacts/weights/unet.bin", "the weights of"), ("README.md", "what lies around the weights")],
+)
+def test_a_model_that_changed_on_the_disk_is_not_promoted(open_server: Server, file: str, reason: str) -> None:
+    model = f"changed-{file[:6].lower()}"
+    portraits = portraits_on(open_server, model)
+    (path,) = (open_server.folder / "artifacts").glob(f"*/{portraits.next.mlflow_run}/artifacts/*/model/{file}")
+    path.write_text("something else")
+    assert reason in reason_in(open_server.set_alias(model, portraits.next.number))
+    assert open_server.champion(model) == portraits.champion.number
+
+
+@pytest.mark.parametrize("file", ["model/README.md", "model/artifacts/weights/unet.bin", "evidence/new.txt"])
+def test_an_upload_that_began_before_there_was_a_version_does_not_end_in_it(open_server: Server, file: str) -> None:
+    model = f"slow-{file[-5:].replace('.', '-')}"
+    portraits = portraits_on(open_server, model)
+    upload = http.client.HTTPConnection(urlsplit(open_server.url).netloc, timeout=60)
+
+    def begin(source: str) -> None:
+        folder = source.removeprefix("mlflow-artifacts:/").removesuffix("/model")
+        upload.putrequest("PUT", f"/api/2.0/mlflow-artifacts/artifacts/{folder}/{file}")
+        upload.putheader("Content-Length", "14")
+        upload.endheaders(b"other w")
+
+    made = Pipeline(open_server).candidate(model, "late", digest_of(portraits.champion), uploaded=begin)
+    upload.send(b"eights!")
+    answer = upload.getresponse()
+    assert answer.status == 403 and b"its files never change" in answer.read()
+    assert open_server.set_alias(model, made.number).ok
+    assert ServerMover(open_server.url, model).reconcile() == []
 
 
 def test_what_was_done_behind_its_back_is_put_right(open_server: Server) -> None:
-    import sqlite3
-
     portraits = portraits_on(open_server, "behind")
-    with sqlite3.connect(open_server.backend.removeprefix("sqlite:///")) as database:
+    mover = ServerMover(open_server.url, "behind")
+    assert mover.reconcile() == []
+    with open_server.database() as database:
         database.execute(
             "UPDATE registered_model_aliases SET version = ? WHERE name = 'behind'", (portraits.rejected.number,)
         )
     assert open_server.champion("behind") == portraits.rejected.number
-    said = [line for line in reconcile(open_server.url) if line.startswith("behind:")]
-    assert said == [
-        f"behind: alias champion was on version {portraits.rejected.number}, is on version {portraits.champion.number}"
+    assert mover.reconcile() == [
+        f"alias champion was on version {portraits.rejected.number}, is on version {portraits.champion.number}"
     ]
     assert open_server.champion("behind") == portraits.champion.number
+    assert "knows no version of a model" in reason_in(open_server.reconcile("nobody' OR name = 'behind"))
 
 
-def entry_of(server: Server, role: str, body: Judged | Intended) -> Entry:
+def test_ten_thousand_newer_versions_hide_none(open_server: Server) -> None:
+    portraits = portraits_on(open_server, "crowded")
+    with open_server.database() as database:
+        columns = "name, version, creation_time, last_updated_time, current_stage, source, status, workspace, run_id"
+        values = "name, version + ?, creation_time, last_updated_time, current_stage, source, status, workspace, run_id"
+        database.executemany(
+            f"INSERT INTO model_versions ({columns}) SELECT {values} FROM model_versions "
+            f"WHERE name = 'crowded' AND version = {portraits.next.number}",
+            [(number,) for number in range(1, 10_001)],
+        )
+    assert open_server.set_alias("crowded", portraits.next.number).ok
+    assert open_server.champion("crowded") == portraits.next.number
+
+
+def entry_of(server: Server, role: str, body: Judged | Moved) -> Entry:
     """An entry that follows the head, signed but not sent."""
-    from lineage.embedded import Embedded
-    from lineage.ledger import _signed
-
     return _signed(server.ledger().state, body, open_signer(Embedded(server.folder).uri(role)))
 
 
 def test_entries_of_pipelines_and_nobody_elses(open_server: Server) -> None:
     url = "/api/2.0/triptych/entries"
-    judged = Judged(run="r", candidate=BASE, incumbent=BASE, decision="promote", verdict="sha256:1")
+    judged = judgement("entries", "r", BASE, BASE, "promote", "sha256:1")
     portraits = portraits_on(open_server, "entries")
-    moved = Intended(
-        move="m",
+    moved = Moved(
         action="promote",
         model="entries",
         version=portraits.next.number,
@@ -169,9 +244,9 @@ def test_entries_of_pipelines_and_nobody_elses(open_server: Server) -> None:
     stolen = entry_of(open_server, "promotion", moved)
     assert "moves go through this server" in reason_in(open_server.ask("POST", url, data=stolen.model_dump_json()))
     wrong = entry_of(open_server, "run", judged)
-    assert "only a gate key" in reason_in(open_server.ask("POST", url, data=wrong.model_dump_json()))
+    assert "gate key" in reason_in(open_server.ask("POST", url, data=wrong.model_dump_json()))
     good = entry_of(open_server, "gate", judged)
-    edited = good.model_copy(update={"body": good.body | {"decision": "reject"}})
+    edited = good.model_copy(update={"body": good.body.model_copy(update={"decision": "reject"})})
     assert "was changed" in reason_in(open_server.ask("POST", url, data=edited.model_dump_json()))
     assert "is not a ledger entry" in reason_in(open_server.ask("POST", url, data="{}"))
     assert open_server.ask("POST", url, data=good.model_dump_json()).status_code == 200
@@ -180,35 +255,8 @@ def test_entries_of_pipelines_and_nobody_elses(open_server: Server) -> None:
     assert [read_entry(line).index for line in answer.text.split("\n") if line] == [good.index]
 
 
-OTHER = {
-    "TRIPTYCH_LEDGER": ("", "TRIPTYCH_LEDGER: is not set"),
-    "TRIPTYCH_ROOT": ("0" * 64, "was opened by another root key"),
-    "TRIPTYCH_PROMOTION_KEY": ("file2:/nowhere/key.pem", "there is no usable key at file2:/nowhere/key.pem"),
-    "TRIPTYCH_AUTHENTICATION": ("header", "TRIPTYCH_USER_HEADER goes with"),
-    "TRIPTYCH_OFFICERS": ("olga", "needs authentication"),
-    "TRIPTYCH_ALLOWED_HOSTS": ("*", "must name the hosts"),
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": ("true", "jobs run users' code"),
-}
-"""Variable -> a wrong value, and what the server says to it."""
-
-
-@pytest.mark.parametrize("variable", OTHER)
-def test_a_wrong_setting_is_named(tmp_path: Path, variable: str) -> None:
-    value, reason = OTHER[variable]
-    environment = clean_environment() | settings(tmp_path) | {variable: value}
-    line = [sys.executable, "-c", "import infra.governed.app"]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("the governed server does not start: ") and reason in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("option", "reason"),
-    [("--no-serve-artifacts", "only what the server writes"), ("--gunicorn-opts=--preload", "works under uvicorn")],
-)
-def test_the_command_refuses_options_that_open_a_way_round(tmp_path: Path, option: str, reason: str) -> None:
-    line = command(tmp_path, free_port(), 2, f"sqlite:///{tmp_path / 'mlflow.db'}", str(tmp_path), option)
-    environment = clean_environment() | settings(tmp_path)
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=180, cwd=tmp_path, check=False)
-    assert done.returncode == 1
-    assert "the governed server does not start: " in done.stderr and reason in done.stderr
+@pytest.mark.parametrize("after", ["99999999999999999999999", "-1", "one", "1.5"])
+def test_an_index_that_no_entry_can_have_is_malformed(open_server: Server, after: str) -> None:
+    answer = open_server.ask("GET", f"/api/2.0/triptych/entries?after={after}")
+    assert answer.status_code == 400
+    assert answer.json()["message"].startswith("after: ")

@@ -12,13 +12,12 @@ import pytest
 from lineage.digests import LineageError
 from lineage.embedded import Embedded
 from lineage.entries import Recorded, StaleError
-from lineage.ledger import Ledger
-from lineage.promotion import request_promotion
-from lineage.registry import Registry
+from lineage.ledger import Ledger, open_database
+from lineage.moves import ServerMover
 from lineage.signing import make_keys, open_signer
 from tests.servers.conftest import portraits_on
 from tests.servers.engines import database
-from tests.servers.governed import BASE, Pipeline, Server, digest_of
+from tests.servers.governed import BASE, Pipeline, Server, digest_of, signed_in
 
 WRITERS, EACH, ROUNDS = 8, 100, 3
 
@@ -28,7 +27,7 @@ def processes(count: int) -> ProcessPoolExecutor:
 
 
 def write(url: str, root: str, key: str, writer: int) -> None:
-    ledger, signer = Ledger(url, root), open_signer(key)
+    ledger, signer = Ledger.open(url, root), open_signer(key)
     for number in range(EACH):
         ledger.append(Recorded(run=f"run-{writer}", step=f"step-{number}", status="complete", record=BASE), signer)
 
@@ -37,18 +36,18 @@ def write(url: str, root: str, key: str, writer: int) -> None:
 def test_no_entry_is_lost(tmp_path: Path, kind: str, request: pytest.FixtureRequest) -> None:
     home = Embedded(tmp_path)
     url = home.url if kind == "sqlite" else database(request.getfixturevalue("cluster"), "appends")
-    Ledger.open(url, make_keys(home.keys), open_signer(home.uri("root")))
+    open_database(url, make_keys(home.keys), lambda: open_signer(home.uri("root")))
     with processes(WRITERS) as pool:
         for done in [pool.submit(write, url, home.root, home.uri("run"), writer) for writer in range(WRITERS)]:
             done.result()
-    ledger = Ledger(url, home.root)  # checks every signature and link
-    assert len(ledger.all) == 1 + WRITERS * EACH
-    assert len(ledger.state.records) == WRITERS * EACH
+    state = Ledger.open(url, home.root).state  # checks every signature and link
+    assert state.size == 1 + WRITERS * EACH
+    assert sum(len(steps) for steps in state.records.values()) == WRITERS * EACH
 
 
 def ask(url: str, model: str, version: str) -> str:
     try:
-        request_promotion(Registry(url, model), version)
+        ServerMover(url, model).move("promote", version)
     except StaleError:
         return "stale"
     except LineageError as error:
@@ -62,7 +61,7 @@ def test_of_two_promotions_at_once_one_wins(name: str, request: pytest.FixtureRe
     pipeline = Pipeline(server)
     portraits = portraits_on(server, "raced")
     incumbent = portraits.champion
-    with processes(2) as pool:
+    with signed_in(server), processes(2) as pool:
         for lap in range(ROUNDS):
             rivals = [pipeline.candidate("raced", f"{lap}-{rival}", digest_of(incumbent)) for rival in "ab"]
             asked = [pool.submit(ask, server.url, "raced", rival.number) for rival in rivals]
@@ -71,6 +70,5 @@ def test_of_two_promotions_at_once_one_wins(name: str, request: pytest.FixtureRe
             incumbent = rivals[answers.index("promoted")]
             assert server.champion("raced") == incumbent.number
     state = server.ledger().state
-    assert [standing.version for standing in state.champions["raced"]][-1] == incumbent.number
+    assert [champion.version for champion in state.champions["raced"]][-1] == incumbent.number
     assert len(state.champions["raced"]) == 1 + ROUNDS
-    assert not [move for move in state.pending.values() if move.model == "raced"]

@@ -90,6 +90,6 @@ def test_setting_champion_on_an_approved_version(browser: Chrome, shown: Portrai
     WebDriverWait(browser, 60).until(seen.invisibility_of_element_located((By.XPATH, "//*[@role='dialog']")))
     keep(browser, "ui-promotion-allowed.png")
     assert server.champion(shown.model) == shown.next.number
-    made = [move for move in server.ledger().state.moves.values() if move.model == shown.model][-1]
+    made = server.moves(shown.model)[-1]
     assert (made.action, made.user, made.version) == ("promote", EDITOR, shown.next.number)
     assert made.previous_version == shown.champion.number

@@ -212,7 +212,7 @@ def test_a_record_written_anew_by_a_holder_of_the_run_key(world: World) -> None:
     world.home.open("tests").append(said, open_signer(world.home.uri("run")))
     report = world.audit("2")
     named(report, "record run-2/fine-tune.json")
-    assert any("the provenance says" in f.reason for f in report.findings if f.standing == "does not hold")
+    assert any("provenance.dsse.json says" in f.reason for f in report.findings if f.standing == "does not hold")
 
 
 def test_evidence_exchanged_together_with_its_registration(world: World) -> None:

@@ -17,7 +17,7 @@ UNDETECTABLE = {
     "a name that a key holder gives": "Users and reasons are what the holder of the promotion key writes down.",
     "the clock": "Times are the writer's own; only their order within the ledger is looked at.",
     "secrets in memory": "Whoever reads a process's memory, or runs code in it, has its keys.",
-    "the text of MLflow's pages": "Descriptions, metrics and tags of other names are for reading.",
+    "the text of MLflow's pages": "Descriptions and tags of other names are for reading.",
     "another writing of the same entry": "Signatures cover what an entry says, not how it is written down.",
 }
 OUTSIDE = {

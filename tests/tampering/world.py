@@ -56,9 +56,14 @@ def restore(folder: Path, pristine: dict[Path, bytes]) -> None:
             path.rmdir()
     for name, content in pristine.items():
         path = folder / name
-        if not path.is_file() or path.read_bytes() != content:
+        if (
+            path.is_symlink()
+            or not path.is_file()
+            or path.stat().st_size != len(content)
+            or path.read_bytes() != content
+        ):
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and path.suffix != ".db":
+            if (path.exists() or path.is_symlink()) and path.suffix != ".db":
                 path.unlink()
             path.write_bytes(changed_later(content) if path.suffix == ".db" else content)
 

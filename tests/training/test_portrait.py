@@ -20,9 +20,10 @@ from PIL import Image
 from components.evaluate.evaluation_set import EvaluationSet, Prompt, SetDescription
 from components.evaluate.sampling import draw
 from components.register.model_folder import write_model_folder
-from lineage.artifacts import WEIGHTS_FOLDER, folder_digest, listing
+from lineage.artifacts import LOADER, WEIGHTS_FOLDER, folder_digest, listing
 from lineage.digests import LineageError, digest_path
 from tests.training.tiny_families import save_flux, save_qwen_image, save_sd3, save_sd3_with_t5
+from training import portrait
 from training.errors import TrainingError
 from training.families import family_of
 from training.families.drawing import Drawer
@@ -144,6 +145,7 @@ def test_sampling_can_be_changed_and_the_seed_left_out(registered: Path) -> None
 def test_the_folder_holds_no_code_and_no_path_of_this_machine(registered: Path, tmp_path: Path) -> None:
     beside = [p for p in registered.rglob("*") if p.is_file() and registered / WEIGHTS_FOLDER not in p.parents]
     assert {path.name for path in beside} == {"MLmodel", "python_env.yaml", "requirements.txt"}
+    assert portrait.__name__ == LOADER
     flavor = mlflow.models.Model.load(registered).flavors["python_function"]
     assert flavor["loader_module"] == "training.portrait" and "code" not in flavor
     text = "".join(path.read_text() for path in beside)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+METRICS = "gate/"
+"""Begins the names of the metrics that repeat a verdict's figures."""
+
 
 def cells(figure: Mapping[str, Any]) -> list[str]:
     """Name, the other's score, the candidate's, their difference, its interval, the margin."""
@@ -15,6 +18,12 @@ def cells(figure: Mapping[str, Any]) -> list[str]:
         f"{figure['lower']:+.3f} to {figure['upper']:+.3f}",
         f"{figure['margin']:g}",
     ]
+
+
+def metrics(figures: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Figures as MLflow shows them: ``gate/alignment/difference`` -> value."""
+    parts = ("incumbent", "candidate", "difference", "lower", "upper")
+    return {f"{METRICS}{f['name']}/{part}".replace(" ", "_"): float(f[part]) for f in figures for part in parts}
 
 
 def figures_table(figures: Iterable[Mapping[str, Any]], other: str = "incumbent") -> str:

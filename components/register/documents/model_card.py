@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lineage.documents.candidate import Candidate
-from lineage.documents.figures import figures_table
+from components.register.documents.candidate import Candidate
+from lineage.figures import figures_table
 
 TASK = "text-to-image"
 TEMPLATE = Path(__file__).with_suffix(".md")

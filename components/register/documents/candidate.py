@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lineage.croissant import rights_of
 from lineage.digests import manifest_digest
-from lineage.pictures import manifest_rows, trained_on
+from lineage.pictures import manifest_rows
 from lineage.records import StepRecord
 from lineage.statements import Statement
-
-NOT_STATED = "not stated"
-"""Stands for an empty licence, consent or source."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +77,3 @@ class Candidate:
         """How many images it was trained on, and how many were held out, in words."""
         every, trained = (sum(r["source"].values()) for r in (rights_of(self.manifest), self.rights))
         return f"{trained} captioned pictures" + (f"; {every - trained} more were held out" if every > trained else "")
-
-
-def rights_of(manifest: Path, held_out: bool = True) -> dict[str, dict[str, int]]:
-    """``license``, ``consent`` and ``source`` -> what the rows of a manifest say there -> images, most frequent first.
-
-    Args:
-        held_out: count the rows that are not for training too.
-    """
-    return {column: _count(manifest, column, held_out) for column in ("license", "consent", "source")}
-
-
-def _count(manifest: Path, column: str, held_out: bool) -> dict[str, int]:
-    rows = (row for row in manifest_rows(manifest, [column, "split"]) if held_out or trained_on(row))
-    return dict(Counter(row[column] or NOT_STATED for row in rows).most_common())

@@ -1,5 +1,4 @@
-"""Croissant metadata of a manifest (https://docs.mlcommons.org/croissant/): of a snapshot, and of what a candidate was
-trained on.
+"""Croissant metadata of a manifest (https://docs.mlcommons.org/croissant/), and the rights that its rows state.
 
 It lies beside the very ``manifest.parquet`` it names, which any Croissant reader can then load. The pictures
 themselves are not stored again; each row says where they lie and what their digest is.
@@ -7,15 +6,17 @@ themselves are not stored again; each row says where they lie and what their dig
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import mlcroissant as mlc  # type: ignore[import-untyped]
 
 from lineage.digests import digest_file, hex_of
-from lineage.documents.candidate import Candidate, rights_of
-from lineage.pictures import manifest_rows
+from lineage.pictures import manifest_rows, trained_on
 
+NOT_STATED = "not stated"
+"""Stands for an empty licence, consent or source."""
 FIELDS = {
     "file_name": ("Name of the picture, relative to its folder", "TEXT"),
     "sha256": ("Digest of the picture's bytes, written sha256:<hex>", "TEXT"),
@@ -29,17 +30,6 @@ FIELDS = {
     "phash": ("Perceptual hash, 64 bits in hexadecimal", "TEXT"),
 }
 """Columns of the manifest: what each holds, and its Croissant type."""
-
-
-def croissant(candidate: Candidate, place: str) -> dict[str, Any]:
-    """The JSON-LD of the rows that a candidate was trained on, for a reader who finds them at the path ``place``."""
-    digest = candidate.data_digest
-    description = (
-        f"The data with digest {digest}, on which run {candidate.run} fine-tuned {candidate.model_name}: "
-        f"{candidate.images()}. Rows whose split is not train were not trained on."
-    )
-    name = f"{candidate.model_name}-training-data"
-    return describe_manifest(candidate.manifest, place, digest, name, description, candidate.ended, held_out=False)
 
 
 def describe_manifest(
@@ -107,3 +97,17 @@ def _field(name: str, description: str, kind: str) -> Any:
         data_types=[getattr(mlc.DataType, kind)],
         source=mlc.Source(file_object="manifest", extract=mlc.Extract(column=name)),
     )
+
+
+def rights_of(manifest: Path, held_out: bool = True) -> dict[str, dict[str, int]]:
+    """``license``, ``consent`` and ``source`` -> what the rows of a manifest say there -> images, most frequent first.
+
+    Args:
+        held_out: count the rows that are not for training too.
+    """
+    return {column: _count(manifest, column, held_out) for column in ("license", "consent", "source")}
+
+
+def _count(manifest: Path, column: str, held_out: bool) -> dict[str, int]:
+    rows = (row for row in manifest_rows(manifest, [column, "split"]) if held_out or trained_on(row))
+    return dict(Counter(row[column] or NOT_STATED for row in rows).most_common())

@@ -23,8 +23,9 @@ from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 from packaging.utils import canonicalize_name
 
+from components.register.documents.candidate import Candidate
+from lineage.croissant import NOT_STATED
 from lineage.digests import digest_file, hex_of
-from lineage.documents.candidate import NOT_STATED, Candidate
 
 MODEL, DATA, EVALUATION = "model", "training-data", "evaluation-set"
 

@@ -12,10 +12,8 @@ from typing import Any
 
 from lineage.digests import LineageError, digest_set
 from lineage.records import StepRecord
-from lineage.statements import Statement, make_statement
+from lineage.statements import SLSA, Statement, make_statement
 
-SLSA = "https://slsa.dev/provenance/v1"
-"""Predicate type of SLSA provenance."""
 BUILD_TYPE = "urn:triptych:retraining:v1"
 """Says how to read the parameters: step name -> the section of the configuration that it was given."""
 BUILDER = "urn:triptych:pipeline:v1"

@@ -1,0 +1,86 @@
+"""Attacks on what names a run, and on what names a policy."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.evaluate.evaluation_set import read_evaluation_set
+from lineage.digests import digest_path
+from lineage.policy import policy_digest
+from lineage.reuse import by_content
+from lineage.signing import make_keys, open_signer
+from tests.lineage.worlds import MODEL, World
+
+PROMPT = '{"id": "p1", "text": "a portrait", "attributes": {}, "seeds": [1]}\n'
+
+
+def test_a_folder_called_like_a_digest_is_not_taken_for_what_has_the_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's parameter `evaluation_set: tree-sha256:…` has the pinned policy's digest, and names another folder."""
+    pinned, easy = tmp_path / "pinned", tmp_path / "cwd"
+    pinned.mkdir()
+    (pinned / "set.json").write_text("{}")
+    (pinned / "prompts.jsonl").write_text(PROMPT)
+    name = digest_path(pinned)
+    (easy / name).mkdir(parents=True)
+    (easy / name / "set.json").write_text('{"easy": 1}')
+    monkeypatch.chdir(easy)
+    honest = policy_digest(by_content({"evaluation_set": str(pinned)}), {})
+    try:
+        spoofed = policy_digest(by_content({"evaluation_set": name}), {})
+    except Exception:
+        return  # refused: fine
+    assert spoofed != honest or digest_path(name) == name
+    assert read_evaluation_set
+
+
+def test_an_mlflow_run_that_somebody_tagged_is_not_taken_for_a_runs_own(tmp_path: Path) -> None:
+    """The newest run with the tag counts; whoever may create runs has a retried step upload into his."""
+    store = World(tmp_path).store
+    own = store.open_run("run-1")
+    experiment = store.client.get_experiment_by_name(MODEL)
+    assert experiment
+    store.client.create_run(experiment.experiment_id, tags={"triptych.run": "run-1"})
+    assert store.open_run("run-1") == own
+
+
+def test_an_mlflow_run_that_somebody_tagged_is_not_closed_in_place_of_a_runs_own(tmp_path: Path) -> None:
+    store = World(tmp_path).store
+    own = store.open_run("run-1")
+    experiment = store.client.get_experiment_by_name(MODEL)
+    assert experiment
+    store.client.create_run(experiment.experiment_id, tags={"triptych.run": "run-1"})
+    store.close_run("run-1", "FINISHED")
+    assert store.client.get_run(own).info.status == "FINISHED"
+
+
+def _make(folder: Path, start: Any, told: Any) -> None:
+    start.wait()
+    try:
+        make_keys(folder)
+        told.put("")
+    except BaseException as error:
+        told.put(repr(error)[:300])
+
+
+def test_processes_that_make_keys_at_once_make_pairs(tmp_path: Path) -> None:
+    """Two first starts of a work folder: public halves of one, private halves of the other."""
+    context = multiprocessing.get_context("fork")
+    for attempt in range(20):
+        folder = tmp_path / str(attempt)
+        start, told = context.Event(), context.Queue()
+        processes = [context.Process(target=_make, args=(folder, start, told)) for _ in range(4)]
+        for process in processes:
+            process.start()
+        start.set()
+        trouble = [told.get(timeout=60) for _ in processes]
+        for process in processes:
+            process.join()
+        assert not any(trouble), trouble
+        for role in ("root", "run", "gate", "promotion", "witness"):
+            open_signer(f"file2:{folder / role}.pem")
