@@ -55,10 +55,10 @@ def test_refused_data_ends_with_1_and_the_reason(portraits: Portraits) -> None:
 
 def test_what_was_judged_before_is_not_shown_again(portraits: Portraits) -> None:
     assert command(portraits).exit_code == 0
-    for row in portraits.rows:
-        row["file_name"] = "gone.png"
-    found = command(portraits)
-    assert found.exit_code == 1
+    (portraits.source / "metadata.jsonl").write_text('{"file_name": "gone.png", "text": "a portrait"}\n')
+    asked = ["validate", str(portraits.source), "--config", str(CONFIG), "--out", str(portraits.folder / "out")]
+    found = CliRunner().invoke(app, asked)
+    assert found.exit_code == 1, found.output
     assert "pictures and reasons" not in found.output
 
 
