@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 DATA   := examples/avatars/data
-EXTRAS := data,training,evaluation,registry,server,avatars,cluster,containers,dev
+EXTRAS := data,training,evaluation,registry,server,serving,avatars,cluster,containers,dev
 # Two torch processes that share two cores need their threads told apart.
 export OMP_NUM_THREADS ?= 2
 

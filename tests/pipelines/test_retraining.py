@@ -14,7 +14,7 @@ from lineage.channel.client import champion
 from lineage.closing import outcome
 from lineage.digests import digest_path
 from lineage.embedded import Embedded
-from lineage.entries import Moved
+from lineage.entries import Judged, Moved, PolicySet
 from lineage.records import StepRecord, read_records
 from lineage.registry import Registry, Version
 from lineage.statements import VERDICT, VERDICT_FILE, open_statement
@@ -78,9 +78,10 @@ def test_good_data_is_promoted(promoted: Run, work: Path, store: Registry) -> No
 
 def test_the_run_entered_its_policy_and_said_so(promoted: Run, work: Path) -> None:
     assert "policy: first policy of the model" in promoted.stdout
-    state = Embedded(work / "lineage").open("tests").state
-    pinned = state.policies["portrait-avatars"]
-    assert {judged.policy for judged in state.verdicts.values() if judged.decision == "promote"} == {pinned.digest}
+    entries = [entry.body for entry in Embedded(work / "lineage").open("tests").entries()]
+    pinned = next(body for body in entries if isinstance(body, PolicySet))
+    judged = next(body for body in entries if isinstance(body, Judged))
+    assert (judged.decision, judged.policy) == ("promote", pinned.digest)
 
 
 def test_a_stranger_with_the_root_of_trust_reads_who_is_champion(first: Version, work: Path, tmp_path: Path) -> None:
