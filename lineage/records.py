@@ -43,6 +43,8 @@ RUN_VARIABLE = "TRIPTYCH_RUN"
 
 # The rooms whose code decides what a run gives.
 PRODUCT = ("lineage", "training", "components")
+CLOSING = "close-run"
+"""The step that closes a run; its record is no part of what the run gave."""
 
 
 class RunContext(BaseModel):

@@ -9,7 +9,6 @@ Everything that binds one thing to another is a digest in the ledger; version nu
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from lineage.artifacts import WEIGHTS_FOLDER, without_credentials
-from lineage.digests import LineageError, hex_of
+from lineage.digests import LineageError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -163,26 +162,6 @@ class Registry:
         experiment_id = experiment.experiment_id if experiment else self._create_experiment()
         tags = {f"{TAG}run": run}
         return str(self.client.create_run(experiment_id, run_name=run, tags=tags).info.run_id)
-
-    def log_dataset(self, mlflow_run: str, digest: str, source: str, profile: Mapping[str, Any]) -> None:
-        """Show in MLflow which data a run trains on.
-
-        Args:
-            digest: of the snapshot. MLflow shows 36 characters of one; all of it stands in the profile.
-            source: URI or path of where it came from.
-            profile: what is known of it, such as the number of rows.
-        """
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        place = source if "://" in source else f"file://{source}"
-        shown = Dataset(
-            name=place.rstrip("/").rpartition("/")[2][:500] or "data",
-            digest=hex_of(digest)[:36],
-            source_type=place.partition("://")[0],
-            source=json.dumps({"uri": place}),
-            profile=json.dumps({"digest": digest, **profile}),
-        )
-        self.client.log_inputs(mlflow_run, [DatasetInput(shown, [InputTag("mlflow.data.context", "training")])])
 
     def close_run(self, run: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """Close the MLflow run of pipeline run ``run`` if it has one."""

@@ -22,8 +22,8 @@ from components.snapshot_data.settings import DataSettings
 from components.validate_data.settings import ValidationSettings
 from lineage.digests import LineageError
 from lineage.embedded import LineageSettings
+from lineage.policy import by_content
 from lineage.registry import RegistrySettings
-from lineage.reuse import by_content
 from pipelines.errors import RequestError
 from pipelines.places import HUB, local
 from training.settings import TrainingSettings

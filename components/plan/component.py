@@ -37,6 +37,7 @@ def plan(
     from dataclasses import asdict
 
     from components.plan.plan import plan_run
+    from components.plan.shown import log_dataset
     from lineage.records import RunContext, recording
     from lineage.registry import Registry, RegistrySettings
     from training.settings import TrainingSettings
@@ -50,7 +51,7 @@ def plan(
         if made.needed:
             store = Registry(context.tracking_uri, settings.model_name, settings.artifacts)
             facts["mlflow_run"] = store.open_run(context.id)
-            store.log_dataset(facts["mlflow_run"], snapshot_digest, data["source"], {"rows": int(rows)})
+            log_dataset(store, facts["mlflow_run"], snapshot_digest, data["source"], {"rows": int(rows)})
         record.facts |= facts
         for shown in ("incumbent_name", "base_digest", "busy"):
             facts.pop(shown)

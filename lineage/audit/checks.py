@@ -11,7 +11,6 @@ from lineage.artifacts import WEIGHTS_FOLDER, GoneError, check_loader, folder_di
 from lineage.audit.examination import VERDICT_PATH, Examination, beside, called
 from lineage.audit.report import LEDGER, STORE, Part
 from lineage.audit.sources import Claim, UnprovenError
-from lineage.closing import CLOSING
 from lineage.digests import PREFIX, LineageError, digest_json
 from lineage.entries import Registered
 from lineage.figures import METRICS, cells, metrics
@@ -19,7 +18,7 @@ from lineage.model_signature import signed_files
 from lineage.moves import tags_of
 from lineage.pictures import manifest_rows
 from lineage.policy import policy_digest
-from lineage.records import StepRecord
+from lineage.records import CLOSING, StepRecord
 from lineage.registry import CHAMPION
 from lineage.scores import EVALUATION_FILE, SETS_FILE, TABLE_FILE, stated
 from lineage.statements import SLSA, VERDICT, open_statement

@@ -10,8 +10,7 @@ import pytest
 
 from components.evaluate.evaluation_set import read_evaluation_set
 from lineage.digests import digest_path
-from lineage.policy import policy_digest
-from lineage.reuse import by_content
+from lineage.policy import by_content, policy_digest
 from lineage.signing import make_keys, open_signer
 from tests.lineage.worlds import MODEL, World
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from components.close_run.close import close, unclosed
 from lineage import moves
 from lineage.channel.client import Channel
-from lineage.closing import close, unclosed
 from lineage.embedded import Embedded
 from lineage.entries import Body, Closed, Leased, LedgerError
 from lineage.ledger import Ledger

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from components.close_run.close import close
 from components.gate.gate import VerdictContext, judge
 from components.gate.settings import AXES, GateSettings
 from components.register.register import register_candidate
@@ -29,7 +30,6 @@ from components.validate_data.facts import read_manifest, write_facts
 from components.validate_data.settings import ValidationSettings
 from lineage.artifacts import WEIGHTS_FOLDER
 from lineage.audit import Report, Sources, audit
-from lineage.closing import close
 from lineage.digests import digest_bytes, digest_file, digest_path, manifest_digest
 from lineage.embedded import Embedded
 from lineage.entries import Body, Entry, Recorded, Registered, entry_digest

@@ -13,10 +13,9 @@ from typing import Literal
 
 from lineage.digests import LineageError
 from lineage.entries import Closed
-from lineage.records import RunContext, StepRecord, check_records, read_records, recording
+from lineage.records import CLOSING, RunContext, StepRecord, check_records, read_records, recording
 
 Outcome = Literal["promoted", "judged", "stale", "nothing-new", "busy", "failed"]
-CLOSING = "close-run"
 
 
 def outcome(records: Mapping[str, StepRecord]) -> Outcome:
