@@ -22,8 +22,8 @@ from securesystemslib.signer import Signer
 
 from lineage.digests import LineageError
 from lineage.entries import KeyRevoked, KeyRotated, PolicySet
+from lineage.files import exclusive, write_whole
 from lineage.ledger import Ledger, open_database
-from lineage.locks import exclusive
 from lineage.memory import Memory
 from lineage.moves import LocalMover
 from lineage.policy import changes, policy_digest
@@ -68,7 +68,6 @@ class Embedded:
         if database.exists() and not (self.keys / "root.pub").exists():
             raise LineageError(f"{self.keys} has no root.pub, so the ledger beside it cannot be checked; restore it")
         if not any(self.marks.glob("*.json")) and not any(True for _ in self.witness.read()):
-            self.folder.mkdir(parents=True, exist_ok=True)
             with exclusive(self.folder / "lock"):
                 open_database(self.url, make_keys(self.keys), lambda: open_signer(self.uri("root")))
         elif not database.exists():
@@ -100,9 +99,7 @@ class Embedded:
         keys = {role: ledger.state.key_of(role) for role in roles}
         made = init(place or str(self.channel), keys, ledger.signer("root", self.uri("root")))
         if not place:
-            partial = self.channel_root.with_suffix(".partial")
-            partial.write_bytes(made)
-            partial.replace(self.channel_root)
+            write_whole(self.channel_root, made, 0o644)
         return made
 
     @property

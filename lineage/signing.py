@@ -11,7 +11,6 @@ that nothing signed as one thing can be passed off as another.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,7 +23,7 @@ from securesystemslib.exceptions import UnverifiedSignatureError, VerificationEr
 from securesystemslib.signer import CryptoSigner, Key, Signature, Signer, SSlibKey
 
 from lineage.digests import LineageError
-from lineage.locks import exclusive
+from lineage.files import exclusive, write_whole
 
 Role = Literal["root", "run", "gate", "promotion", "witness"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -57,18 +56,12 @@ def _make_pair(folder: Path, role: Role) -> Key:
 
 
 def _write_private(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-    partial.rename(path)
+    write_whole(path, content)
 
 
 def write_public(key: Key, path: Path) -> None:
     """Write a public key as JSON: id, type, scheme, PEM."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(key_facts(key), indent=2) + "\n", "utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(key_facts(key), indent=2).encode() + b"\n", 0o644)
 
 
 def read_public(path: Path) -> Key:

@@ -15,7 +15,8 @@ from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher
 from lineage.artifacts import without_credentials
 from lineage.channel.champion import CHAMPION, Champion
 from lineage.channel.errors import ChannelError, ExpiredError, in_words
-from lineage.channel.places import locked, open_place
+from lineage.channel.places import open_place
+from lineage.files import exclusive
 
 
 class Channel:
@@ -50,7 +51,7 @@ class Channel:
         """
         kept, fetcher = self.state / "metadata", _Fetcher(self.url)
         address = (str(kept), f"{self.url}/metadata", None, f"{self.url}/targets", fetcher)
-        with in_words(self.name), locked(self.state / "lock"):
+        with in_words(self.name), exclusive(self.state / "lock"):
             updater = Updater(*address, bootstrap=self.root)
             updater.refresh()
             timestamp = Metadata[Timestamp].from_file(str(kept / "timestamp.json")).signed
