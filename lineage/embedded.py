@@ -13,7 +13,6 @@ from __future__ import annotations
 import getpass
 import shutil
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,12 @@ from lineage.entries import KeyRevoked, KeyRotated, PolicySet
 from lineage.files import exclusive, write_whole
 from lineage.ledger import Ledger, open_database
 from lineage.memory import Memory
-from lineage.moves import LocalMover
+from lineage.moves import Mover, open_mover
 from lineage.policy import changes, policy_digest
 from lineage.records import RunContext
 from lineage.registry import Registry
 from lineage.signing import ROLES, SCHEME, Role, key_facts, make_keys, open_signer, read_public
 from lineage.witness import FileWitness, WitnessWriter
-
-CHANNEL_LIFE = timedelta(days=30)
-"""How long the channel of a work folder says who is champion without being renewed."""
 
 
 class LineageSettings(BaseModel):
@@ -148,7 +144,8 @@ class Embedded:
     def checkpoint(self) -> int:
         """Tell the witness how long the ledger is now; gives its size."""
         ledger = self.open()
-        return self._writer(ledger).write(ledger.state).size
+        writer = WitnessWriter(self.witness, ledger.signer("witness", self.uri("witness")))
+        return writer.write(ledger.state).size
 
     def rotate(self, role: Role) -> str:
         """Replace a role's key, on the word of the old one; gives the new key's id.
@@ -166,25 +163,13 @@ class Embedded:
         ledger.append(KeyRevoked(key=key, since=since, reason=reason), root)
         return self._replace(role, root)
 
-    def mover(self, registry: Registry, reader: str = "pipeline", artifacts: Path | None = None) -> LocalMover:
-        """Moves of a model's champion, decided here.
-
-        Args:
-            artifacts: where ``mlflow-artifacts:`` places of the registry lie on this machine.
-        """
-        from lineage.channel.publisher import Publisher
-
-        ledger = self.open(reader)
-        signer, writer = ledger.signer("promotion", self.uri("promotion")), self._writer(ledger)
-        channel = Publisher(str(self.channel), signer, writer.signer, CHANNEL_LIFE, self.marks / "channel")
-        return LocalMover(ledger, signer, registry, local_user(), writer, channel, artifacts)
+    def mover(self, registry: Registry, reader: str = "pipeline", artifacts: Path | None = None) -> Mover:
+        """Moves of a model's champion by a person, decided here; see `lineage.moves.open_mover`."""
+        return open_mover(self.context("", "", registry.tracking_uri), registry, self.open(reader), artifacts)
 
     def _own_signer(self) -> Signer | None:
         """The key that signs what this home remembers; None where it is kept elsewhere."""
         return open_signer(self.uri("run")) if (self.keys / "run.pem").exists() else None
-
-    def _writer(self, ledger: Ledger) -> WitnessWriter:
-        return WitnessWriter(self.witness, ledger.signer("witness", self.uri("witness")))
 
     def _replace(self, role: Role, by: Signer) -> str:
         _check_replaceable(role)

@@ -20,7 +20,7 @@ from lineage.digests import LineageError, digest_path, short
 from lineage.entries import Judged, Registered
 from lineage.figures import figures_table, metrics
 from lineage.model_signature import sign_model
-from lineage.moves import registration_tags
+from lineage.projection import registration_tags
 from lineage.records import RunContext, check_records
 from lineage.registry import EVIDENCE_FOLDER, Registry, RegistrySettings, new_attempt
 from lineage.signing import SCHEME

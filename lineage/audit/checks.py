@@ -15,9 +15,9 @@ from lineage.digests import PREFIX, LineageError, digest_json
 from lineage.entries import Registered
 from lineage.figures import METRICS, cells, metrics
 from lineage.model_signature import signed_files
-from lineage.moves import tags_of
 from lineage.pictures import manifest_rows
 from lineage.policy import policy_digest
+from lineage.projection import tags_of
 from lineage.records import CLOSING, StepRecord
 from lineage.registry import CHAMPION
 from lineage.scores import EVALUATION_FILE, SETS_FILE, TABLE_FILE, stated

@@ -70,8 +70,9 @@ class Publisher:
     def publish(self, champion: Champion, documents: Mapping[str, bytes], renew: bool = True) -> list[str]:
         """Say who is champion of a model, with its ``documents`` by name; other models stay as they are.
 
-        Where the channel says so already, only the timestamp is renewed: the heartbeat. What was put back, is damaged or not signed
-        by these keys is not taken over: the channel begins anew, and tells of other models when they are published.
+        Where the channel says so already, only the timestamp is renewed: the heartbeat. What was put back, is damaged
+        or not signed by these keys is not taken over: the channel begins anew, and tells of other models when they are
+        published.
 
         Args:
             renew: also where nothing changes, for another `life`.

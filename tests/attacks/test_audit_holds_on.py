@@ -160,7 +160,7 @@ def test_a_folder_of_code_that_the_run_key_registered_does_not_hold(world: World
     from shutil import copytree
 
     from lineage.artifacts import folder_digest, listing
-    from lineage.moves import tags_of
+    from lineage.projection import tags_of
     from lineage.registry import new_attempt
 
     store, before = world.store, world.registered("4")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from components.close_run.close import close, unclosed
-from lineage import moves
+from lineage import version_files
 from lineage.channel.client import Channel
 from lineage.embedded import Embedded
 from lineage.entries import Body, Closed, Leased, LedgerError
@@ -79,7 +79,7 @@ def test_evidence_that_changes_between_two_looks_is_not_published(
         found = world.store.version(number)
         assert found
         folders[number] = Path(found.evidence.removeprefix("file://")) / "verdict"
-    real = moves.listing
+    real = version_files.listing
 
     def swapped(place: Path) -> object:
         found = real(place)
@@ -87,7 +87,7 @@ def test_evidence_that_changes_between_two_looks_is_not_published(
             (place / "verdict.dsse.json").write_bytes((folders[good] / "verdict.dsse.json").read_bytes())
         return found
 
-    monkeypatch.setattr(moves, "listing", swapped)
+    monkeypatch.setattr(version_files, "listing", swapped)
     world.mover().move("override", bad, "by a person")
     if not world.announced():
         return

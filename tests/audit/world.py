@@ -33,7 +33,8 @@ from lineage.audit import Report, Sources, audit
 from lineage.digests import digest_bytes, digest_file, digest_path, manifest_digest
 from lineage.embedded import Embedded
 from lineage.entries import Body, Entry, Recorded, Registered, entry_digest
-from lineage.moves import LocalMover, tags_of
+from lineage.moves import Mover
+from lineage.projection import tags_of
 from lineage.records import RunContext, StepRecord, recording
 from lineage.registry import Registry, RegistrySettings, new_attempt
 from lineage.signing import Role, open_signer, sign_bytes
@@ -101,7 +102,7 @@ class World:
     def weights(self, number: str) -> Path:
         return self.model(number) / WEIGHTS_FOLDER
 
-    def mover(self) -> LocalMover:
+    def mover(self) -> Mover:
         return self.home.mover(self.store, "tests")
 
     def picture(self, number: int) -> Path:

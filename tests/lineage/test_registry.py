@@ -24,7 +24,7 @@ from lineage.digests import LineageError, digest_path
 from lineage.embedded import Embedded
 from lineage.entries import Judged, Registered
 from lineage.model_signature import verify_model
-from lineage.moves import tags_of
+from lineage.projection import tags_of
 from lineage.records import RunContext, recording
 from lineage.registry import Registry, RegistrySettings
 from lineage.signing import read_public

@@ -12,7 +12,7 @@ from lineage.digests import digest_bytes, digest_path
 from lineage.embedded import Embedded
 from lineage.entries import Action, Judged, LedgerError, Registered
 from lineage.faults import FAULT_VARIABLE
-from lineage.moves import LocalMover
+from lineage.moves import Mover
 from lineage.policy import policy_digest
 from lineage.records import RunContext
 from lineage.registry import Registry, new_attempt
@@ -52,7 +52,7 @@ class World:
         """As a pipeline's steps see it."""
         return self.home.context("run-1", str(self.folder / "records"), self.store.tracking_uri)
 
-    def mover(self, run: str = "") -> LocalMover:
+    def mover(self, run: str = "") -> Mover:
         """Moves by a person, or by a run of its own candidate."""
         return replace(self.home.mover(self.store), run=run)
 

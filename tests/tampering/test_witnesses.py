@@ -254,7 +254,7 @@ def test_the_text_of_mlflows_pages(world: World) -> None:
     client = world.store.client
     client.update_model_version(MODEL, "3", "**promote** by a wide margin")
     client.set_model_version_tag(MODEL, "3", "note", "promote")
-    assert [line for line in world.mover().reconcile() if "channel" not in line] == []
+    assert [line for line in world.mover().reconcile().said if "channel" not in line] == []
     assert world.audit("3").holds
 
 
