@@ -143,14 +143,13 @@ class Registry:
         return found
 
     def open_run(self, run: str) -> str:
-        """The MLflow run of pipeline run ``run``: the one already there, or a new one. Returns its id.
+        """Make the MLflow run that shows pipeline run ``run``; gives its id, which the plan's record keeps.
+
+        Nothing finds it by its tag afterwards, which anybody may set on a run of his own.
 
         Raises:
             LineageError: the experiment keeps its files elsewhere than the settings say.
         """
-        found = self._find_run(run)
-        if found is not None:
-            return found
         experiment = self.client.get_experiment_by_name(self.model_name)
         if experiment and self.artifacts and experiment.artifact_location.rstrip("/") != self.artifacts.rstrip("/"):
             raise LineageError(
@@ -163,11 +162,9 @@ class Registry:
         tags = {f"{TAG}run": run}
         return str(self.client.create_run(experiment_id, run_name=run, tags=tags).info.run_id)
 
-    def close_run(self, run: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        """Close the MLflow run of pipeline run ``run`` if it has one."""
-        found = self._find_run(run)
-        if found is not None:
-            self.client.set_terminated(found, status=status)
+    def close_run(self, mlflow_run: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """Close an MLflow run."""
+        self.client.set_terminated(mlflow_run, status=status)
 
     def upload(self, mlflow_run: str, folder: Path, weights: Path, evidence: Mapping[str, Path], attempt: str) -> str:
         """Store a candidate's files in a fresh folder of an MLflow run; gives the URI of its model folder.
@@ -238,13 +235,6 @@ class Registry:
         if not self._exists():
             return {}
         return {a: str(n) for a, n in self.client.get_registered_model(self.model_name).aliases.items()}
-
-    def _find_run(self, run: str) -> str | None:
-        experiment = self.client.get_experiment_by_name(self.model_name)
-        if experiment is None:
-            return None
-        found = self.client.search_runs([experiment.experiment_id], f"tags.`{TAG}run` = '{run}'")
-        return str(found[0].info.run_id) if found else None
 
 
 def new_attempt() -> str:
