@@ -49,9 +49,6 @@ for _dialect, _statements in GUARDS.items():
 class DatabaseStore:
     """Entries in a database."""
 
-    checks = False
-    """Whoever appends must have checked the entry."""
-
     def __init__(self, url: str) -> None:
         """Connect when something is asked.
 

@@ -144,7 +144,7 @@ class Ledger:
 
     def _take(self, state: State, new: Sequence[Entry]) -> State:
         if any(isinstance(entry.body, KeyRevoked) for entry in new):
-            return replay(self.store.entries(0))
+            return replay([*self.store.entries(0, state.size), *new])
         extend(state, new)
         return state
 
@@ -153,33 +153,20 @@ class Ledger:
         while True:
             known = self.state.size
             try:
-                entry = self.store.append(known, lambda new: self._next(new, make))
+                return self.store.append(known, lambda new: self._next(new, make))
             except BaseException as error:
-                if self._state and self._state.size > known and not self.store.checks:
-                    self._state = None  # it was applied, and may not have been written
+                if self._state and self._state.size > known:
+                    self._state = None  # the entry was applied, and may not have been written
                 if not isinstance(error, ConflictError) or time.monotonic() > until:
                     raise
                 time.sleep(0.05)
-                continue
-            if self.store.checks:
-                self._apply(entry)
-            return entry
 
     def _next(self, new: Sequence[Entry], make: Callable[[State], Entry]) -> Entry:
-        """The next entry, after ``new``, which somebody else wrote meanwhile."""
+        """The next entry, after ``new``, which somebody else wrote meanwhile; it keeps the rules."""
         self._state = self._take(self.state, new)
         entry = make(self._state)
-        if not self.store.checks:
-            self._apply(entry)
+        self._state = self._take(self._state, [entry])
         return entry
-
-    def _apply(self, entry: Entry) -> None:
-        assert self._state is not None
-        if isinstance(entry.body, KeyRevoked):
-            before = self.store.entries(0, entry.index)
-            self._state = replay([*before, entry])
-        else:
-            self._state.apply(entry)
 
 
 def open_database(url: str, keys: Mapping[str, Key], root: Callable[[], Signer]) -> None:

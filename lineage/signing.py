@@ -94,7 +94,9 @@ def read_key(facts: Mapping[str, Any]) -> Key:
         key = Key.from_dict(content.pop("keyid"), content)
         if not isinstance(key, SSlibKey):
             raise ValueError(f"the id of a {key.scheme} key does not follow from its content")
-        derived = SSlibKey.from_crypto(key._crypto_key()).keyid
+        loaded = key._crypto_key()
+        derived = SSlibKey.from_crypto(loaded).keyid
+        key._crypto_key = lambda: loaded  # parsed once: a ledger's key checks thousands of entries
     except (KeyError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
         raise LineageError(f"this is not a public key: {error}") from error
     if derived != key.keyid:

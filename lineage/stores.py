@@ -27,15 +27,13 @@ class Store(Protocol):
 
     name: str
     """Where it is, without user and password, for messages."""
-    checks: bool
-    """Whether the store itself checks what is appended."""
 
     def entries(self, after: int, before: int | None = None) -> list[Entry]:
         """Those from index ``after`` on, up to ``before``."""
         ...
 
     def append(self, after: int, make: Maker) -> Entry:
-        """Append what ``make`` gives from the entries since ``after``; nothing comes between the two.
+        """Append what ``make`` gives, checked, from the entries since ``after``; nothing comes between the two.
 
         Raises:
             ConflictError: something did.
@@ -45,8 +43,6 @@ class Store(Protocol):
 
 class ServerStore:
     """Entries behind a governed MLflow server. Credentials come from MLflow's own variables."""
-
-    checks = True
 
     def __init__(self, url: str) -> None:
         self.url, self.name = url.rstrip("/"), without_credentials(url)

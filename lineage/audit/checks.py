@@ -10,7 +10,7 @@ from typing import Any
 from lineage.artifacts import WEIGHTS_FOLDER, GoneError, check_loader, folder_digest, weights_digest
 from lineage.audit.examination import VERDICT_PATH, Examination, beside, called
 from lineage.audit.report import LEDGER, STORE, Part
-from lineage.audit.sources import Claim, UnprovenError
+from lineage.audit.sources import Claim
 from lineage.digests import PREFIX, LineageError, digest_json
 from lineage.entries import Registered
 from lineage.figures import METRICS, cells, metrics
@@ -22,7 +22,7 @@ from lineage.records import CLOSING, StepRecord
 from lineage.registry import CHAMPION
 from lineage.scores import EVALUATION_FILE, SETS_FILE, TABLE_FILE, stated
 from lineage.statements import SLSA, VERDICT, open_statement
-from lineage.witness import check_against, checkpoint_keys, read_checkpoint, told_by_revoked
+from lineage.witness import check_against, kept_checkpoint
 
 STEPS = ("snapshot-data", "plan", "validate-data", "encode-features", "fine-tune", "evaluate", "gate", "register")
 """The steps that every registered version has behind it."""
@@ -67,16 +67,7 @@ def check_ledger(x: Examination) -> None:
 def _checkpoint(x: Examination, name: str, content: bytes) -> int:
     """How many entries a checkpoint proves."""
     with x.checking("ledger", f"checkpoint {name}", "the ledger goes on from it"):
-        try:
-            found = read_checkpoint(content, checkpoint_keys(x.state))
-        except LineageError:
-            if told_by_revoked(content, x.state):
-                raise UnprovenError("a key signed it that was revoked") from None
-            if name.startswith(x.state.ledger):
-                raise
-            raise UnprovenError("it is of another ledger") from None
-        if not name.startswith(found.stem):
-            raise LineageError(f"it is of {found.size} entries of ledger {found.ledger}, under another name")
+        found = kept_checkpoint(name, content, x.state)
         check_against(x.state, x.digest_at, found, "the witness")
         return found.size
     return 0

@@ -12,10 +12,11 @@ from lineage.artifacts import ChangedError, GoneError, UnreachableError, read_fi
 from lineage.audit.checks import MOST_TABLE, MOST_UNPACKED, NAMED
 from lineage.audit.examination import Examination, beside, once
 from lineage.audit.report import Data, Finding, Picture, Standing
-from lineage.audit.sources import Claim, UnprovenError, judge
+from lineage.audit.sources import Claim, judge
 from lineage.digests import digest_bytes, manifest_digest
 from lineage.entries import Registered
 from lineage.pictures import PARQUET, PictureError, manifest_rows, read_bytes, trained_on
+from lineage.witness import UnprovenError
 
 SHOWN = 24
 """Training images kept to be shown."""

@@ -27,13 +27,14 @@ from lineage.artifacts import (
     read_file,
 )
 from lineage.audit.report import LEDGER, STORE, Finding, Part, Registration, Standing
-from lineage.audit.sources import Claim, Sources, UnprovenError, judge
+from lineage.audit.sources import Claim, Sources, judge
 from lineage.digests import LineageError, digest_bytes
 from lineage.entries import Entry, Judged, Moved, PolicySet, Registered, entry_digest
 from lineage.records import StepRecord
 from lineage.registry import Registry, Version
 from lineage.rules import State, extend, replay
 from lineage.statements import VERDICT_FILE
+from lineage.witness import UnprovenError
 
 MOST_TEXT = 16 * 2**20
 """Bytes of a document that is parsed."""

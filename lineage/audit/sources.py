@@ -12,6 +12,7 @@ from lineage.audit.report import Part, Standing
 from lineage.digests import LineageError
 from lineage.entries import Entry, Registered
 from lineage.memory import Memory
+from lineage.witness import UnprovenError
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,6 @@ class Claim(NamedTuple):
     """What the version or run below has to do with it."""
     version: Registered | None = None
     run: str = ""
-
-
-class UnprovenError(LineageError):
-    """Neither proof nor alarm."""
 
 
 def judge(error: Exception) -> tuple[Standing, str]:
