@@ -24,7 +24,7 @@ from lineage.database import DatabaseStore
 from lineage.embedded import Embedded
 from lineage.entries import Recorded
 from lineage.ledger import _signed
-from lineage.rules import replay
+from lineage.rules import extend, replay
 from lineage.signing import open_signer
 from lineage.stores import export, read_export
 
@@ -69,7 +69,7 @@ def main(count: int) -> None:
         for number in range(count - len(entries)):
             body = Recorded(run=f"run-{number // 11}", step=f"step-{number % 11}", status="complete", record="0" * 71)
             made.append(_signed(state, body, signer))
-            state.apply(made[-1])
+            extend(state, made[-1:])
         DatabaseStore(home.url).write(made)
         entries += made
         path = Path(folder) / "export.jsonl"

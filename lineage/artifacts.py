@@ -41,15 +41,19 @@ MOST_BYTES = 2**40
 """Bytes that the files of a listing may have together, so that a sparse file does not keep its reader for days."""
 
 
-class GoneError(LineageError):
+class PlaceError(LineageError):
+    """What lies at a place cannot be used; the message says why and what to do."""
+
+
+class GoneError(PlaceError):
     """Nothing is there."""
 
 
-class ChangedError(LineageError):
+class ChangedError(PlaceError):
     """Something else is there than was meant, or something that has no digest."""
 
 
-class UnreachableError(LineageError):
+class UnreachableError(PlaceError):
     """Whether it is there cannot be told now: the store does not answer, or may not be read."""
 
 
@@ -157,13 +161,16 @@ def reaching(uri: str, is_gone: Callable[[str], bool] = lambda uri: False) -> It
     except LineageError:
         raise
     except FileNotFoundError as error:
-        raise GoneError(f"nothing is at {shown}") from error
+        raise GoneError(f"nothing is at {shown}; put it back") from error
+    except PermissionError as error:
+        reason = without_credentials(str(error))
+        raise UnreachableError(f"{shown} may not be read: {reason}; check the credentials") from error
     except Exception as error:
         # Stores raise classes of their own libraries, which are not imported here.
         if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST" or is_gone(uri):
-            raise GoneError(f"nothing is at {shown}") from error
+            raise GoneError(f"nothing is at {shown}; put it back") from error
         reason = without_credentials(f"{type(error).__name__}: {error}".splitlines()[0])
-        raise UnreachableError(f"{shown} cannot be read: {reason}") from error
+        raise UnreachableError(f"{shown} cannot be read: {reason}; try again") from error
 
 
 def without_credentials(text: str) -> str:

@@ -20,8 +20,9 @@ from securesystemslib.signer import Key, Signer
 from lineage.artifacts import without_credentials
 from lineage.entries import Body, Entry, KeyRevoked, LedgerError, Opened, entry_digest
 from lineage.memory import WORTH, Memory
-from lineage.rules import State, extend, replay
+from lineage.rules import extend, replay
 from lineage.signing import key_facts, open_signer, sign_bytes
+from lineage.state import State
 from lineage.stores import PATIENCE, ConflictError, ServerStore, Store
 from lineage.witness import check_root
 

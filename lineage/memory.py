@@ -20,8 +20,8 @@ from lineage.artifacts import read_file
 from lineage.digests import LineageError, code_digest
 from lineage.entries import LedgerError
 from lineage.files import exclusive, write_whole
-from lineage.rules import State
 from lineage.signing import open_envelope, sign
+from lineage.state import State
 from lineage.witness import Checkpoint, check_against
 
 STATE_TYPE = "application/vnd.triptych.ledger-state+json"

@@ -23,6 +23,7 @@ from lineage.ledger import Ledger
 from lineage.projection import Followed, Projection
 from lineage.records import RunContext
 from lineage.registry import Registry
+from lineage.rules import check_move
 from lineage.stores import ServerStore
 from lineage.version_files import VersionFiles
 from lineage.witness import WitnessWriter, open_witness
@@ -100,7 +101,7 @@ class LocalMover:
             reason=reason,
             run=self.run,
         )
-        state.check_move(moved)  # before all its files are read
+        check_move(state, moved)  # before all its files are read
         if action != "withdraw":
             projection.files.check(registered)
         boundary("before-moved")

@@ -15,7 +15,7 @@ from lineage.entries import Judged, LedgerError, Registered, entry_digest
 from lineage.faults import boundary
 from lineage.ledger import Ledger
 from lineage.registry import CHALLENGER, CHAMPION
-from lineage.rules import Standing, State
+from lineage.state import Standing, State
 from lineage.statements import VERDICT, VERDICT_FILE, open_statement
 from lineage.version_files import VersionFiles
 from lineage.witness import WitnessWriter

@@ -125,17 +125,22 @@ def sign_bytes(payload: bytes, signer: Signer) -> str:
     return _one_form(signer.public_key, signer.sign(payload).signature)
 
 
+def made_by(key: Key, signature: str, payload: bytes) -> bool:
+    """Whether ``key`` made the signature."""
+    try:
+        key.verify_signature(Signature(key.keyid, signature), payload)
+        return True
+    except (UnverifiedSignatureError, ValueError):
+        return False
+
+
 def check_signature(key: Key, signature: str, payload: bytes) -> bool:
     """Whether ``key`` made the signature, and it is written in its one form.
 
     An ECDSA signature (r, s) holds as (r, n - s) too; only the one with the smaller s counts, so that nobody can
     rewrite a signature without its key.
     """
-    try:
-        key.verify_signature(Signature(key.keyid, signature), payload)
-        return _one_form(key, signature) == signature
-    except (UnverifiedSignatureError, ValueError):
-        return False
+    return made_by(key, signature, payload) and _one_form(key, signature) == signature
 
 
 def _one_form(key: Key, signature: str) -> str:

@@ -20,8 +20,9 @@ from securesystemslib.signer import Key, Signer
 
 from lineage.digests import LineageError, canonical, digest_bytes
 from lineage.entries import Entry, LedgerError, entry_digest
-from lineage.rules import State, replay
+from lineage.rules import replay
 from lineage.signing import open_envelope, sign
+from lineage.state import State
 
 CHECKPOINT_TYPE = "application/vnd.triptych.checkpoint+json"
 RETENTION = timedelta(days=3650)

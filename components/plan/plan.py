@@ -18,7 +18,7 @@ from lineage.entries import BusyError, Registered
 from lineage.policy import by_content, differences, policy_digest
 from lineage.records import RunContext
 from lineage.registry import RegistrySettings
-from lineage.rules import Champion, State
+from lineage.state import Champion, State
 
 
 @dataclass(frozen=True)

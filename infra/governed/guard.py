@@ -20,7 +20,7 @@ from lineage.memory import Memory
 from lineage.moves import LocalMover
 from lineage.projection import Followed
 from lineage.registry import Registry
-from lineage.rules import State
+from lineage.state import State
 from lineage.witness import Checkpoint, WitnessWriter, check_against, hear, open_witness
 
 LOG = logging.getLogger(__name__)

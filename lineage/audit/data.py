@@ -15,7 +15,7 @@ from lineage.audit.report import Data, Finding, Picture, Standing
 from lineage.audit.sources import Claim, judge
 from lineage.digests import digest_bytes, manifest_digest
 from lineage.entries import Registered
-from lineage.pictures import PARQUET, PictureError, manifest_rows, read_bytes, trained_on
+from lineage.pictures import PARQUET, manifest_rows, read_bytes, trained_on
 from lineage.witness import UnprovenError
 
 SHOWN = 24
@@ -99,7 +99,7 @@ def _read_picture(uri: str, cells: _Cells, remote: bool) -> bytes:
         return read_bytes(uri)
     except GoneError as error:
         raise GoneError(f"{uri} is not there any more; its digest and rights stand in the manifest") from error
-    except (UnreachableError, PictureError) as error:
+    except UnreachableError as error:
         raise UnprovenError(f"it lies at {uri}, which is not read: {error}") from error
 
 

@@ -32,7 +32,8 @@ from lineage.digests import LineageError, digest_bytes
 from lineage.entries import Entry, Judged, Moved, PolicySet, Registered, entry_digest
 from lineage.records import StepRecord
 from lineage.registry import Registry, Version
-from lineage.rules import State, extend, replay
+from lineage.rules import extend, replay
+from lineage.state import State
 from lineage.statements import VERDICT_FILE
 from lineage.witness import UnprovenError
 

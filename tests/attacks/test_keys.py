@@ -14,8 +14,8 @@ from lineage.channel.publisher import Publisher
 from lineage.digests import LineageError
 from lineage.embedded import CHANNEL_LIFE, Embedded
 from lineage.memory import STATE_TYPE, Remembered, _rules
-from lineage.rules import KnownKey
 from lineage.signing import key_facts, sign, write_public
+from lineage.state import KnownKey
 from tests.lineage.worlds import MODEL, World
 
 

@@ -16,8 +16,8 @@ from lineage.moves import Mover
 from lineage.policy import policy_digest
 from lineage.records import RunContext
 from lineage.registry import Registry, new_attempt
-from lineage.rules import State
 from lineage.signing import open_signer
+from lineage.state import State
 from lineage.statements import VERDICT, VERDICT_FILE, make_statement, write_statement
 
 MODEL = "portraits"
