@@ -14,17 +14,17 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from lineage.digests import PREFIX, TREE, LineageError, digest_json, hex_of
+from lineage.digests import PREFIX, TREE, digest_json, hex_of
+from lineage.places import ChangedError, GoneError, UnreachableError, reaching, without_credentials
 
 WEIGHTS_FOLDER = "artifacts/weights"
 """Inside the model folder, where MLflow's own loader looks for them."""
@@ -39,22 +39,6 @@ MOST_FILES = 1_000_000
 """Files that a listing may have."""
 MOST_BYTES = 2**40
 """Bytes that the files of a listing may have together, so that a sparse file does not keep its reader for days."""
-
-
-class PlaceError(LineageError):
-    """What lies at a place cannot be used; the message says why and what to do."""
-
-
-class GoneError(PlaceError):
-    """Nothing is there."""
-
-
-class ChangedError(PlaceError):
-    """Something else is there than was meant, or something that has no digest."""
-
-
-class UnreachableError(PlaceError):
-    """Whether it is there cannot be told now: the store does not answer, or may not be read."""
 
 
 class Listed(NamedTuple):
@@ -145,39 +129,6 @@ class Artifacts:
             return name not in self._listed(above)
         except Exception:
             return False  # then the store does not answer, which the first error says
-
-
-@contextmanager
-def reaching(uri: str, is_gone: Callable[[str], bool] = lambda uri: False) -> Iterator[None]:
-    """Say in two ways what stores and registries say in many.
-
-    Raises:
-        GoneError: nothing is there.
-        UnreachableError: anything else.
-    """
-    shown = without_credentials(uri)
-    try:
-        yield
-    except LineageError:
-        raise
-    except FileNotFoundError as error:
-        raise GoneError(f"nothing is at {shown}; put it back") from error
-    except PermissionError as error:
-        reason = without_credentials(str(error))
-        raise UnreachableError(f"{shown} may not be read: {reason}; check the credentials") from error
-    except Exception as error:
-        # Stores raise classes of their own libraries, which are not imported here.
-        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST" or is_gone(uri):
-            raise GoneError(f"nothing is at {shown}; put it back") from error
-        reason = without_credentials(f"{type(error).__name__}: {error}".splitlines()[0])
-        raise UnreachableError(f"{shown} cannot be read: {reason}; try again") from error
-
-
-def without_credentials(text: str) -> str:
-    """``text`` without the user names, passwords and signed queries of the URLs in it."""
-    # Up to the last @: a password may hold anything. The Hub's places have no user, and a commit after their @.
-    text = re.sub(r"(?<=://)(?<!hf://)\S*@", "", text)
-    return re.sub(r"""\?(?:'[^']*'|"[^"]*"|[\w.~%-]+=(?:'[^']*'|"[^"]*"|\S)*)""", "", text)
 
 
 def listing(place: Path) -> list[Listed]:

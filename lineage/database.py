@@ -12,8 +12,8 @@ from functools import cached_property
 import sqlalchemy as sql
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
-from lineage.artifacts import without_credentials
 from lineage.entries import Entry, LedgerError, read_entry
+from lineage.places import without_credentials
 from lineage.stores import PATIENCE, ConflictError, Maker
 
 DIALECTS = ("sqlite", "postgresql")

@@ -10,7 +10,6 @@ the governed server alone holds the promotion key, and the root key is kept offl
 
 from __future__ import annotations
 
-import getpass
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from lineage.ledger import Ledger, open_database
 from lineage.memory import Memory
 from lineage.moves import Mover, open_mover
 from lineage.policy import changes, policy_digest
-from lineage.records import RunContext
+from lineage.records import RunContext, account
 from lineage.registry import Registry
 from lineage.signing import ROLES, SCHEME, Role, key_facts, make_keys, open_signer, read_public
 from lineage.witness import FileWitness, WitnessWriter
@@ -204,4 +203,4 @@ def _check_replaceable(role: str) -> None:
 
 def local_user() -> str:
     """How the ledger calls somebody at this machine: nobody checked who it is."""
-    return f"{getpass.getuser()} (local, unauthenticated)"
+    return f"{account()} (local, unauthenticated)"

@@ -17,9 +17,9 @@ from datetime import UTC, datetime, timedelta
 
 from securesystemslib.signer import Key, Signer
 
-from lineage.artifacts import without_credentials
 from lineage.entries import Body, Entry, KeyRevoked, LedgerError, Opened, entry_digest
 from lineage.memory import WORTH, Memory
+from lineage.places import without_credentials
 from lineage.rules import extend, replay
 from lineage.signing import key_facts, open_signer, sign_bytes
 from lineage.state import State

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from securesystemslib.signer import Signer
 
-from lineage.artifacts import UnreachableError
 from lineage.digests import LineageError
 from lineage.entries import Action, LedgerError, Moved
 from lineage.faults import boundary
 from lineage.ledger import Ledger
+from lineage.places import UnreachableError
 from lineage.projection import Followed, Projection
 from lineage.records import RunContext
 from lineage.registry import Registry

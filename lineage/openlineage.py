@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from lineage.artifacts import without_credentials
 from lineage.digests import LineageError
 from lineage.files import exclusive
+from lineage.places import without_credentials
 
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import RunEvent
@@ -94,7 +94,8 @@ def make_event(record: Mapping[str, Any], state: State) -> RunEvent:
 def _send(destination: str, event: RunEvent) -> None:
     from openlineage.client import OpenLineageClient
 
-    parts, transport, held = urlsplit(destination), dict[str, Any](), nullcontext()
+    parts, transport = urlsplit(destination), dict[str, Any]()
+    held: AbstractContextManager[None] = nullcontext()
     if parts.scheme in ("http", "https"):
         endpoint = parts.path.strip("/") or "api/v1/lineage"
         transport = {"type": "http", "url": f"{parts.scheme}://{parts.netloc}", "endpoint": endpoint, **PATIENCE}

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from lineage.artifacts import ChangedError, PlaceError, UnreachableError, reaching
 from lineage.digests import LineageError, digest_bytes
+from lineage.places import ChangedError, PlaceError, UnreachableError, reaching
 
 SCHEMES = ("file", "s3", "gs", "hf")
 """Where pictures may lie. fsspec knows more, among them some that run programs or ask strangers."""

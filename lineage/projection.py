@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from lineage.artifacts import LOADER_FILE, without_credentials
+from lineage.artifacts import LOADER_FILE
 from lineage.digests import LineageError, digest_bytes
 from lineage.entries import Judged, LedgerError, Registered, entry_digest
 from lineage.faults import boundary
 from lineage.ledger import Ledger
+from lineage.places import without_credentials
 from lineage.registry import CHALLENGER, CHAMPION
 from lineage.state import Standing, State
 from lineage.statements import VERDICT, VERDICT_FILE, open_statement

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from lineage.artifacts import WEIGHTS_FOLDER, without_credentials
+from lineage.artifacts import WEIGHTS_FOLDER
 from lineage.digests import LineageError
+from lineage.places import without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -47,16 +47,12 @@ def make_keys(folder: Path, roles: Iterable[Role] = ROLES) -> dict[str, Key]:
 def _make_pair(folder: Path, role: Role) -> Key:
     private, shown = folder / f"{role}.pem", folder / f"{role}.pub"
     if not shown.exists() and not private.exists():
-        _write_private(private, CryptoSigner.generate_ecdsa().private_bytes)
+        write_whole(private, CryptoSigner.generate_ecdsa().private_bytes)
     if not shown.exists():
         # The private half came first, so that a pair is never without it, wherever this ends.
         made = load_pem_private_key(private.read_bytes(), None)
         write_public(SSlibKey.from_crypto(made.public_key()), shown)
     return read_public(shown)
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    write_whole(path, content)
 
 
 def write_public(key: Key, path: Path) -> None:

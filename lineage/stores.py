@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
-from lineage.artifacts import without_credentials
 from lineage.entries import BusyError, Entry, LedgerError, StaleError, read_entry
+from lineage.places import without_credentials
 
 API = "/api/2.0/triptych"
 PATIENCE = 30.0

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from lineage.artifacts import (
     Artifacts,
-    ChangedError,
     Listed,
     check_loader,
     digest_of,
@@ -21,6 +20,7 @@ from lineage.artifacts import (
 )
 from lineage.digests import LineageError, digest_bytes
 from lineage.entries import Registered
+from lineage.places import ChangedError
 from lineage.registry import Registry, Version
 
 MOST_DOCUMENT = 16 * 2**20

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from lineage.artifacts import reaching
 from lineage.digests import LineageError
 from lineage.pictures import PictureError, filesystem_of
+from lineage.places import reaching
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 SETTLED = 100_000_000

@@ -32,9 +32,9 @@ from components.snapshot_data.rows import MANIFEST, REFUSED, settle
 from components.snapshot_data.settings import DataSettings
 from components.snapshot_data.source import Refused, Row, Source, open_source
 from components.snapshot_data.store import Store
-from lineage.artifacts import GoneError
 from lineage.digests import code_digest, digest_bytes, digest_json, manifest_digest
 from lineage.pictures import ROWS, PictureError, manifest_rows, read_bytes
+from lineage.places import GoneError
 from lineage.progress import report
 
 READERS = 8

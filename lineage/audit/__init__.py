@@ -9,8 +9,7 @@ that a digest or a signature does not bind.
 
 from lineage.audit.collect import audit
 from lineage.audit.render import write_page, write_text
-from lineage.audit.report import Report
+from lineage.audit.report import Report, Sources
 from lineage.audit.resolve import UnknownError
-from lineage.audit.sources import Sources
 
 __all__ = ["Report", "Sources", "UnknownError", "audit", "write_page", "write_text"]

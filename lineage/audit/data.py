@@ -8,14 +8,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
-from lineage.artifacts import ChangedError, GoneError, UnreachableError, read_file, regular
+from lineage.artifacts import read_file, regular
 from lineage.audit.checks import MOST_TABLE, MOST_UNPACKED, NAMED
-from lineage.audit.examination import Examination, beside, once
+from lineage.audit.claims import Claim, beside, judge
+from lineage.audit.examination import Examination, once
 from lineage.audit.report import Data, Finding, Picture, Standing
-from lineage.audit.sources import Claim, judge
 from lineage.digests import digest_bytes, manifest_digest
 from lineage.entries import Registered
 from lineage.pictures import PARQUET, manifest_rows, read_bytes, trained_on
+from lineage.places import ChangedError, GoneError, UnreachableError
 from lineage.witness import UnprovenError
 
 SHOWN = 24

@@ -12,11 +12,11 @@ from tuf.api.metadata import Metadata, Root, Targets, Timestamp
 from tuf.ngclient import Updater
 from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher
 
-from lineage.artifacts import without_credentials
 from lineage.channel.champion import CHAMPION, Champion
 from lineage.channel.errors import ChannelError, ExpiredError, in_words
 from lineage.channel.places import open_place
 from lineage.files import exclusive
+from lineage.places import without_credentials
 
 
 class Channel:

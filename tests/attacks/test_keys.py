@@ -55,7 +55,7 @@ def test_a_rotation_that_died_while_it_made_the_key_can_be_made_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(signing, "_write_private", killed)
+        patched.setattr(signing, "write_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             home.rotate("gate")
     home.rotate("gate")
@@ -73,7 +73,7 @@ def test_a_first_start_that_died_while_it_made_keys_can_be_made_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(signing, "_write_private", killed)
+        patched.setattr(signing, "write_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             home.open()
     home.open()
