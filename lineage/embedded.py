@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from securesystemslib.signer import Signer
 
 from lineage.digests import LineageError
@@ -29,15 +28,6 @@ from lineage.records import RunContext, account
 from lineage.registry import Registry
 from lineage.signing import ROLES, SCHEME, Role, key_facts, make_keys, open_signer, read_public
 from lineage.witness import FileWitness, WitnessWriter
-
-
-class LineageSettings(BaseModel):
-    """Settings of the OpenLineage events that a run emits."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    openlineage: str | None = None
-    """Where OpenLineage events go: an ``http(s)://`` address or a file. None: a file in the work folder."""
 
 
 class Embedded:

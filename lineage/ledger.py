@@ -19,12 +19,10 @@ from securesystemslib.signer import Key, Signer
 
 from lineage.entries import Body, Entry, KeyRevoked, LedgerError, Opened, entry_digest
 from lineage.memory import WORTH, Memory
-from lineage.places import without_credentials
 from lineage.rules import extend, replay
 from lineage.signing import key_facts, open_signer, sign_bytes
 from lineage.state import State
 from lineage.stores import PATIENCE, ConflictError, ServerStore, Store
-from lineage.witness import check_root
 
 CLOCKS_APART = timedelta(minutes=5)
 """By how much the clock of whoever signs an entry may be ahead of that of whoever takes it in."""
@@ -125,9 +123,7 @@ class Ledger:
         remembered = state.size
         state = self._take(state, self.store.entries(state.size))
         if not state.size:
-            raise LedgerError(
-                f"the ledger {self.name} is empty: it was never opened, or everything was taken out of it"
-            )
+            raise LedgerError(f"{self.name} is empty: it was never opened, or everything was taken out of it")
         opener = next(iter(key for key, known in state.keys.items() if known.role == "root"))
         if self.root and opener != self.root:
             raise LedgerError(f"the ledger {self.name} was opened by another root key ({opener[:12]})")
@@ -196,24 +192,6 @@ def open_database(url: str, keys: Mapping[str, Key], root: Callable[[], Signer])
         store.append(0, first)
     except ConflictError:
         return
-
-
-def import_entries(url: str, entries: Sequence[Entry], root: str) -> int:
-    """Write checked entries into an empty database; gives how many.
-
-    Raises:
-        LedgerError: they do not hold, another root opened them, or the database has a ledger already.
-    """
-    from lineage.database import DatabaseStore
-
-    state = replay(entries)
-    check_root(entries, root)
-    store = DatabaseStore(url)
-    store.create()
-    if store.entries(0, 1):
-        raise LedgerError(f"{without_credentials(url)} holds a ledger already; import into an empty database")
-    store.write(entries)
-    return state.size
 
 
 def now(ahead: timedelta = timedelta()) -> str:

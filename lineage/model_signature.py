@@ -13,23 +13,6 @@ from lineage.digests import LineageError
 from lineage.signing import IN_TOTO, made_by
 
 
-def sign_model(weights: Path, key: Path, signature: Path) -> None:
-    """Sign every file of ``weights`` with an unencrypted PEM private key (ECDSA P-256) and write ``signature``.
-
-    Files of git, such as ``.gitignore``, are left out, as the command line does by default.
-
-    Raises:
-        LineageError: the key does not serve, or the weights hold a link or something else that cannot be signed.
-    """
-    from model_signing import signing
-
-    try:
-        signer = signing.Config()  # type: ignore[no-untyped-call]
-        signer.use_elliptic_key_signer(private_key=key).sign(weights, signature)
-    except (OSError, ValueError, TypeError) as error:
-        raise LineageError(f"the weights at {weights} cannot be signed with {key}: {error}") from error
-
-
 def verify_model(weights: Path, public_key: Path, signature: Path) -> None:
     """Check that ``weights`` are exactly what was signed: no file changed, added or missing.
 

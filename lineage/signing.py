@@ -168,9 +168,8 @@ def open_envelope(content: bytes, payload_type: str, keys: Iterable[Key]) -> tup
             raise LineageError("no key is known that could vouch for it")
         accepted = envelope.verify(keys, 1)
     except VerificationError as error:
-        raise LineageError(
-            f"the signature does not hold: none of the keys {[k.keyid[:12] for k in keys]} made it"
-        ) from error
+        tried = [key.keyid[:12] for key in keys]
+        raise LineageError(f"the signature does not hold: none of the keys {tried} made it") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LineageError(f"this is not a signed envelope: {error}") from error
     return envelope.payload, next(iter(accepted))

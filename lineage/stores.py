@@ -79,14 +79,13 @@ class ServerStore:
                 raise_on_status=False,
             )
         except Exception as error:
-            where, why = without_credentials(self.url), without_credentials(str(error))
-            raise LedgerError(f"the ledger at {where} does not answer: {why}") from error
+            raise LedgerError(
+                f"the ledger at {self.name} does not answer: {without_credentials(str(error))}"
+            ) from error
         if answer.status_code == 200:
             return str(answer.text)
         kind, said = _refusal(answer.text)
-        raise REFUSALS.get(kind, LedgerError)(
-            f"the ledger at {without_credentials(self.url)} refused ({answer.status_code}): {said}"
-        )
+        raise REFUSALS.get(kind, LedgerError)(f"the ledger at {self.name} refused ({answer.status_code}): {said}")
 
 
 REFUSALS: dict[str, type[LedgerError]] = {kind.__name__: kind for kind in (StaleError, BusyError, ConflictError)}

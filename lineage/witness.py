@@ -249,14 +249,11 @@ def check_against(state: State, digest_at: Callable[[int], str], seen: Checkpoin
     if state.ledger != seen.ledger:
         raise LedgerError(f"this is ledger {state.ledger or 'nothing'}, {who} knows {seen.ledger}: it was replaced")
     if state.size < seen.size:
-        raise LedgerError(
-            f"the ledger has {state.size} entries, {who} saw {seen.size} at {seen.time}: "
-            f"entries {state.size} to {seen.size - 1} were taken off its end"
-        )
+        told = f"the ledger has {state.size} entries, {who} saw {seen.size} at {seen.time}"
+        raise LedgerError(f"{told}: entries {state.size} to {seen.size - 1} were taken off its end")
     if (state.head if seen.size == state.size else digest_at(seen.size - 1)) != seen.head:
-        raise LedgerError(
-            f"entry {seen.size - 1} is not the one that {who} saw at {seen.time}: the ledger was rewritten or forked"
-        )
+        told = f"entry {seen.size - 1} is not the one that {who} saw at {seen.time}"
+        raise LedgerError(f"{told}: the ledger was rewritten or forked")
 
 
 def verify_entries(entries: Sequence[Entry], root: str, seen: Path | None) -> list[str]:

@@ -14,12 +14,12 @@ from components.register.documents.candidate import Candidate
 from components.register.documents.croissant import croissant
 from components.register.documents.model_card import model_card
 from components.register.documents.provenance import provenance
+from components.register.documents.signature import sign_model
 from components.register.model_folder import write_model_folder
 from lineage.artifacts import WEIGHTS_FOLDER, digest_of, folder_digest, listing
 from lineage.digests import LineageError, digest_path, short
 from lineage.entries import Judged, Registered
 from lineage.figures import figures_table, metrics
-from lineage.model_signature import sign_model
 from lineage.projection import registration_tags
 from lineage.records import RunContext, check_records
 from lineage.registry import EVIDENCE_FOLDER, Registry, RegistrySettings, new_attempt

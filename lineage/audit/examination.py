@@ -276,6 +276,4 @@ def _check_database(uri: str) -> None:
     with closing(sqlite3.connect(f"{place.as_uri()}?mode=ro", uri=True)) as database:
         views = database.execute("SELECT name FROM sqlite_master WHERE type = 'view'").fetchall()
     if views:
-        raise ChangedError(
-            f"{place} has views in the place of tables: {', '.join(str(name) for (name,) in views)[:200]}"
-        )
+        raise ChangedError(f"{place} has views in place of tables: {', '.join(str(v) for (v,) in views)[:200]}")

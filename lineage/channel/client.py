@@ -91,9 +91,8 @@ class Channel:
         if self.timestamp.is_expired():
             raise ExpiredError(f"what was read of the channel {self.name} expired at {self.expires}; refresh it")
         if (info := self.targets.targets.get(f"{model}/{name}")) is None:
-            raise ChannelError(
-                f"the channel {self.name} has no {name} of {model}; it knows {self.models() or 'nobody'}"
-            )
+            told = f"the channel {self.name} has no {name} of {model}"
+            raise ChannelError(f"{told}; it knows {self.models() or 'nobody'}")
         with in_words(self.name), tempfile.TemporaryDirectory() as folder:
             return Path(self._updater.download_target(info, f"{folder}/document")).read_bytes()
 
