@@ -20,8 +20,9 @@ from lineage.channel.places import read as read_place
 from lineage.channel.publisher import Publisher
 from lineage.database import DatabaseStore
 from lineage.digests import LineageError, digest_file
-from lineage.embedded import CHANNEL_LIFE, Embedded
+from lineage.embedded import Embedded
 from lineage.entries import Registered, entry_digest
+from lineage.moves import CHANNEL_LIFE
 from lineage.records import StepRecord
 from lineage.registry import Registry
 from lineage.rules import replay

@@ -12,8 +12,9 @@ from lineage import signing
 from lineage.channel.client import Channel
 from lineage.channel.publisher import Publisher
 from lineage.digests import LineageError
-from lineage.embedded import CHANNEL_LIFE, Embedded
+from lineage.embedded import Embedded
 from lineage.memory import STATE_TYPE, Remembered, _rules
+from lineage.moves import CHANNEL_LIFE
 from lineage.signing import key_facts, sign, write_public
 from lineage.state import KnownKey
 from tests.lineage.worlds import MODEL, World
