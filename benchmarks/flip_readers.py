@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from lineage.artifacts import Listed, digest_of, folder_digest, listing
-from lineage.audit import Sources, audit
 from lineage.channel.client import verify
 from lineage.channel.places import Folder
 from lineage.channel.places import read as read_place
@@ -28,6 +27,7 @@ from lineage.registry import Registry
 from lineage.rules import replay
 from lineage.signing import open_signer, read_public
 from lineage.witness import Checkpoint, FileWitness, check_against, hear
+from pipelines.audit import Sources, audit
 
 KEPT = ("mlflow.db", "artifacts", "lineage", "pipeline/records")
 READ = {

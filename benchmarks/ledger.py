@@ -19,7 +19,6 @@ from pathlib import Path
 
 from securesystemslib.signer import Signature
 
-from lineage.audit import Sources, audit
 from lineage.database import DatabaseStore
 from lineage.embedded import Embedded
 from lineage.entries import Recorded
@@ -27,6 +26,7 @@ from lineage.ledger import _signed
 from lineage.rules import extend, replay
 from lineage.signing import open_signer
 from lineage.stores import export, read_export
+from pipelines.audit import Sources, audit
 
 ROUNDS, STEPS = 5, 12
 STEP = """

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from components.register.store import create
 from lineage.channel.client import Channel
 from lineage.digests import LineageError, digest_bytes, digest_path
 from lineage.entries import Registered
@@ -97,7 +98,7 @@ def test_the_channel_repeats_the_verdict_that_the_ledger_names_and_no_other(tmp_
     (evidence / "verdict.dsse.json").write_bytes(
         (Path(other.evidence.removeprefix("file://")) / "verdict" / "verdict.dsse.json").read_bytes()
     )
-    made = store.create(stored.mlflow_run, stored.source, {}, "").number
+    made = create(store, stored.mlflow_run, stored.source, {}, "").number
     lied = said[bad].model_copy(update={"version": made, "evidence": {"verdict": digest_path(evidence)}})
     world.home.open().append(lied, open_signer(world.home.uri("run")))
     world.mover().move("override", made, "break-glass, by a person")

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from components.register.store import create, new_attempt, upload
 from lineage.artifacts import LOADER, WEIGHTS_FOLDER, folder_digest, listing
 from lineage.channel.client import Channel
 from lineage.digests import digest_bytes, digest_path
@@ -15,7 +16,7 @@ from lineage.faults import FAULT_VARIABLE
 from lineage.moves import Mover
 from lineage.policy import policy_digest
 from lineage.records import RunContext
-from lineage.registry import Registry, new_attempt
+from lineage.registry import Registry
 from lineage.signing import open_signer
 from lineage.state import State
 from lineage.statements import VERDICT, VERDICT_FILE, make_statement, write_statement
@@ -96,8 +97,8 @@ class World:
             evidence={"verdict": digest_path(verdict)},
         )
         (around / WEIGHTS_FOLDER / "weights.safetensors").unlink()
-        source = store.upload(mlflow_run, around, weights, {"verdict": verdict}, attempt)
-        version = store.create(mlflow_run, source, {}, "")
+        source = upload(store, mlflow_run, around, weights, {"verdict": verdict}, attempt)
+        version = create(store, mlflow_run, source, {}, "")
         ledger.append(registered.model_copy(update={"version": version.number}), open_signer(self.home.uri("run")))
         return version.number
 

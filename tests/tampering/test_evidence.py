@@ -10,12 +10,12 @@ import pytest
 
 from components.register.register import DOCUMENTS
 from lineage.artifacts import fetch_weights
-from lineage.audit import Report, write_text
 from lineage.digests import LineageError, canonical, digest_file, digest_path, hex_of
 from lineage.entries import LedgerError
 from lineage.records import read_records
 from lineage.signing import open_signer
 from lineage.statements import VERDICT, VERDICT_FILE, read_statement, write_statement
+from pipelines.audit import Report, write_text
 from tests.audit.world import MODEL, World
 
 EVIDENCE = (

@@ -8,9 +8,6 @@ from io import BytesIO
 from typing import Any
 
 from lineage.artifacts import WEIGHTS_FOLDER, check_loader, folder_digest, weights_digest
-from lineage.audit.claims import VERDICT_PATH, Claim, beside
-from lineage.audit.examination import Examination
-from lineage.audit.report import LEDGER, STORE, Part
 from lineage.digests import PREFIX, LineageError, digest_json
 from lineage.entries import Registered
 from lineage.figures import METRICS, cells, metrics
@@ -24,6 +21,9 @@ from lineage.registry import CHAMPION
 from lineage.scores import EVALUATION_FILE, SETS_FILE, TABLE_FILE, stated
 from lineage.statements import SLSA, VERDICT, open_statement
 from lineage.witness import check_against, kept_checkpoint
+from pipelines.audit.claims import VERDICT_PATH, Claim, beside
+from pipelines.audit.examination import Examination
+from pipelines.audit.report import LEDGER, STORE, Part
 
 STEPS = ("snapshot-data", "plan", "validate-data", "encode-features", "fine-tune", "evaluate", "gate", "register")
 """The steps that every registered version has behind it."""

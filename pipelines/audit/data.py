@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lineage.artifacts import read_file, regular
-from lineage.audit.checks import MOST_TABLE, MOST_UNPACKED, NAMED
-from lineage.audit.claims import Claim, beside, judge
-from lineage.audit.examination import Examination, once
-from lineage.audit.report import Data, Finding, Picture, Standing
 from lineage.digests import digest_bytes, manifest_digest
 from lineage.entries import Registered
 from lineage.pictures import PARQUET, manifest_rows, read_bytes, trained_on
 from lineage.places import ChangedError, GoneError, UnreachableError
 from lineage.witness import UnprovenError
+from pipelines.audit.checks import MOST_TABLE, MOST_UNPACKED, NAMED
+from pipelines.audit.claims import Claim, beside, judge
+from pipelines.audit.examination import Examination, once
+from pipelines.audit.report import Data, Finding, Picture, Standing
 
 SHOWN = 24
 """Training images kept to be shown."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from lineage.audit import checks
-from lineage.audit.data import MOST_PICTURE, check_pictures, data_of
-from lineage.audit.examination import Examination
-from lineage.audit.report import Ledger, Report, Sources, Use, Version
-from lineage.audit.resolve import Target, UnknownError, resolve, use
 from lineage.digests import LineageError
 from lineage.entries import Registered
 from lineage.records import StepRecord
+from pipelines.audit import checks
+from pipelines.audit.data import MOST_PICTURE, check_pictures, data_of
+from pipelines.audit.examination import Examination
+from pipelines.audit.report import Ledger, Report, Sources, Use, Version
+from pipelines.audit.resolve import Target, UnknownError, resolve, use
 
 SIGHTS = {"grid": "scores/grid.png", "pareto": "verdict/pareto.png"}
 """Pictures to show, by what they are called."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from lineage.audit.report import LEDGER, Part, Standing
 from lineage.digests import LineageError
 from lineage.entries import Registered
 from lineage.places import GoneError, UnreachableError
@@ -13,6 +12,7 @@ from lineage.records import StepRecord
 from lineage.state import State
 from lineage.statements import VERDICT_FILE
 from lineage.witness import UnprovenError
+from pipelines.audit.report import LEDGER, Part, Standing
 
 PARTS: dict[str, Part] = {"validated": "data", "scores": "evaluation", "verdict": "verdict", "model.sig": "weights"}
 """What a piece of evidence is about; the rest is about the version."""

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from lineage.artifacts import Artifacts, Listed, digest_of, listing, read_file
-from lineage.audit.claims import PARTS, Claim, beside, claims_of_ledger, claims_of_record, judge
-from lineage.audit.report import LEDGER, STORE, Finding, Part, Registration, Sources, Standing
 from lineage.digests import LineageError, digest_bytes
 from lineage.entries import Entry, Judged, Moved, PolicySet, Registered, entry_digest
 from lineage.places import ChangedError, GoneError, reaching
@@ -27,6 +25,8 @@ from lineage.registry import Registry, Version
 from lineage.rules import extend, replay
 from lineage.state import State
 from lineage.witness import UnprovenError
+from pipelines.audit.claims import PARTS, Claim, beside, claims_of_ledger, claims_of_record, judge
+from pipelines.audit.report import LEDGER, STORE, Finding, Part, Registration, Sources, Standing
 
 MOST_TEXT = 16 * 2**20
 """Bytes of a document that is parsed."""

@@ -8,13 +8,13 @@ from io import BytesIO
 from pathlib import Path
 
 from lineage.artifacts import read_file
-from lineage.audit.claims import Claim, beside
-from lineage.audit.data import HELD_OUT, MOST_PICTURE, data_of
-from lineage.audit.examination import Examination
-from lineage.audit.report import Picture, Use
 from lineage.digests import PREFIX, TREE, LineageError, digest_file
 from lineage.entries import Registered
 from lineage.registry import CHAMPION
+from pipelines.audit.claims import Claim, beside
+from pipelines.audit.data import HELD_OUT, MOST_PICTURE, data_of
+from pipelines.audit.examination import Examination
+from pipelines.audit.report import Picture, Use
 
 VERSION = re.compile(r"(?:models:/)?(?:(?P<model>[^@]+)[/@])?(?P<number>\d+|champion)")
 DIGEST = re.compile(rf"(?P<kind>{TREE}|{PREFIX})?(?P<hex>[0-9a-f]{{64}})")
