@@ -51,6 +51,7 @@ def _tagged(world: World, run: str) -> str:
 def test_an_mlflow_run_that_somebody_tagged_is_not_closed_in_place_of_a_runs_own(tmp_path: Path) -> None:
     """The plan's record, which the ledger names, says which MLflow run is the run's own."""
     world = World(tmp_path)
+    world.home.open()
     context, own = world.context, world.store.open_run("run-1")
     with recording(context, "plan", {}) as record:
         record.facts["mlflow_run"] = own
@@ -62,6 +63,7 @@ def test_an_mlflow_run_that_somebody_tagged_is_not_closed_in_place_of_a_runs_own
 
 def test_an_mlflow_run_that_a_changed_record_names_is_not_closed(tmp_path: Path) -> None:
     world = World(tmp_path)
+    world.home.open()
     context, own = world.context, world.store.open_run("run-1")
     with recording(context, "plan", {}) as record:
         record.facts["mlflow_run"] = own
