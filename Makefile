@@ -9,7 +9,7 @@ EXTRAS := data,training,evaluation,registry,server,serving,avatars,cluster,conta
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine data retrain shuffled ui lint test test-containers test-servers servers fuzz tiny-models clean
+.PHONY: help install engine data retrain shuffled images ui lint test test-containers test-servers servers fuzz tiny-models clean
 
 help: ## List all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ retrain: install data ## Run the main job on the embedded default: avatars
 shuffled: install data ## The same on shuffled captions: the gate must reject it
 	$(BIN)/triptych retrain --config examples/avatars/shuffled-captions.yaml
 
+images: install ## Build both images of the steps, on the Docker engine that runs
+	$(BIN)/python -m infra.images.build
+
 ui: install ## MLflow's pages on what the runs left
 	$(BIN)/triptych ui
 
@@ -58,7 +61,7 @@ servers: # Debian's PostgreSQL and Chromium, where a root user lacks them
 	{ ls /usr/lib/postgresql/*/bin/initdb && command -v chromium && command -v chromedriver; } > /dev/null 2>&1 || \
 	{ apt-get update -q && apt-get install -q -y --no-install-recommends postgresql chromium chromium-driver; }
 
-engine: # Debian's engine and debootstrap, where a root user has neither and no engine is given
+engine: # Tests' Docker engine: Debian's, and debootstrap, where a root user has neither and no engine is given
 	test -n "$$DOCKER_HOST" || { command -v dockerd && command -v debootstrap; } > /dev/null || \
 	{ apt-get update -q && apt-get install -q -y --no-install-recommends docker.io debootstrap; }
 

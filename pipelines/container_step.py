@@ -12,7 +12,7 @@ import docker
 import urllib3
 from docker.errors import APIError, DockerException, NotFound
 
-from infra.docker import ContainerError
+from infra.images.build import ContainerError
 
 RUN_LABEL = "triptych.run"
 ROOT_LABEL = "triptych.root"

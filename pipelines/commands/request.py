@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from infra.docker import ContainerError
+from infra.images.build import ContainerError
 from lineage.digests import LineageError, digest_bytes, hex_of
 from pipelines.errors import RequestError
 

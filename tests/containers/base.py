@@ -11,38 +11,42 @@ from pathlib import Path
 import docker
 from docker.errors import DockerException, ImageNotFound
 
-from infra.docker import ContainerError
-from infra.docker.engine import SYSTEM_PATH, cache_folder
+from infra.images.build import BASE_VARIABLE, DOCKERFILE, ContainerError
 
-DOCKERFILE = Path(__file__).with_name("Dockerfile")
+SYSTEM_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/bin", "/sbin"))
 SUITE = "bookworm"  # its Python is 3.11
 PACKAGES = ("ca-certificates", "python3", "python3-venv", "tini")
 MADE = f"triptych-base:{SUITE}-2"  # another number for other packages or leftovers
 UNNEEDED = ("./dev/*", "./usr/share/doc/*", "./usr/share/man/*", "./var/cache/apt/*", "./var/lib/apt/lists/*")
 
 
-def ensure_base(client: docker.DockerClient, command: str) -> str:
-    """The reference of a base image that the engine has, pulled or made when it has none.
+def cache_folder() -> Path:
+    """Where tests keep what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "triptych"
 
-    Args:
-        command: the docker client's path.
+
+def ensure_base() -> str:
+    """The reference of a base image that the engine has, pulled or made when it has none.
 
     Raises:
         ContainerError: neither worked.
     """
-    python_image = named_base()
-    for reference in (python_image, MADE):
-        try:
-            client.images.get(reference)
-            return reference
-        except ImageNotFound:
-            continue
+    named, client = os.environ.get(BASE_VARIABLE) or named_base(), docker.from_env(timeout=600)
     try:
-        client.images.pull(python_image)
-        return python_image
-    except DockerException as error:
-        print(f"{python_image} cannot be pulled ({error}); making a base image from Debian's packages")
-        return make_base(command)
+        for reference in (named, MADE):
+            try:
+                client.images.get(reference)
+                return reference
+            except ImageNotFound:
+                continue
+        try:
+            client.images.pull(named)
+            return named
+        except DockerException as error:
+            print(f"{named} cannot be pulled ({error}); making a base image from Debian's packages")
+            return make_base()
+    finally:
+        client.close()
 
 
 def named_base() -> str:
@@ -51,7 +55,7 @@ def named_base() -> str:
     return next(line.removeprefix("ARG BASE=") for line in lines if line.startswith("ARG BASE="))
 
 
-def make_base(command: str) -> str:
+def make_base() -> str:
     """Make a base image by debootstrap and import it. Needs root.
 
     Raises:
@@ -67,7 +71,7 @@ def make_base(command: str) -> str:
     root = Path(tempfile.mkdtemp(prefix="base-", dir=cache_folder()))
     try:
         _debootstrap(debootstrap, root)
-        _import(command, root)
+        _import(root)
     finally:
         subprocess.run(["rm", "-rf", "--one-file-system", str(root)], check=True)
     return MADE
@@ -83,10 +87,10 @@ def _debootstrap(debootstrap: str, root: Path) -> None:
         raise ContainerError(f"debootstrap of {SUITE} failed: {last}; is Debian's package mirror reachable?")
 
 
-def _import(command: str, root: Path) -> None:
+def _import(root: Path) -> None:
     excluded = [f"--exclude={pattern}" for pattern in UNNEEDED]
     pack = ["tar", "--create", "--numeric-owner", *excluded, "--directory", str(root), "."]
     with subprocess.Popen(pack, stdout=subprocess.PIPE) as packing:
-        loaded = subprocess.run([command, "import", "-", MADE], stdin=packing.stdout, capture_output=True, text=True)
+        loaded = subprocess.run(["docker", "import", "-", MADE], stdin=packing.stdout, capture_output=True, text=True)
     if packing.returncode != 0 or loaded.returncode != 0:
         raise ContainerError(f"the base image cannot be imported from {root}: {loaded.stderr.strip() or 'tar failed'}")

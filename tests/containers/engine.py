@@ -3,7 +3,7 @@
     with engine() as address:
         ...                      # DOCKER_HOST names the engine meanwhile
 
-or, on the command line, ``python -m infra.docker.engine -- make test-containers``.
+or, on the command line, ``python -m tests.containers.engine -- COMMAND``.
 
 A private engine has its own socket, its own data folder (``~/.cache/triptych/docker``: images stay for the next
 time) and no network of its own: it adds no bridge and no firewall rule to the machine, and containers use the
@@ -24,27 +24,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import docker
 import psutil
 from docker import DockerClient
 from docker.errors import DockerException
 
-from infra.docker import ContainerError
+from infra.images.build import BASE_VARIABLE, ContainerError
+from tests.containers.base import SYSTEM_PATH, cache_folder, ensure_base
 
-DEFAULT_SOCKET = Path("/var/run/docker.sock")
+DEFAULT = "unix:///var/run/docker.sock"
 START_SECONDS = 60
 STOP_SECONDS = 30
-SYSTEM_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/bin", "/sbin"))
-
-
-def cache_folder() -> Path:
-    """Where Triptych keeps what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "triptych"
 
 
 @contextmanager
 def engine() -> Iterator[str]:
     """Name an engine in ``DOCKER_HOST``, starting a private one where none runs; yields its address.
+
+    Meanwhile ``PATH`` begins with a docker client that has BuildKit (Debian's), and images have a base that is there.
 
     Raises:
         ContainerError: no engine runs and none can be started here.
@@ -69,26 +65,7 @@ def find_engine() -> str | None:
         if not answers(address):
             raise ContainerError(f"no Docker engine answers at DOCKER_HOST={address}; start it, or unset DOCKER_HOST")
         return address
-    default = f"unix://{DEFAULT_SOCKET}"
-    return default if DEFAULT_SOCKET.exists() and answers(default) else None
-
-
-def connect(timeout: int = 60) -> DockerClient:
-    """A client of the engine that ``DOCKER_HOST`` names, or else of the one at the default socket.
-
-    Raises:
-        ContainerError: no engine answers there.
-    """
-    try:
-        client = docker.from_env(timeout=timeout)
-        client.ping()
-        return client
-    except (DockerException, OSError) as error:
-        address = os.environ.get("DOCKER_HOST") or f"unix://{DEFAULT_SOCKET}"
-        raise ContainerError(
-            f"no Docker engine answers at {address} ({error}); start it, or lend one to this command: "
-            "python -m infra.docker.engine -- COMMAND"
-        ) from error
+    return DEFAULT if answers(DEFAULT) else None
 
 
 def answers(address: str) -> bool:
@@ -242,22 +219,22 @@ def _await_end(pid: int, folder: Path) -> None:
 
 @contextmanager
 def _named(address: str) -> Iterator[None]:
-    before = os.environ.get("DOCKER_HOST")
-    os.environ["DOCKER_HOST"] = address
+    before = dict(os.environ)
+    os.environ.update({"DOCKER_HOST": address, "PATH": f"/usr/bin{os.pathsep}{before.get('PATH', '')}"})
     try:
+        os.environ[BASE_VARIABLE] = ensure_base()
         yield
     finally:
-        if before is None:
-            os.environ.pop("DOCKER_HOST", None)
-        else:
-            os.environ["DOCKER_HOST"] = before
+        for name in ("DOCKER_HOST", "PATH", BASE_VARIABLE):
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command while an engine is there; its exit status."""
     command = list(arguments[1:] if arguments[:1] == ["--"] else arguments)
     if not command:
-        print("usage: python -m infra.docker.engine -- COMMAND...", file=sys.stderr)
+        print("usage: python -m tests.containers.engine -- COMMAND...", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
