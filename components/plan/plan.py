@@ -20,6 +20,10 @@ from lineage.registry import RegistrySettings
 from lineage.reuse import by_content, evaluation_terms, training_key
 from lineage.rules import Champion, State
 
+Sections = Mapping[str, Mapping[str, Any]]
+"""Sections of the configuration by name: ``validation``, ``training`` (without what only watches the training),
+``evaluation`` and ``gate``."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -48,10 +52,7 @@ def plan_run(
     context: RunContext,
     settings: RegistrySettings,
     snapshot_digest: str,
-    validation: Mapping[str, Any],
-    training: Mapping[str, Any],
-    evaluation: Mapping[str, Any],
-    gate: Mapping[str, Any],
+    sections: Sections,
     force: bool,
 ) -> Plan:
     """Take the model's lease, hold this run's policy against the ledger's, and decide; see `make_plan`.
@@ -65,18 +66,15 @@ def plan_run(
     except BusyError as error:
         return Plan(needed=False, reason=f"busy: {error}", busy=True)
     state = context.open_ledger().refresh()  # what a run that was waited for did is part of it
-    check_policy(state, model, evaluation, gate)
-    return make_plan(state, model, snapshot_digest, validation, training, evaluation, gate, force)
+    check_policy(state, model, sections["evaluation"], sections["gate"])
+    return make_plan(state, model, snapshot_digest, sections, force)
 
 
 def make_plan(
     state: State,
     model: str,
     snapshot_digest: str,
-    validation: Mapping[str, Any],
-    training: Mapping[str, Any],
-    evaluation: Mapping[str, Any],
-    gate: Mapping[str, Any],
+    sections: Sections,
     force: bool,
 ) -> Plan:
     """Look into the ledger and decide.
@@ -84,21 +82,20 @@ def make_plan(
     Args:
         state: of the ledger; the registry's tags and aliases are not asked.
         model: name of the registered model.
-        validation, training, evaluation, gate: the sections of the configuration, ``training`` without what only
-            watches the training.
         force: train and judge although nothing is new.
 
     Raises:
         TrainingError: something has to run, and a scorer holds weights of a network that supervises training.
     """
+    training, evaluation = sections["training"], sections["evaluation"]
     versions = list(state.versions.get(model, {}).values())
     champion, anchor = state.champion(model), state.anchor(model)
     if anchor and champion and anchor.candidate == champion.candidate:
         anchor = None
     base_digest = digest_path(training["base_model"])
     incumbent_digest = champion.candidate if champion else base_digest
-    key = training_key(snapshot_digest, validation, training)
-    terms = evaluation_terms(evaluation, gate)
+    key = training_key(snapshot_digest, sections["validation"], training)
+    terms = evaluation_terms(evaluation, sections["gate"])
     known = next((v for v in reversed(versions) if v.training_key == key), None)
     needed, reason = _decide(state, versions, known, champion, incumbent_digest, terms)
     if needed or force:
