@@ -2,25 +2,22 @@
 
 | column | what |
 |---|---|
-| `row`, `file_name`, `sha256`, `bytes`, `text`, `split` | as in the manifest, `row` counted from 0 |
+| `row`, `file_name`, `sha256`, `bytes`, `text`, `split`, `phash` | as in the manifest, `row` counted from 0 |
 | `license`, `consent`, `source` | as in the manifest, null where blank |
 | `caption_length` | characters of the caption without the white space around it; 0 where it is missing |
 | `caption_tokens` | its tokens with those that mark start and end; null where no tokenizer is set |
 | `caption_control` | control characters in it, line ends and tabs among them; 0 where it is missing |
-| the others | `components.validate_data.images`; `phash` as in the manifest, where it has one |
+| the others | `components.validate_data.images` |
 
-Few images are measured in this process. More of them stream through Daft in a process of its own
-(`components.validate_data.engine`), which calls `Measure` on all cores, and unchanged on a Ray cluster where
-``DAFT_RUNNER=ray`` is set; `docs/data.md` says why Daft. Memory holds a few batches, however many images there are.
+Batches are measured in threads, each with a `Measure` of its own: decoding and the detector leave Python's lock to the
+others. Memory holds a batch a thread, however many images there are.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
+import os
+import threading
 import unicodedata
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,13 +27,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.validate_data.errors import DataValidationError
-from components.validate_data.faces import FaceDetector, weights
+from components.validate_data.faces import FaceDetector
 from components.validate_data.images import MEASURED, measure_images
 from components.validate_data.settings import ValidationSettings
 from lineage.pictures import ROWS, PictureError, read_picture
 from lineage.progress import track
 
-COPIED = ("file_name", "sha256", "bytes", "text", "split")
+COPIED = ("file_name", "sha256", "bytes", "text", "split", "phash")
 RIGHTS = ("license", "consent", "source")
 STATED = pa.schema(
     [
@@ -46,6 +43,7 @@ STATED = pa.schema(
         ("bytes", pa.int64()),
         ("text", pa.string()),
         ("split", pa.string()),
+        ("phash", pa.string()),
         *((name, pa.string()) for name in RIGHTS),
         ("caption_length", pa.int64()),
         ("caption_tokens", pa.int64()),
@@ -57,8 +55,6 @@ CHANGED = pa.field("changed", pa.string())
 
 BATCH = 64
 """Images measured together: at 512 pixels their squares take 30 MiB."""
-FEW = 4096
-"""Up to so many images are measured before other processes would have started."""
 READERS = 8
 """Images read at once where they do not lie on this machine."""
 NAMED = 5
@@ -84,10 +80,6 @@ class Measure:
         stated["caption_tokens"] = [None] * len(rows)
         if self.tokenizer is not None:
             stated["caption_tokens"] = [len(one.ids) for one in self.tokenizer.encode_batch_fast(captions)]
-        if "phash" in rows.column_names:
-            at = MEASURED.get_field_index("phash")
-            phash = pc.coalesce(rows["phash"].cast(pa.string()), measured["phash"])
-            measured = measured.set_column(at, "phash", phash)
         columns = pa.table(stated, schema=STATED).columns + measured.columns
         return pa.table([*columns, pa.array(changed, CHANGED.type)], schema=SCHEMA.append(CHANGED))
 
@@ -111,14 +103,18 @@ def write_facts(manifest: pa.Table, settings: ValidationSettings, path: Path) ->
     Raises:
         DataValidationError: images are gone or are not the ones that the snapshot was taken of.
     """
-    if settings.faces:
-        weights()  # fetched at most once, not by each process
-    numbered = manifest.add_column(0, "row", pa.array(range(len(manifest)), pa.int64()))
-    few, scratch = len(manifest) <= FEW, path.with_suffix(".manifest")
-    tables = _here(numbered, settings) if few else _engine(numbered, settings, scratch)
+    numbered, threads = manifest.add_column(0, "row", pa.array(range(len(manifest)), pa.int64())), threading.local()
+
+    def measure(batch: pa.RecordBatch) -> pa.Table:
+        if not hasattr(threads, "measure"):
+            threads.measure = Measure(settings)
+        found: pa.Table = threads.measure(pa.Table.from_batches([batch]))
+        return found
+
     changed: list[str] = []
     waiting: list[pa.Table] = []  # a row group of each batch would make a long footer
-    with pq.ParquetWriter(path, SCHEMA) as writer:
+    with ThreadPoolExecutor(settings.processes or os.cpu_count()) as pool, pq.ParquetWriter(path, SCHEMA) as writer:
+        tables = pool.map(measure, numbered.to_batches(max_chunksize=BATCH))
         for table in track(tables, "measuring images", len(manifest), weight=BATCH):
             for row in table.filter(pc.is_valid(table["changed"])).to_pylist():
                 changed.append(f"row {row['row']}, {row['changed']}")
@@ -134,45 +130,6 @@ def write_facts(manifest: pa.Table, settings: ValidationSettings, path: Path) ->
             f"images changed or gone since the snapshot: {'; '.join(changed[:NAMED])}{more}; put them back, or run "
             "again to take a new snapshot"
         )
-
-
-def _here(manifest: pa.Table, settings: ValidationSettings) -> Iterator[pa.Table]:
-    measure = Measure(settings)
-    for batch in manifest.to_batches(max_chunksize=BATCH):
-        yield measure(pa.Table.from_batches([batch]))
-
-
-def _engine(manifest: pa.Table, settings: ValidationSettings, scratch: Path) -> Iterator[pa.Table]:
-    """Through Daft, in the order of the manifest; see `components.validate_data.engine`.
-
-    Args:
-        scratch: a file to hand the manifest over in.
-    """
-    pq.write_table(manifest, scratch)
-    command = [sys.executable, "-m", "components.validate_data.engine", str(scratch), settings.model_dump_json()]
-    after = 0
-    with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said) as engine,
-    ):
-        try:
-            with engine.stdout as pipe, pa.ipc.open_stream(pipe) as stream:  # type: ignore[union-attr]
-                for batch in stream:
-                    if batch["row"][0].as_py() != after:
-                        raise DataValidationError(f"the engine lost row {after} or its order; run again")
-                    after += len(batch)
-                    yield pa.Table.from_batches([batch])
-        except pa.ArrowException:
-            engine.wait()  # it ended early, and says why itself
-        except BaseException:
-            engine.kill()
-            raise
-        finally:
-            scratch.unlink()
-        if engine.wait() or after != len(manifest):
-            said.seek(0)
-            why = said.read().decode(errors="replace").strip().rpartition("\n")[2]
-            raise DataValidationError(f"the engine stopped at row {after} with status {engine.returncode}: {why}")
 
 
 def _contents(rows: pa.Table) -> tuple[list[bytes], list[str | None]]:

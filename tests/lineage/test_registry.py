@@ -251,7 +251,7 @@ def test_a_long_description_keeps_its_pictures(tmp_path: Path) -> None:
 
 def test_figures_are_metrics_of_the_run(run: Run) -> None:
     run.register()
-    assert run.store.client.get_run(run.mlflow_run).data.metrics["gate/no_glasses_asked/lower"] == 0.08
+    assert run.store.client.get_run(run.mlflow_run).data.metrics["gate/no_glasses_asked/difference"] == 0.1
 
 
 def test_the_run_shows_its_data(run: Run) -> None:
