@@ -10,7 +10,8 @@
 | the others | `components.validate_data.images` |
 
 Batches are measured in threads, each with a `Measure` of its own: decoding and the detector leave Python's lock to the
-others. Memory holds a batch a thread, however many images there are.
+others. Memory holds a batch a thread, however many images there are. Where ``RAY_ADDRESS`` names a Ray cluster, the
+same function runs in its workers, which must reach the images and have this code installed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import os
 import threading
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -103,18 +106,11 @@ def write_facts(manifest: pa.Table, settings: ValidationSettings, path: Path) ->
     Raises:
         DataValidationError: images are gone or are not the ones that the snapshot was taken of.
     """
-    numbered, threads = manifest.add_column(0, "row", pa.array(range(len(manifest)), pa.int64())), threading.local()
-
-    def measure(batch: pa.RecordBatch) -> pa.Table:
-        if not hasattr(threads, "measure"):
-            threads.measure = Measure(settings)
-        found: pa.Table = threads.measure(pa.Table.from_batches([batch]))
-        return found
-
+    numbered = manifest.add_column(0, "row", pa.array(range(len(manifest)), pa.int64()))
     changed: list[str] = []
     waiting: list[pa.Table] = []  # a row group of each batch would make a long footer
-    with ThreadPoolExecutor(settings.processes or os.cpu_count()) as pool, pq.ParquetWriter(path, SCHEMA) as writer:
-        tables = pool.map(measure, numbered.to_batches(max_chunksize=BATCH))
+    with _pool(settings.processes) as pool, pq.ParquetWriter(path, SCHEMA) as writer:
+        tables = pool.imap(partial(_measure, settings), numbered.to_batches(max_chunksize=BATCH))
         for table in track(tables, "measuring images", len(manifest), weight=BATCH):
             for row in table.filter(pc.is_valid(table["changed"])).to_pylist():
                 changed.append(f"row {row['row']}, {row['changed']}")
@@ -130,6 +126,25 @@ def write_facts(manifest: pa.Table, settings: ValidationSettings, path: Path) ->
             f"images changed or gone since the snapshot: {'; '.join(changed[:NAMED])}{more}; put them back, or run "
             "again to take a new snapshot"
         )
+
+
+def _pool(workers: int) -> Any:
+    """Threads of this process, as many as there are cores; where ``RAY_ADDRESS`` names a Ray cluster, its workers."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return ThreadPool(workers or os.cpu_count())
+    from ray.util.multiprocessing import Pool
+
+    return Pool(workers or None)
+
+
+_own = threading.local()
+
+
+def _measure(settings: ValidationSettings, batch: pa.RecordBatch) -> pa.Table:
+    if getattr(_own, "settings", None) != settings:
+        _own.settings, _own.measure = settings, Measure(settings)
+    found: pa.Table = _own.measure(pa.Table.from_batches([batch]))
+    return found
 
 
 def _contents(rows: pa.Table) -> tuple[list[bytes], list[str | None]]:
