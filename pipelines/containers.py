@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import docker
 from docker.errors import DockerException, ImageNotFound
@@ -31,7 +32,7 @@ from kfp.local import docker_task_handler
 from infra.images.build import ContainerError
 from lineage.records import IMAGE_VARIABLE, RUN_VARIABLE
 from pipelines.container_step import ROOT_LABEL, RUN_LABEL, Volumes, remove, run_step
-from pipelines.processes import initialised, replaced
+from pipelines.processes import initialised
 from pipelines.workspace import terminations_interrupt
 
 CONTRACT = "(client: 'docker.DockerClient', image: str, command: List[str], volumes: Dict[str, Any], **container_run_args) -> int"  # noqa: E501
@@ -101,7 +102,7 @@ def containers(
         labels = {RUN_LABEL: run_id, ROOT_LABEL: str(pipeline_root)}
         own = {"image_id": image_id, "labels": labels, "own_volumes": volumes, "credentials": credentials or {}}
         step: Any = functools.partial(run_step, **own)  # type: ignore[arg-type]
-        stack.enter_context(replaced(docker_task_handler, "run_docker_container", step))
+        stack.enter_context(patch.object(docker_task_handler, "run_docker_container", step))
         told = {**(environment or {}), IMAGE_VARIABLE: image_id, RUN_VARIABLE: run_id}
         runner = local.DockerRunner(**_arguments(told))
         stack.enter_context(initialised(runner, pipeline_root))

@@ -87,11 +87,13 @@ class Narration(io.TextIOBase):
             self._progress(line.split(MARK, 1)[1])
 
     def _progress(self, text: str) -> None:
-        if found := _PROGRESS.match(text) if self._console.is_terminal else None:
+        if self._console.is_terminal and (found := _PROGRESS.match(text)):
             done, total, note = int(found["done"]), int(found["total"]), f"{found['done']}/{found['total']}, "
             self._bar.update(
                 self._task, description=found["what"], completed=done, total=total, note=f"{note}{found['left']} left"
             )
-        elif not self._console.is_terminal and (now := time.monotonic()) - self._spoke >= EVERY:
+        elif self._console.is_terminal:
+            self._bar.reset(self._task, total=None, description=text, note="")
+        elif (now := time.monotonic()) - self._spoke >= EVERY:
             self._spoke = now
             say(self._console, f"    {text}")

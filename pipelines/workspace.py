@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from unittest.mock import patch
 
 import psutil
 
@@ -83,13 +84,11 @@ def workspace(root: Path, runner: str = "") -> Iterator[Workspace]:
             raise RequestError(f"another run uses {root}; wait for it, or give another --work-dir") from error
         _claim(place, runner)
         stop_leftovers(place)
-        os.environ[MARK] = str(place.root)
         try:
-            with terminations_interrupt():
+            with patch.dict(os.environ, {MARK: str(place.root)}), terminations_interrupt():
                 yield place
         finally:
             stop_leftovers(place)
-            del os.environ[MARK]
 
 
 def prune(place: Workspace, keep: int) -> tuple[int, int]:

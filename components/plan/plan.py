@@ -14,7 +14,7 @@ from typing import Any
 from lineage.digests import LineageError, digest_path
 from lineage.entries import BusyError, Registered
 from lineage.leases import take_lease
-from lineage.policy import differences, policy_digest
+from lineage.policy import changes
 from lineage.records import RunContext
 from lineage.registry import RegistrySettings
 from lineage.reuse import by_content, evaluation_terms, training_key
@@ -150,13 +150,11 @@ def check_policy(state: State, model: str, evaluation: Mapping[str, Any], gate: 
     Raises:
         LineageError: the ledger pins another policy for the model, or none.
     """
-    pinned, now = state.policies.get(model), {"gate": gate, "evaluation": by_content(evaluation)}
+    pinned = state.policies.get(model)
     if pinned is None:
         raise LineageError(f"the ledger pins no policy for {model}; enter this run's with: triptych policy set")
-    if pinned.digest != policy_digest(now["evaluation"], gate):
-        before = {"gate": pinned.gate, "evaluation": pinned.evaluation}
-        told = "; ".join(differences(before, now))
+    if told := changes(pinned, by_content(evaluation), gate):
         raise LineageError(
-            f"this run's policy is not the one that the ledger pins for {model} ({told}): run with that one, or have "
-            "it changed with: triptych policy set"
+            f"this run's policy is not the one that the ledger pins for {model} ({'; '.join(told)}): run with that "
+            "one, or have it changed with: triptych policy set"
         )

@@ -16,6 +16,8 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+from lineage.progress import MARK
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCKERFILE = Path(__file__).with_name("Dockerfile")
 WITHOUT_TORCH = ("data", "registry", "server", "cluster")
@@ -39,6 +41,7 @@ def build_image(target: str) -> str:
     Raises:
         ContainerError: this is no checkout, or the wheels or the build failed.
     """
+    print(f"{MARK}building image {target}; the first time takes minutes", flush=True)
     lay_out_wheels()
     # The host's network: without a slim Python as base image apt is needed, and an engine may have no bridge.
     command = ["docker", "build", "--network", "host", "--progress", "plain", "--file", str(DOCKERFILE)]
