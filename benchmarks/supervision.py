@@ -93,8 +93,8 @@ def settings_of(arm: str, seed: int, steps: int, batch_size: int) -> TrainingSet
 def encode_new(data: Path, features: Path) -> None:
     """Encode the pictures of an `imagefolder` for all arms."""
     from lineage.digests import digest_file
-    from training.encoding import Corpus, encode
-    from training.pictures import open_picture
+    from training.encode.encoding import Corpus, encode
+    from training.encode.pictures import open_picture
 
     metadata = data / "metadata.jsonl"
     listed = [json.loads(line) for line in metadata.read_text("utf-8").splitlines()]
@@ -105,7 +105,7 @@ def encode_new(data: Path, features: Path) -> None:
     for row in rows:
         row["sha256"] = digest_file(data / row["file_name"])
     corpus = Corpus(
-        manifest=digest_file(metadata),
+        digest=digest_file(metadata),
         captions=[row["text"] for row in rows],
         load=lambda numbers: [open_picture(rows[number]) for number in numbers],
         rows=rows,
@@ -118,9 +118,9 @@ class Run:
     """One arm with one seed, from the base model or from random weights."""
 
     def __init__(self, settings: TrainingSettings, features: Path, device: torch.device, arm: str, start: str) -> None:
+        from training.encode.features import Features
         from training.families import family_of
-        from training.features import Features
-        from training.model import Batches, SupervisedTransformer, parameter_groups
+        from training.train.model import Batches, SupervisedTransformer, parameter_groups
 
         self.settings, self.device, self.noisy = settings, device, arm.startswith("noisy")
         read = Features(features, settings)
@@ -140,9 +140,9 @@ class Run:
 
     def steps(self) -> Iterator[int]:
         """Train; gives the number of steps done after each."""
-        from training.loop import learning_rate
-        from training.model import move
-        from training.supervision import schedule
+        from training.teach.supervision import schedule
+        from training.train.loop import learning_rate
+        from training.train.model import move
 
         settings = self.settings
         for step in range(settings.steps):

@@ -27,8 +27,8 @@ def held(stage: int, layers: int, width: int, precision: str) -> dict[str, float
     import torch
     from diffusers import SD3Transformer2DModel
 
-    from training.loop import _accelerator
-    from training.shards import Shards
+    from training.train.loop import _accelerator
+    from training.train.masters import Shards
 
     accelerator = _accelerator()
     torch.manual_seed(0)
@@ -73,9 +73,9 @@ def held(stage: int, layers: int, width: int, precision: str) -> dict[str, float
 
 def measure(stage: int, layers: int, width: int, precision: str) -> dict[str, float]:
     """Two processes at ``stage``; gives what the first one held."""
-    from training.deepspeed_config import deepspeed_config
-    from training.processes import free_port, python_environment
+    from training.launch.processes import free_port, python_environment
     from training.settings import SupervisionSettings, TrainingSettings
+    from training.train.deepspeed_config import deepspeed_config
 
     settings = TrainingSettings(
         base_model=Path(),

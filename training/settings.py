@@ -44,7 +44,7 @@ class SupervisionSettings(_Section):
     granularity: tuple[Granularity, ...] = ("phrase", "clause")
     """What the text target is aligned with: the caption's phrases, its clauses, the caption as one; any of them."""
     tap: int | None = Field(default=None, ge=0)
-    """Index of the joint block whose image stream is supervised; None: about a third of the depth."""
+    """Index of the block whose image stream is supervised; None: about a third of the depth."""
     weight: float = Field(default=0.5, ge=0)
     """λ, the weight of L_local and L_global beside the velocity loss, at its height."""
     local_weight: float = Field(default=1.0, ge=0)
@@ -182,7 +182,7 @@ class TrainingSettings(_Section):
     offload: bool = False
     """Keep master weights, optimizer state and their average in the host's memory, with zero_stage 3 weights too."""
     compile: bool = False
-    """Compile the joint blocks: faster steps after a minute or more of compiling, which needs a C++ compiler."""
+    """Compile the blocks: faster steps after a minute or more of compiling, which needs a C++ compiler."""
     threads_per_process: int = Field(default=1, ge=1)
     """CPU threads of each process; more of them in all than cores slows training down many times."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -193,8 +193,9 @@ class TrainingSettings(_Section):
     more time."""
     seed: int = Field(default=0, ge=0, lt=2**53)
     """Decides data order, noise, timesteps, dropout and the projector's first weights."""
-    caption_dropout: float = Field(default=0.1, ge=0, le=1)
-    """Share of samples trained on the empty caption, which classifier-free guidance needs."""
+    caption_dropout: float | None = Field(default=None, ge=0, le=1)
+    """Share of samples trained on the empty caption, which classifier-free guidance needs. None: 0.1, and 0 for FLUX.1,
+    which is distilled and drawn without."""
     null_tokens: tuple[int, int] = (1, 1)
     """Only for SD3 without T5: fewest and most zero tokens appended to the CLIP tokens, drawn anew each step.
     Diffusers' pipeline appends ``max_sequence_length`` of them (256 unless told): train with what is sampled with."""

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from PIL import ImageOps
 
-from training.buckets import Size, nearest
-from training.encoding import Corpus, encode
-from training.features_info import FeaturesInfo
-from training.pictures import corpus_digest, open_picture, training_rows
+from training.encode.encoding import Corpus, encode
+from training.encode.info import FeaturesInfo
+from training.encode.pictures import Size, corpus_digest, nearest, open_picture, training_rows
 from training.settings import TrainingSettings
 
 READERS = 8
@@ -23,7 +22,7 @@ def encode_pictures(
 ) -> FeaturesInfo:
     """Encode the accepted pictures of a validated artifact into a features folder.
 
-    ``cache``: a folder that outlives the step, where finished shards are found again.
+    ``cache``: a folder that outlives the step, where rows are found again.
 
     Raises:
         TrainingError: a picture is missing, is not what was validated, or cannot be encoded.
@@ -31,7 +30,7 @@ def encode_pictures(
     rows = training_rows(validated)
     with ThreadPoolExecutor(READERS) as readers:
         corpus = Corpus(
-            manifest=corpus_digest(rows),
+            digest=corpus_digest(rows),
             captions=[row["text"] for row in rows],
             load=lambda numbers: list(readers.map(open_picture, [rows[number] for number in numbers])),
             rows=rows,

@@ -11,12 +11,13 @@ from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainjob import train_on_cluster
 from lineage.artifacts import fetch_weights
 from lineage.digests import digest_json, hex_of
-from training.curves import draw_curves, read_points
-from training.features_info import check_features
-from training.launch import RECORD, fine_tune, run_identity
-from training.pictures import corpus_digest, training_rows
+from training.encode.info import check_features
+from training.encode.pictures import corpus_digest, training_rows
+from training.launch.launch import RECORD, fine_tune, run_identity
+from training.launch.watching import MlflowRun
 from training.settings import TrainingSettings
-from training.watching import MlflowRun
+from training.train.checkpoints import remove_abandoned
+from training.train.curves import draw_curves, read_points
 
 
 def train_candidate(
@@ -51,6 +52,8 @@ def train_candidate(
         record = train_on_cluster(trainjob, run, settings, features, candidate, points, mlflow)
     else:
         checkpoints = Path(state) / "fine-tune" / _key(settings, features) if state else None
+        if checkpoints:
+            remove_abandoned(checkpoints.parent, checkpoints.name)
         record = fine_tune(settings, features, candidate, points, mlflow, checkpoints)
     curves.write_text(draw_curves(read_points(points), "Fine-tuning"), "utf-8")
     training_record.write_bytes(candidate.with_name(RECORD).read_bytes())

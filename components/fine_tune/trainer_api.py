@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from components.fine_tune.settings import TrainJobSettings
 from training.errors import TrainingError
 
-NODE_COMMAND = ("python", "-m", "training.node", "--place")
+NODE_COMMAND = ("python", "-m", "training.launch.node", "--place")
 COMPLETE, FAILED = "Complete", "Failed"
 LONGEST_PAUSE = 30.0
 REQUEST_TIMEOUT = (10.0, 30.0)

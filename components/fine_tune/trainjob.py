@@ -11,6 +11,7 @@ import time
 from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -18,15 +19,16 @@ from components.fine_tune.pod_log import PodLog
 from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainer_api import COMPLETE, FAILED, Job, Taken, TrainerApi
 from lineage.digests import digest_path, hex_of
-from training.curves import CurvePoint
+from lineage.policy import differences
 from training.errors import StorageError, TrainingError
-from training.job import POINT, pictures_beside
-from training.launch import LINES_KEPT, RECORD, TrainingRecord
-from training.node import CANDIDATE, CHECKPOINTS, CURVES, PICTURES, REQUEST, Request, input_digests
-from training.processes import termination_as_exit
+from training.launch.launch import LINES_KEPT, RECORD, TrainingRecord
+from training.launch.node import CANDIDATE, CHECKPOINTS, CURVES, PICTURES, REQUEST, Request, input_digests
+from training.launch.processes import termination_as_exit
+from training.launch.transfer import Place
+from training.launch.watching import MlflowCurves, MlflowRun, Terminal
 from training.settings import TrainingSettings
-from training.transfer import Place
-from training.watching import MlflowCurves, MlflowRun, Terminal
+from training.train.curves import CurvePoint
+from training.train.job import POINT, pictures_beside
 
 
 def job_name(run: str) -> str:
@@ -150,11 +152,11 @@ def _collect(place: Place, request: Request, candidate: Path, curves: Path, watc
         record = TrainingRecord.model_validate_json(text)
     except ValidationError as error:
         raise TrainingError(f"{RECORD} at {place.uri} is not a training record: {error}; train again") from error
-    made_of = {"features": record.features, "base model": record.base_model}
-    differs = [name for name, digest in made_of.items() if digest != request.digests[name]]
-    differs += [] if record.settings == request.settings.model_dump(mode="json") else ["settings"]
-    if differs:
-        raise TrainingError(f"{RECORD} at {place.uri} is of other {' and '.join(differs)} than asked for; train again")
+    asked: dict[str, Any] = {name: request.digests[name] for name in ("features", "base model")}
+    asked["settings"] = request.settings.model_dump(mode="json")
+    made_of = {"features": record.features, "base model": record.base_model, "settings": record.settings}
+    if other := list(differences(asked, made_of)):
+        raise TrainingError(f"{RECORD} at {place.uri} is of another training: {'; '.join(other)}; train again")
     (place / CANDIDATE).download(candidate)
     found = digest_path(candidate) if candidate.is_dir() else "nothing"
     if found != record.candidate:

@@ -23,10 +23,11 @@ from components.fine_tune.trainer_api import pod_patch
 from lineage.digests import digest_path, hex_of
 from tests.cluster.conftest import NAME, RUN, RealJob, Step, leave_results, train_for_real, use
 from tests.cluster.kubernetes import CLOSED, SILENT, Cluster, Server
+from training.encode.info import features_digest
 from training.errors import StorageError, TrainingError
-from training.node import Request, input_digests
+from training.launch.node import Request, input_digests
+from training.launch.watching import MlflowRun
 from training.settings import SampleSettings
-from training.watching import MlflowRun
 
 
 def finish(step: Step, real: RealJob, *lines: str) -> None:
@@ -53,7 +54,7 @@ def put_job(step: Step, **status: str) -> None:
         },
         "portraits",
     )
-    shared = step.root / "shared" / "features" / hex_of(digest_path(step.world.features)) / "files"
+    shared = step.root / "shared" / "features" / hex_of(features_digest(step.world.features)) / "files"
     settings, features = step.world.settings(), step.world.features
     request = Request(settings=settings, features=str(shared), digests=input_digests(settings, features))
     step.place.mkdir(parents=True)
@@ -91,14 +92,14 @@ def test_a_job_trains_on_two_nodes_and_its_candidate_comes_back(real: RealJob) -
 def test_the_request_names_image_nodes_command_and_queue(real: RealJob) -> None:
     spec = real.body["spec"]
     assert spec["runtimeRef"] == {"name": "torch-distributed", "kind": "ClusterTrainingRuntime"}
-    assert spec["trainer"]["command"] == ["python", "-m", "training.node", "--place", str(real.place)]
+    assert spec["trainer"]["command"] == ["python", "-m", "training.launch.node", "--place", str(real.place)]
     assert (spec["trainer"]["image"], spec["trainer"]["numNodes"]) == ("registry.example/triptych@sha256:1", 2)
     assert real.body["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "portraits"}
     assert real.body["metadata"]["namespace"] == "portraits"
 
 
 def test_the_same_training_on_one_machine_gives_the_same_weights(real: RealJob, step: Step) -> None:
-    from training.launch import fine_tune
+    from training.launch.launch import fine_tune
 
     here = fine_tune(step.world.settings(), step.world.features, step.candidate, step.root / "curves.jsonl")
     assert here.candidate == real.record.candidate
@@ -352,7 +353,7 @@ def test_a_log_that_may_not_be_read_costs_only_the_log(
             lambda place: (place / "training.json").write_text(
                 (place / "training.json").read_text().replace('"steps": 5', '"steps": 6')
             ),
-            "is of other settings",
+            "is of another training: settings.steps",
         ),
     ],
 )

@@ -1,6 +1,6 @@
 """Training processes forked from one that has imported everything: a run starts at once instead of in ten seconds.
 
-`python -m tests.training.forked SPECS` is the parent. Each process runs `training.fine_tune.main` as under
+`python -m tests.training.forked SPECS` is the parent. Each process runs `training.train.process.main` as under
 ``accelerate launch``, whose environment it is given. `run_all` is called by the tests.
 """
 
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.job import RESULT, Job
-from training.launch import _write_job, run_identity
-from training.processes import free_port, python_environment
+from training.launch.launch import _write_job, run_identity
+from training.launch.processes import free_port, python_environment
 from training.settings import TrainingSettings
+from training.train.job import RESULT, Job
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ def _child(place: str, rank: int, world: int, port: int, kill_after: int, file_l
 
     import torch
 
-    from training import checkpoints, fine_tune
-    from training.model import Batch, Losses, SupervisedTransformer
-    from training.saving import Saving
-    from training.supervision import Phase
+    from training.teach.supervision import Phase
+    from training.train import checkpoints, process
+    from training.train.model import Batch, Losses, SupervisedTransformer
+    from training.train.saving import Saving
 
     after, finish, forward = Saving.after, checkpoints.finish, SupervisedTransformer.forward
 
@@ -126,8 +126,8 @@ def _child(place: str, rank: int, world: int, port: int, kill_after: int, file_l
     Saving.after = killed  # type: ignore[method-assign]
     if file_limit >= 0:
         checkpoints.finish = limited
-    sys.argv = ["training.fine_tune", "--job", place]
-    fine_tune.main()
+    sys.argv = ["training.train.process", "--job", place]
+    process.main()
     sys.stdout.flush()
     os._exit(torch.distributed.is_initialized())  # a process group that is left open counts as a failure
 
@@ -138,9 +138,9 @@ def main() -> None:
     import diffusers.models.transformers.transformer_sd3  # noqa: F401
     from accelerate.utils.deepspeed import DeepSpeedEngineWrapper  # noqa: F401
 
-    import training.export
     import training.families.sd3
-    import training.loop  # noqa: F401
+    import training.train.export
+    import training.train.loop  # noqa: F401
 
     ended = []
     for place, world, kill_after, file_limit, spoilt in json.loads(sys.argv[1]):

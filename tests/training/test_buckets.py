@@ -14,14 +14,15 @@ from lineage.digests import digest_file
 from tests.training.conftest import World
 from tests.training.tiny import save_validated
 from tests.training.tiny_families import save_flux
-from training.buckets import bucket_samples, nearest
-from training.draws import batch_samples
+from training.encode.features import Features
+from training.encode.pictures import nearest
 from training.errors import TrainingError
 from training.families import family_of
-from training.features import Features
-from training.model import Batches, SupervisedTransformer
 from training.settings import TrainingSettings
-from training.supervision import Phase
+from training.teach.supervision import Phase
+from training.train.buckets import bucket_samples
+from training.train.draws import batch_samples
+from training.train.model import Batches, SupervisedTransformer
 
 BUCKETS = ((32, 32), (64, 32), (32, 64))
 """Width, height."""

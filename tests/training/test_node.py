@@ -14,9 +14,9 @@ from fsspec.implementations.memory import MemoryFile
 
 from tests.training.conftest import World
 from training.errors import TrainingError
-from training.node import REQUEST, Request, input_digests, run_node
-from training.topology import Topology
-from training.transfer import Place
+from training.launch.node import REQUEST, Request, input_digests, run_node
+from training.launch.topology import Topology
+from training.launch.transfer import Place
 
 TOLD = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "job-node-0-0.job", "PET_MASTER_PORT": "29500"}
 
@@ -50,14 +50,14 @@ def test_a_node_with_other_inputs_trains_nothing(world: World, tmp_path: Path, w
     place = Place(str(tmp_path / "job"))
     place.write(REQUEST, other.model_dump_json())
     with pytest.raises(
-        TrainingError, match=f"the {what} of this node is (tree-)?sha256:.*, and sha256:other was asked for"
+        TrainingError, match=f"other inputs than were asked for: {what}: sha256:other -> (tree-)?sha256:"
     ):
         run_node(place, Topology())
     assert [path.name for path in (tmp_path / "job").iterdir()] == [REQUEST]
 
 
 def test_a_node_without_a_request_says_so_and_ends_with_1(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "training.node", "--place", str(tmp_path)]
+    command = [sys.executable, "-m", "training.launch.node", "--place", str(tmp_path)]
     ended = subprocess.run(command, env=os.environ | TOLD, capture_output=True, text=True)
     assert ended.returncode == 1
     assert f"training failed: there is no {REQUEST} at {tmp_path}" in ended.stderr

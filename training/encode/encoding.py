@@ -1,0 +1,268 @@
+"""Encoding: from pictures and captions to the features folder, each picture read once.
+
+Rows that an earlier try or run has kept are taken as they are (`training.encode.store`), and a model is loaded only
+where a row is missing. The disk that the missing ones need is reckoned, before anything is written, from one blank
+picture and the longest texts.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from lineage.digests import digest_file
+from lineage.progress import track
+from training.encode.encoders import Encoders, Tensors, fitted, pictures_at_once, rows_of
+from training.encode.features import Features
+from training.encode.info import (
+    CORPUS,
+    FeaturesInfo,
+    made_of,
+    needed_parts,
+    part_folder,
+    text_key,
+    write_info,
+)
+from training.encode.store import PartStore, Rows, digest_rows, links
+from training.errors import TrainingError
+from training.settings import TrainingSettings
+from training.teach.phrases import Phrasebook
+from training.teach.structure import check_grid
+from training.teach.teacher import temperature_of
+
+REPORTED = 1024
+"""Pictures, from the first, over which the alignment is reported."""
+ROW = 150
+"""Bytes that a row takes in the header of its segment."""
+TEXTS = 512
+"""Texts that are encoded between two looks at whether a segment is full."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Pictures with captions."""
+
+    digest: str
+    """`training.encode.pictures.corpus_digest` of them."""
+    captions: Sequence[str]
+    """One caption a picture."""
+    load: Callable[[Sequence[int]], list[Image.Image]]
+    """Gives the pictures of some rows."""
+    rows: Sequence[dict[str, Any]]
+    """Of each picture ``file_name``, ``sha256`` and ``uri``."""
+    sizes: Sequence[tuple[int, int]] | None = None
+    """Width and height that each picture is brought to, in pixels; None: the base model's own square."""
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def encode(settings: TrainingSettings, corpus: Corpus, folder: Path, cache: Path | None = None) -> FeaturesInfo:
+    """Encode ``corpus`` into a features folder.
+
+    ``cache``: a folder that outlives the call, where rows are kept and found again; None: nothing is.
+
+    Raises:
+        TrainingError: the corpus is empty, a model cannot be used, or the disk has too little room.
+    """
+    if not len(corpus):
+        raise TrainingError("there are no pictures to encode: the validated manifest is empty")
+    torch.set_num_threads(settings.processes * settings.threads_per_process)
+    for place in (folder, cache or folder):
+        place.mkdir(parents=True, exist_ok=True)
+    return _Encoding(settings, corpus, folder, cache).run()
+
+
+class _Encoding:
+    def __init__(self, settings: TrainingSettings, corpus: Corpus, folder: Path, cache: Path | None) -> None:
+        self.settings, self.corpus, self.folder, self.root = settings, corpus, folder, cache or folder
+        self.encoders = Encoders(settings)
+        self.family = self.encoders.family
+        side = self.family.resolution
+        sizes = corpus.sizes or [(side, side)] * len(corpus)
+        self.family.check_sizes(set(sizes))
+        self.order = sorted(range(len(corpus)), key=lambda row: sizes[row])
+        self.sizes = [sizes[row] for row in self.order]
+        self.made = made_of(settings, corpus.digest)
+        self.needed = needed_parts(settings)
+        self.cached = [part for part in self.needed if part in settings.cached]
+        self.captions = list(dict.fromkeys([self.family.unconditional, *corpus.captions]))
+        self.book = Phrasebook.of(self.captions) if "teacher" in self.needed else Phrasebook([], {})
+        hashes = (corpus.rows[row]["sha256"].rpartition(":")[2] for row in self.order)
+        self.pictures = [f"{name}@{w}x{h}" for name, (w, h) in zip(hashes, self.sizes, strict=True)]
+        self.texts = {"text": self.captions} if "text" in self.cached else {}
+        self.texts |= {"strings": self.book.strings} if self.book.strings else {}
+        keys = {part: [text_key(text) for text in texts] for part, texts in self.texts.items()}
+        # The target is centred by the mean patch of the whole corpus, also where patches are not kept.
+        of_pictures = [part for part in self.needed if part == "teacher" or (part in self.cached and part != "text")]
+        self.keys = keys | dict.fromkeys(of_pictures, self.pictures)
+
+    def run(self) -> FeaturesInfo:
+        places = {part: self.root / part_folder(part, self.made, self.settings) for part in self.keys}
+        stores = {part: PartStore(place) for part, place in places.items()}
+        missing = {part: set(self.keys[part]) - store.rows.keys() for part, store in stores.items()}
+        self._check_grids({part for part, keys in missing.items() if keys})
+        self._check_room(missing)
+        self.encoders.whole_batches = True
+        for part, texts in self.texts.items():
+            self._encode_texts(stores[part], part, texts, missing[part])
+        self._encode_pictures(stores, {part: keys for part, keys in missing.items() if part not in self.texts})
+        return self._finish(stores)
+
+    def _check_grids(self, parts: set[str]) -> None:
+        """Refuse a teacher or vision model that looks more finely than pictures have image tokens."""
+        finest = [self.encoders.teacher_model.grid] if "teacher" in parts else []
+        if "structure" in parts:
+            finest.append((self.encoders.structure_model.grid,) * 2)
+        factor = self.family.vae_factor
+        for width, height in set(self.sizes):
+            for patches in finest:
+                check_grid(self.family.grid(height // factor, width // factor), patches)
+
+    def _check_room(self, missing: dict[str, set[str]]) -> None:
+        """Refuse a disk without room for what is missing, and for all of it where that has to be copied."""
+        needed = {part: self._bytes(part, missing[part]) for part in self.keys if missing[part]}
+        total = sum(needed.values())
+        listed = ", ".join(f"{part} {_readable(size)}" for part, size in needed.items()) or "all of it is there"
+        asked = [(self.root, total)]
+        if self.root != self.folder and not links(self.root, self.folder):
+            asked.append((self.folder, total + self._kept_bytes()))
+        print(f"features of {len(self.corpus)} pictures take about {_readable(total)} ({listed}); "
+              f"{_readable(shutil.disk_usage(self.root).free)} are free at {self.root}", flush=True)  # fmt: skip
+        for place, _ in asked:
+            free = shutil.disk_usage(place).free
+            wanted = sum(size for other, size in asked if other.stat().st_dev == place.stat().st_dev)
+            if wanted > free:
+                raise TrainingError(
+                    f"features would take about {_readable(wanted)} ({listed}), but {place} has {_readable(free)} "
+                    "free; make room, take names out of training.cached, or set training.cache_precision to fp16"
+                )
+
+    def _kept_bytes(self) -> int:
+        folders = [self.root / part_folder(part, self.made, self.settings) for part in self.keys]
+        return sum(path.stat().st_size for place in folders for path in place.glob("*.safetensors"))
+
+    def _bytes(self, part: str, missing: set[str]) -> int:
+        """Bytes that the missing rows take: as a blank picture of the largest size does, and as texts of the fewest
+        and most characters do, where rows have the length of their text."""
+        if part not in self.texts:
+            blank = [Image.new("RGB", max(self.sizes, key=lambda size: size[0] * size[1]))]
+            return len(missing) * (_size(self._encode(part, blank)) + ROW)
+        lengths = [len(text) for text in self.texts[part] if text_key(text) in missing]
+        ends = [choose(self.texts[part], key=len) for choose in (min, max)]
+        least, most = (_size(row) for row in rows_of(self._encode(part, ends)))
+        character = (most - least) / max(len(ends[1]) - len(ends[0]), 1)
+        return sum(int(least + character * (length - len(ends[0]))) + ROW for length in lengths)
+
+    def _encode(self, part: str, what: Sequence[Any]) -> Tensors:
+        made: Tensors = getattr(self.encoders, part)(what)
+        if part == "teacher" and part not in self.cached:
+            return {"sum": made["sum"]}
+        return made
+
+    def _encode_texts(self, store: PartStore, part: str, texts: list[str], missing: set[str]) -> None:
+        lacking = [text for text in texts if text_key(text) in missing]
+        for run in _runs(len(lacking), TEXTS):
+            some = lacking[run.start : run.stop]
+            for text, row in zip(some, rows_of(self._encode(part, some)), strict=True):
+                store.add(text_key(text), row)
+        store.flush()
+
+    def _encode_pictures(self, stores: dict[str, PartStore], missing: dict[str, set[str]]) -> None:
+        """Each picture is read once, for all parts that lack its row."""
+        lacking = {key: number for number, key in enumerate(self.pictures) if any(key in m for m in missing.values())}
+        batches = list(self._batches(list(lacking.values())))
+        for batch in track(batches, "encoding pictures", len(batches)) if batches else ():
+            size = self.sizes[batch[0]]
+            images = [fitted(image, size) for image in self.corpus.load([self.order[number] for number in batch])]
+            for part, keys in missing.items():
+                wanted = [(self.pictures[n], image) for n, image in zip(batch, images, strict=True)]
+                wanted = [(key, image) for key, image in wanted if key in keys]
+                if wanted:
+                    rows = rows_of(self._encode(part, [image for _, image in wanted]))
+                    for (key, _), row in zip(wanted, rows, strict=True):
+                        stores[part].add(key, row)
+        for part in missing:
+            stores[part].flush()
+
+    def _batches(self, numbers: list[int]) -> Iterator[list[int]]:
+        """Runs of pictures of one size, as many as go through a model together."""
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for number in numbers:
+            by_size.setdefault(self.sizes[number], []).append(number)
+        for size, some in by_size.items():
+            yield from (some[run.start : run.stop] for run in _runs(len(some), pictures_at_once(size)))
+
+    def _finish(self, stores: dict[str, PartStore]) -> FeaturesInfo:
+        """Write the corpus, and ``features.json`` last."""
+        digests = {}
+        for part, store in stores.items():
+            for left in self.folder.glob(f"{part}-*"):
+                if left != store.folder:
+                    shutil.rmtree(left)
+            store.link(self.keys[part], self.folder / store.folder.name)
+            digests[part] = digest_rows(store.rows[key] for key in self.keys[part])
+        (self.folder / CORPUS).write_text(json.dumps(self._corpus(stores), ensure_ascii=False), "utf-8")
+        teacher = self.settings.teacher if self.book.strings else None
+        info = FeaturesInfo(
+            made_of=self.made,
+            images=len(self.corpus),
+            captions=len(self.captions),
+            phrases=len(self.book.strings),
+            truncated_captions=None,
+            sizes=[(count, *size) for size, count in Counter(self.sizes).items()],
+            corpus=digest_file(self.folder / CORPUS),
+            cached=tuple(self.cached),
+            temperature=temperature_of(teacher) if teacher else None,
+            rows=digests,
+            alignment={},
+        )
+        write_info(self.folder, info)
+        features = Features(self.folder, self.settings)
+        info = info.model_copy(
+            update={"alignment": features.alignment(REPORTED), "truncated_captions": features.truncated_captions()}
+        )
+        write_info(self.folder, info)
+        return info
+
+    def _corpus(self, stores: dict[str, PartStore]) -> dict[str, Any]:
+        numbers = {caption: number for number, caption in enumerate(self.captions)}
+        corpus: dict[str, Any] = {
+            "captions": self.captions,
+            "strings": self.book.strings,
+            "parts": self.book.parts,
+            "rows": [numbers[self.corpus.captions[row]] for row in self.order],
+            "keys": self.pictures,
+        }
+        if "teacher" in stores:
+            corpus["patch_sum"] = Rows(stores["teacher"].folder, self.pictures).whole("sum").sum(dim=0).tolist()
+        if set(self.needed) - {"text"} - set(self.cached):
+            # Where pictures lie is named only if training has to read them: it changes nothing else.
+            named = [self.corpus.rows[row] for row in self.order]
+            corpus["pictures"] = [{name: row[name] for name in ("file_name", "sha256", "uri")} for row in named]
+        return corpus
+
+
+def _runs(count: int, size: int) -> Iterator[range]:
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))
+
+
+def _size(tensors: Tensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _readable(size: float) -> str:
+    for unit in ("bytes", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
