@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -84,22 +83,12 @@ def load(bundle: Path, way: str) -> dict[str, float]:
 
 def measure(bundle: Path, way: str) -> dict[str, float]:
     """Two processes; gives what the first one says."""
-    from training.launch.processes import free_port, python_environment
+    from training.launch.launch import launcher_environment, torchrun
 
-    shared = python_environment(1) | {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "GLOO_SOCKET_IFNAME": "lo",
-        "DS_ACCELERATOR": "cpu",
-    }
-    command = [sys.executable, "-m", "benchmarks.loading_memory", "--bundle", str(bundle), "--way", way]
-    processes = [
-        subprocess.Popen(command, env=shared | {"RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, text=True)
-        for rank in ("0", "1")
-    ]
-    outputs = [process.communicate()[0] for process in processes]
-    said: dict[str, float] = json.loads(next(line for line in outputs[0].splitlines() if line.startswith("{")))
+    command = [*torchrun(2), "benchmarks.loading_memory", "--bundle", str(bundle), "--way", way]
+    environment = launcher_environment(1) | {"DS_ACCELERATOR": "cpu"}
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    said: dict[str, float] = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
     return said
 
 
@@ -112,7 +101,9 @@ def main() -> None:
     parser.add_argument("--way", help="(used for the processes)")
     asked = parser.parse_args()
     if asked.way:
-        print(json.dumps(load(asked.bundle, asked.way)), flush=True)
+        said = load(asked.bundle, asked.way)
+        if os.environ["RANK"] == "0":
+            print(json.dumps(said), flush=True)
         os._exit(0)
     with tempfile.TemporaryDirectory() as place:
         bundle = write_bundle(Path(place) / "bundle", asked.layers, asked.width)

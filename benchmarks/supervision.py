@@ -20,12 +20,12 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 
 from benchmarks.supervision_report import BASE, RANDOM, STARTS, write_report
 from training.settings import SupervisionSettings, TrainingSettings
@@ -142,19 +142,18 @@ class Run:
         """Train; gives the number of steps done after each."""
         from training.teach.supervision import schedule
         from training.train.loop import learning_rate
-        from training.train.model import move
 
         settings = self.settings
         for step in range(settings.steps):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step) * group.get("faster", 1.0)
-            batch = move(self.batches[step], self.device)
+            batch = send_to_device(self.batches[step], self.device)
             if self.noisy:
                 weights = batch.timesteps.square()
-                batch = replace(batch, shares=batch.shares * weights / weights.mean())
+                batch = batch._replace(shares=batch.shares * weights / weights.mean())
             losses = self.model(batch, schedule(settings.supervision, step, settings.steps))
             self.optimizer.zero_grad(set_to_none=True)
-            losses.total.backward()
+            losses.loss.backward()
             torch.nn.utils.clip_grad_norm_(self.trained, settings.max_gradient_norm)
             self.optimizer.step()
             decay = min(settings.ema_decay, (1 + step) / (10 + step))

@@ -48,10 +48,10 @@ def ours(settings: TrainingSettings, features: Path, place: Path) -> Callable[[i
     """The product's loop; gives what does one step."""
     from training.launch.launch import run_identity
     from training.teach.supervision import schedule
-    from training.train.job import Job
-    from training.train.loop import Trainer, _prepare
+    from training.train.job import TrainingJob
+    from training.train.loop import Trainer, prepare
 
-    job = Job(
+    job = TrainingJob(
         settings=settings,
         features=features,
         candidate=place / "candidate",
@@ -60,7 +60,7 @@ def ours(settings: TrainingSettings, features: Path, place: Path) -> Callable[[i
         checkpoints=None,
     )
     accelerator = the_accelerator()
-    batches, engine = _prepare(job, accelerator)
+    batches, engine = prepare(job, accelerator)
     trainer = Trainer(job, accelerator, engine)
 
     def step(number: int) -> None:
@@ -104,26 +104,17 @@ _made: list[Any] = []
 
 def the_accelerator() -> Any:
     """The one Accelerator of this process, under DeepSpeed as the launcher would start it."""
-    import json
+    import socket
 
-    from training.launch.processes import free_port
     from training.train.deepspeed_config import deepspeed_config
-    from training.train.loop import _accelerator
+    from training.train.loop import start_accelerator
 
     if not _made:
-        config = Path(tempfile.mkdtemp()) / "deepspeed.json"
-        config.write_text(json.dumps(deepspeed_config(settings_of(1, BATCH[0], False))))
-        one = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        os.environ |= one | {
-            "MASTER_PORT": str(free_port()),
-            "DS_ACCELERATOR": "cpu",
-            "ACCELERATE_USE_DEEPSPEED": "true",
-            "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(config),
-            "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
-            "ACCELERATE_MIXED_PRECISION": "no",
-            "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file,zero3_init_flag",
-        }
-        _made.append(_accelerator())
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        _made.append(start_accelerator(deepspeed_config(settings_of(1, BATCH[0], False))))
     return _made[0]
 
 

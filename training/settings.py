@@ -23,7 +23,9 @@ Part = Literal["latents", "text", "teacher", "structure"]
 """What is encoded: VAE posteriors, conditioning, the teacher's patches, the vision model's self-similarities."""
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A section of the configuration, which is also a KFP parameter."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_serializer(mode="wrap")
@@ -32,7 +34,7 @@ class _Section(BaseModel):
         return {name: value for name, value in serialize(self).items() if value is not None}
 
 
-class SupervisionSettings(_Section):
+class SupervisionSettings(Section):
     """Feature supervision of the image branch; all of it costs nothing at inference."""
 
     enabled: bool = True
@@ -98,7 +100,7 @@ class SupervisionSettings(_Section):
         return self
 
 
-class SampleSettings(_Section):
+class SampleSettings(Section):
     """Pictures drawn with the averaged weights while training runs: always the same prompts and seeds."""
 
     every: int = Field(default=0, ge=0)
@@ -121,7 +123,7 @@ class SampleSettings(_Section):
         return self
 
 
-class LoraSettings(_Section):
+class LoraSettings(Section):
     """The adapter that ``method: lora`` trains instead of the MM-DiT's own weights."""
 
     rank: int = Field(default=16, ge=1)
@@ -135,7 +137,7 @@ class LoraSettings(_Section):
     """Ends of the names of the linear layers that get an adapter: the joint attention's, in all families."""
 
 
-class TrainingSettings(_Section):
+class TrainingSettings(Section):
     """One fine-tuning run. Equal settings, features and machine give a candidate with equal digest."""
 
     base_model: Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from training.encode.pictures import corpus_digest, training_rows
 from training.launch.launch import RECORD, fine_tune, run_identity
 from training.launch.watching import MlflowRun
 from training.settings import TrainingSettings
-from training.train.checkpoints import remove_abandoned
 from training.train.curves import draw_curves, read_points
+
+ABANDONED = 14 * 24 * 3600
+"""Seconds after which checkpoints that no run has taken up are removed."""
 
 
 def train_candidate(
@@ -60,6 +63,16 @@ def train_candidate(
     if checkpoints:
         shutil.rmtree(checkpoints, ignore_errors=True)  # what they were kept for is there
     return record.model_dump(mode="json")
+
+
+def remove_abandoned(folder: Path, own: str) -> None:
+    """Remove checkpoints of runs that nobody took up again: those in ``folder`` but ``own`` whose last is older than
+    `ABANDONED`."""
+    for run in folder.glob("*") if folder.is_dir() else ():
+        newest = max((path.stat().st_mtime for path in (run, *run.iterdir())), default=0.0)
+        if run.name != own and time.time() - newest > ABANDONED:
+            print(f"removing the checkpoints at {run}: no run has taken them up for two weeks", flush=True)
+            shutil.rmtree(run)
 
 
 def _key(settings: TrainingSettings, features: Path) -> str:

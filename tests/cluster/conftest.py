@@ -18,8 +18,8 @@ from components.fine_tune.trainjob import job_name, train_on_cluster
 from tests.cluster.kubernetes import Cluster, Server
 from tests.training.conftest import World
 from tests.training.conftest import world as world
+from tests.training.forked import free_port
 from training.launch.launch import TrainingRecord
-from training.launch.processes import free_port
 from training.launch.transfer import Place
 from training.launch.watching import MlflowRun
 

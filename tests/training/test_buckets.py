@@ -94,9 +94,9 @@ def test_pictures_are_encoded_in_their_own_shape(bucketed: tuple[TrainingSetting
         batch = batches[step]
         shapes.add(tuple(batch.noisy.shape))
         losses = model(batch, Phase(0.5, detached=False))
-        losses.total.backward()
-        assert batch.conditioning["embeddings"].shape == (2, 16, 24) and losses.total.isfinite()
-        assert losses.local is not None
+        losses.loss.backward()
+        assert batch.conditioning["embeddings"].shape == (2, 16, 24) and losses.loss.isfinite()
+        assert losses.loss_local is not None
     assert shapes == {(2, 4, 8, 8), (2, 4, 8, 16), (2, 4, 16, 8)}
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
+from components.fine_tune.candidate import remove_abandoned
 from lineage.digests import digest_path
 from tests.training.conftest import World
 from tests.training.forked import Run, run_all
 from training.errors import TrainingError
 from training.launch.launch import run_identity
 from training.settings import TrainingSettings
-from training.train.checkpoints import Manifest, begin, finish, newest, newest_whole, remove_abandoned
+from training.train.checkpoints import Manifest, begin, finish, newest, newest_whole
 from training.train.curves import read_points
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -90,13 +90,12 @@ def test_a_candidate_with_another_digest_is_refused(trained: Trained, tmp_path: 
 
 
 def test_curves_reach_mlflow(trained: Trained, tmp_path: Path) -> None:
-
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = MlflowClient(uri)
     run = client.create_run(client.create_experiment("training")).info.run_id
     curves = MlflowCurves(MlflowRun(uri, run))
     for point in read_points(trained.curves):
-        curves.point(point)
+        curves.log(point.metrics(), point.step)
     assert curves.error is None
     assert [m.step for m in client.get_metric_history(run, "training/loss")] == [2, 4, 5]
     assert len(client.get_metric_history(run, "training/loss_local")) == 2
@@ -105,7 +104,7 @@ def test_curves_reach_mlflow(trained: Trained, tmp_path: Path) -> None:
 def test_a_run_that_mlflow_does_not_know_costs_the_curves_only(trained: Trained, tmp_path: Path) -> None:
     curves = MlflowCurves(MlflowRun(f"sqlite:///{tmp_path / 'mlflow.db'}", "0" * 32))
     for point in read_points(trained.curves):
-        curves.point(point)
+        curves.log(point.metrics(), point.step)
     assert curves.error is not None and "not found" in curves.error
 
 
@@ -119,11 +118,11 @@ def test_an_mlflow_that_was_away_for_a_while_has_every_point_in_the_end(
     first, *rest = read_points(trained.curves)
     with monkeypatch.context() as away:
         away.setattr(MlflowClient, "log_batch", lambda *_, **__: (_ for _ in ()).throw(MlflowException("away")))
-        curves.point(first)
+        curves.log(first.metrics(), first.step)
         assert curves.error is not None and "away" in curves.error
-    curves.point(rest[0])
+    curves.log(rest[0].metrics(), rest[0].step)
     assert not client.get_metric_history(run, "training/loss"), "it is not asked again at once"
     curves.close()
-    curves.point(rest[1])
+    curves.log(rest[1].metrics(), rest[1].step)
     assert curves.error is None
     assert [m.step for m in client.get_metric_history(run, "training/loss")] == [2, 4, 5]

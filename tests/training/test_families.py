@@ -278,7 +278,7 @@ def test_a_dropped_caption_is_what_the_pipeline_draws_against(family: Family, wo
     """Classifier-free guidance is drawn against what dropped captions were trained on."""
     settings = plain(family, buckets=((32, 32),), processes=1)
     encode_pictures(settings, world.validated, tmp_path / "features")
-    dropped = Features(tmp_path / "features", settings).batch([3], [True]).conditioning
+    dropped = Features(tmp_path / "features", settings).conditioning([3], [True])
     sampling = {"guidance_scale": 4.0, "max_sequence_length": TEXT}
     negative = family.sampling_arguments(sampling, 1).get("negative_prompt", [""])
     asked = text_of(family, negative)
@@ -308,7 +308,7 @@ def test_depths_are_of_all_blocks_and_a_model_keeps_no_stream(family: Family, wo
     blocks = blocks_of(model.backbone)
     assert len(blocks) == (4 if "Flux" in family.pipeline_class else 3)
     assert deepest._catch in blocks[layers_at((0.75,), len(blocks))[0]]._forward_hooks.values()
-    model(Batches(features, settings, family, rank=0, world=1)[0], Phase(0.5, False, 0.1)).total.backward()
+    model(Batches(features, settings, family, rank=0, world=1)[0], Phase(0.5, False, 0.1)).loss.backward()
     assert all(tap._stream is None for tap in [model._tap, *model._structure_taps])
 
 

@@ -26,22 +26,25 @@ from training.teach.teacher import pixel_tensor
 
 def test_features_hold_what_training_reads(world: World) -> None:
     features = Features(world.features, world.settings())
-    batch = features.batch([0, 5, 23], [False, True, False])
+    rows = [0, 5, 23]
+    mean, std = features.latents(rows)
+    conditioning, target = features.conditioning(rows, [False, True, False]), features.target(rows)
+    structure = features.structure(rows)
     assert len(features) == 24 and features.teacher_width == 16
-    assert batch.mean.shape == batch.std.shape == (3, 4, 8, 8) and (batch.std > 0).all()
-    assert batch.conditioning["embeddings"].shape == (3, 40, 32) and batch.conditioning["pooled"].shape == (3, 24)
-    assert batch.target is not None and batch.target.local.shape == (3, 16, 16)
-    assert batch.target.caption.shape == (3, 16) and batch.target.entropy.shape == (3,)
-    assert batch.structure is not None and batch.structure.shape == (3, 3, 120), "3 layers, pairs of 16 patches"
+    assert mean.shape == std.shape == (3, 4, 8, 8) and (std > 0).all()
+    assert conditioning["embeddings"].shape == (3, 40, 32) and conditioning["pooled"].shape == (3, 24)
+    assert target is not None and target.local.shape == (3, 16, 16)
+    assert target.caption.shape == (3, 16) and target.entropy.shape == (3,)
+    assert structure is not None and structure.shape == (3, 3, 120), "3 layers, pairs of 16 patches"
     assert features.info.captions == 7, "six different ones and the empty one, each encoded once"
 
 
 def test_a_dropped_caption_is_the_empty_one(world: World) -> None:
     features = Features(world.features, world.settings())
-    dropped = features.batch([3], [True])
+    dropped = features.conditioning([3], [True])
     empty = Encoders(world.settings()).text([""])
-    assert torch.allclose(dropped.conditioning["embeddings"], empty["embeddings"], atol=1e-5)
-    assert torch.allclose(dropped.conditioning["pooled"], empty["pooled"], atol=1e-5)
+    assert torch.allclose(dropped["embeddings"], empty["embeddings"], atol=1e-5)
+    assert torch.allclose(dropped["pooled"], empty["pooled"], atol=1e-5)
 
 
 def test_conditioning_is_what_the_pipeline_computes(world: World) -> None:
@@ -75,7 +78,7 @@ def test_plain_fine_tuning_needs_no_teacher(world: World, tmp_path: Path) -> Non
     settings = world.settings(teacher=None, supervision=SupervisionSettings(enabled=False))
     info = encode_pictures(settings, world.validated, tmp_path / "plain")
     assert "teacher" not in info.made_of
-    assert Features(tmp_path / "plain", settings).batch([0], [False]).target is None
+    assert Features(tmp_path / "plain", settings).target([0]) is None
 
 
 def _changed(row: dict[str, object], folder: Path) -> dict[str, object]:

@@ -40,7 +40,7 @@ def test_a_loss_that_is_not_finite_stops_training_at_its_step(world: World, tmp_
     features = tmp_path / "features"
     shutil.copytree(world.features, features)
     respoilt(features, "latents", lambda row: row["mean"].fill_(torch.nan))
-    with pytest.raises(TrainingError, match=r"the total loss is nan at step 1 of 5; nothing is exported, there is no"):
+    with pytest.raises(TrainingError, match=r"loss is nan at step 1 of 5; nothing is exported, there is no"):
         fine_tune(world.settings(), features, tmp_path / "candidate", tmp_path / "curves.jsonl")
     assert not (tmp_path / "candidate").exists()
 
@@ -69,7 +69,7 @@ def test_a_launcher_that_is_ended_leaves_no_process_and_saves_where_it_was_asked
         assert found and len(read_points(curves)) == read_manifest(found).step
 
 
-@pytest.mark.parametrize("begun", ["accelerate.commands.launch", "training.train.process"])
+@pytest.mark.parametrize("begun", ["torch.distributed.run", "training.train.process"])
 def test_a_launcher_that_is_asked_while_its_processes_start_saves_the_first_step(
     world: World, tmp_path: Path, begun: str
 ) -> None:
@@ -162,12 +162,12 @@ def test_a_loss_that_runs_away_stops_training_at_its_step(world: World) -> None:
 
     meter = Meter(Accelerator(cpu=True), world.settings(steps=50), lambda: "the last good checkpoint is C")
     for step in range(30):
-        meter.add(step, {"total": torch.tensor(1.0), "flow": torch.tensor(1 + step % 3)})
+        meter.add(step, {"loss": torch.tensor(1.0), "loss_flow": torch.tensor(1 + step % 3)})
     meter.settle()
-    meter.add(30, {"total": torch.tensor(1.0), "flow": torch.tensor(19.0)})
+    meter.add(30, {"loss": torch.tensor(1.0), "loss_flow": torch.tensor(19.0)})
     meter.settle()
-    meter.add(31, {"total": torch.tensor(1.0), "flow": torch.tensor(2.0)})
-    meter.add(32, {"total": torch.tensor(1.0), "flow": torch.tensor(21.0)})
+    meter.add(31, {"loss": torch.tensor(1.0), "loss_flow": torch.tensor(2.0)})
+    meter.add(32, {"loss": torch.tensor(1.0), "loss_flow": torch.tensor(21.0)})
     with pytest.raises(TrainingError, match=r"21, more than 10 times .* at step 33 of 50; .* good checkpoint is C"):
         meter.settle()
 

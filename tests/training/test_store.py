@@ -25,7 +25,7 @@ from tests.training.tiny_families import save_flux, save_qwen_image
 from training.encode import encoders, info, store
 from training.encode.encoders import Encoders
 from training.encode.features import Features
-from training.encode.info import features_digest, folder_of, made_of, part_folder, read_info
+from training.encode.info import features_digest, made_of, part_folder, read_info
 from training.encode.pictures import open_picture
 from training.errors import TrainingError
 from training.families import family_of
@@ -98,9 +98,9 @@ def test_a_kept_segment_that_was_changed_is_made_again(world: World, tmp_path: P
 
 
 SPOILT: dict[str, Callable[[Path], Any]] = {
-    "a row": lambda folder: _spoil(next(folder.glob("teacher-*/*.safetensors"))),
-    "a header": lambda folder: next(folder.glob("text-*/*.safetensors")).write_bytes(b"{}"),
-    "a segment that is gone": lambda folder: next(folder.glob("latents-*/*.safetensors")).unlink(),
+    "a row": lambda folder: _spoil(next(folder.glob("teacher/*.safetensors"))),
+    "a header": lambda folder: next(folder.glob("text/*.safetensors")).write_bytes(b"{}"),
+    "a segment that is gone": lambda folder: next(folder.glob("latents/*.safetensors")).unlink(),
     "captions": lambda folder: (folder / "corpus.json").write_text((folder / "corpus.json").read_text() + " "),
 }
 
@@ -204,7 +204,7 @@ def _losses(world: World, settings: TrainingSettings, folder: Path) -> list[floa
     model = SupervisedTransformer(family, features, settings)
     batches = Batches(features, settings, family, rank=0, world=1)
     with torch.no_grad():
-        return [float(model(batches[step], Phase(0.5, False, 0.1)).total) for step in range(3)]
+        return [float(model(batches[step], Phase(0.5, False, 0.1)).loss) for step in range(3)]
 
 
 @pytest.mark.parametrize("cached", [("latents", "text"), ("teacher",), ()])
@@ -248,7 +248,7 @@ def test_a_share_of_any_size_goes_through_frozen_models_a_few_at_a_time(
 def test_half_precision_halves_latents_and_text(world: World, tmp_path: Path) -> None:
     settings = world.settings(processes=1, cache_precision="fp16")
     encode_pictures(settings, world.validated, tmp_path / "features")
-    places = [folder_of(folder, "latents") for folder in (tmp_path / "features", world.features)]
+    places = [folder / "latents" for folder in (tmp_path / "features", world.features)]
     half, full = (sum(path.stat().st_size for path in place.glob("*.safetensors")) for place in places)
     assert half < 0.6 * full
     there = _losses(world, world.settings(processes=1), world.features)
@@ -353,5 +353,6 @@ def test_a_node_hashes_features_once_and_its_training_processes_do_not(
     features_digest(tmp_path / "features")
     segments = len(hashed)
     features_digest(tmp_path / "features")
-    Features(tmp_path / "features", world.settings()).batch([0, 5], [False, True])
+    features = Features(tmp_path / "features", world.settings())
+    assert features.latents([0, 5]) and features.conditioning([0, 5], [False, True]) and features.target([0, 5])
     assert segments == len(hashed) == 5

@@ -193,10 +193,10 @@ def save_validated(folder: Path, rows: list[dict[str, object]]) -> Path:
 
 def respoilt(features: Path, part: str, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     """Change every row of a part of a features folder, with digests that hold."""
-    from training.encode.info import CORPUS, digest_of, folder_of, keys_of, read_info, write_info
+    from training.encode.info import CORPUS, digest_of, keys_of, read_info, write_info
     from training.encode.store import PartStore, Rows, find_rows
 
-    place = folder_of(features, part)
+    place = features / part
     keys = list(find_rows(place))
     rows = [{name: t.clone() for name, t in Rows(place, keys)[number].items()} for number in range(len(keys))]
     shutil.rmtree(place)

@@ -83,7 +83,7 @@ def encode(settings: TrainingSettings, corpus: Corpus, folder: Path, cache: Path
 
 class _Encoding:
     def __init__(self, settings: TrainingSettings, corpus: Corpus, folder: Path, cache: Path | None) -> None:
-        self.settings, self.corpus, self.folder, self.root = settings, corpus, folder, cache or folder
+        self.settings, self.corpus, self.folder, self.cache = settings, corpus, folder, cache
         self.encoders = Encoders(settings)
         self.family = self.encoders.family
         side = self.family.resolution
@@ -106,8 +106,7 @@ class _Encoding:
         self.keys = keys | dict.fromkeys(of_pictures, self.pictures)
 
     def run(self) -> FeaturesInfo:
-        places = {part: self.root / part_folder(part, self.made, self.settings) for part in self.keys}
-        stores = {part: PartStore(place) for part, place in places.items()}
+        stores = {part: PartStore(self._place(part)) for part in self.keys}
         missing = {part: set(self.keys[part]) - store.rows.keys() for part, store in stores.items()}
         self._check_grids({part for part, keys in missing.items() if keys})
         self._check_room(missing)
@@ -127,28 +126,31 @@ class _Encoding:
             for patches in finest:
                 check_grid(self.family.grid(height // factor, width // factor), patches)
 
+    def _place(self, part: str) -> Path:
+        """Where the rows of a part are kept from run to run, or in the features folder, in which none are taken up."""
+        if self.cache:
+            return self.cache / part_folder(part, self.made, self.settings)
+        shutil.rmtree(self.folder / part, ignore_errors=True)
+        return self.folder / part
+
     def _check_room(self, missing: dict[str, set[str]]) -> None:
         """Refuse a disk without room for what is missing, and for all of it where that has to be copied."""
-        needed = {part: self._bytes(part, missing[part]) for part in self.keys if missing[part]}
+        needed = {part: self._bytes(part, keys) for part, keys in missing.items() if keys}
         total = sum(needed.values())
         listed = ", ".join(f"{part} {_readable(size)}" for part, size in needed.items()) or "all of it is there"
-        asked = [(self.root, total)]
-        if self.root != self.folder and not links(self.root, self.folder):
-            asked.append((self.folder, total + self._kept_bytes()))
-        print(f"features of {len(self.corpus)} pictures take about {_readable(total)} ({listed}); "
-              f"{_readable(shutil.disk_usage(self.root).free)} are free at {self.root}", flush=True)  # fmt: skip
-        for place, _ in asked:
-            free = shutil.disk_usage(place).free
-            wanted = sum(size for other, size in asked if other.stat().st_dev == place.stat().st_dev)
+        asked = {self.cache or self.folder: total}
+        if self.cache and not links(self.cache, self.folder):
+            kept = (path.stat().st_size for part in self.keys for path in self._place(part).glob("*.safetensors"))
+            asked[self.folder] = total + sum(kept)
+        print(f"features of {len(self.corpus)} pictures take about {_readable(total)} ({listed})", flush=True)
+        for place in asked:
+            free, device = shutil.disk_usage(place).free, place.stat().st_dev
+            wanted = sum(size for other, size in asked.items() if other.stat().st_dev == device)
             if wanted > free:
                 raise TrainingError(
                     f"features would take about {_readable(wanted)} ({listed}), but {place} has {_readable(free)} "
                     "free; make room, take names out of training.cached, or set training.cache_precision to fp16"
                 )
-
-    def _kept_bytes(self) -> int:
-        folders = [self.root / part_folder(part, self.made, self.settings) for part in self.keys]
-        return sum(path.stat().st_size for place in folders for path in place.glob("*.safetensors"))
 
     def _bytes(self, part: str, missing: set[str]) -> int:
         """Bytes that the missing rows take: as a blank picture of the largest size does, and as texts of the fewest
@@ -205,10 +207,8 @@ class _Encoding:
         """Write the corpus, and ``features.json`` last."""
         digests = {}
         for part, store in stores.items():
-            for left in self.folder.glob(f"{part}-*"):
-                if left != store.folder:
-                    shutil.rmtree(left)
-            store.link(self.keys[part], self.folder / store.folder.name)
+            if self.cache:
+                store.link(self.keys[part], self.folder / part)
             digests[part] = digest_rows(store.rows[key] for key in self.keys[part])
         (self.folder / CORPUS).write_text(json.dumps(self._corpus(stores), ensure_ascii=False), "utf-8")
         teacher = self.settings.teacher if self.book.strings else None

@@ -4,12 +4,12 @@
     corpus.json                    distinct captions, the one of dropped captions first; the strings that the teacher
                                    reads, and which of them each caption consists of; for each sample its caption and
                                    the key of its rows; where its picture lies, if pictures are read while training
-    latents-<recipe>/              mean, std (C, h, w) of the VAE posterior, scaled as the MM-DiT sees latents
-    text-<recipe>/                 of each distinct caption: embeddings (L, D), pooled (P,), mask (L,), as far as the
+    latents/                       mean, std (C, h, w) of the VAE posterior, scaled as the MM-DiT sees latents
+    text/                          of each distinct caption: embeddings (L, D), pooled (P,), mask (L,), as far as the
                                    family has them
-    teacher-<recipe>/              patches V (T_v, d) fp16, and their sum
-    strings-<recipe>/              the teacher's embedding of each string, features (d,)
-    structure-<recipe>/            similarities G(F_m) above the diagonal (layers, pairs) fp16
+    teacher/                       patches V (T_v, d) fp16, and their sum
+    strings/                       the teacher's embedding of each string, features (d,)
+    structure/                     similarities G(F_m) above the diagonal (layers, pairs) fp16
 
 Rows are kept as `training.encode.store` says, and memory-mapped. They are not hashed here: `features_digest` does so
 once for all processes of a machine. A part that is not cached is computed by the same frozen models in the training
@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -31,29 +30,13 @@ from PIL import Image
 from torch import Tensor
 
 from training.encode.encoders import BATCH, Encoders, fitted, joined
-from training.encode.info import CORPUS, folder_of, keys_of, read_info
+from training.encode.info import CORPUS, keys_of, read_info
 from training.encode.pictures import open_picture
 from training.encode.store import Rows
 from training.errors import TrainingError
 from training.settings import Part, TrainingSettings
 from training.teach.phrases import Phrasebook
 from training.teach.targets import Target, Targets
-
-
-@dataclass(frozen=True)
-class FeatureBatch:
-    """Features of B samples of one size."""
-
-    mean: Tensor
-    """(B, C, h, w) fp32."""
-    std: Tensor
-    """(B, C, h, w) fp32."""
-    conditioning: dict[str, Tensor]
-    """``embeddings``, ``pooled`` and ``mask``, as far as the family has them, each (B, ...); floats in fp32."""
-    target: Target | None
-    """None without supervision."""
-    structure: Tensor | None
-    """G(F_m) above the diagonal, (B, layers, pairs) fp16; None without L_structure."""
 
 
 class Features:
@@ -69,7 +52,7 @@ class Features:
         self._rows: list[int] = listed["rows"]
         self._pictures: list[dict[str, str]] = listed.get("pictures", [])
         self._patch_sum: list[float] = listed.get("patch_sum", [])
-        self._parts = {part: Rows(folder_of(folder, part), keys_of(listed, part)) for part in self.info.rows}
+        self._parts = {part: Rows(folder / part, keys_of(listed, part)) for part in self.info.rows}
         self._read: tuple[list[int], list[Image.Image]] = ([], [])
         self._sizes = list(accumulate(count for count, _, _ in self.info.sizes))
 
@@ -107,17 +90,9 @@ class Features:
             seed=self.settings.seed,
         )
 
-    def batch(self, samples: Sequence[int], dropped: Sequence[bool]) -> FeatureBatch:
-        """The features of ``samples``, all of one size; where ``dropped``, conditioning is the empty caption's."""
-        shown = [0 if drop else self._rows[sample] for sample, drop in zip(samples, dropped, strict=True)]
-        mean, std = self.latents(samples)
-        return FeatureBatch(
-            mean=mean,
-            std=std,
-            conditioning=self._text(shown),
-            target=self.targets.of(samples, self._patches(samples)) if self.targets else None,
-            structure=self._structure(samples) if self.settings.supervision.structured else None,
-        )
+    def target(self, samples: Sequence[int]) -> Target | None:
+        """What the image streams of ``samples`` are pulled towards; None without supervision."""
+        return self.targets.of(samples, self._patches(samples)) if self.targets else None
 
     def latents(self, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the posterior: two (B, C, h, w) fp32."""
@@ -127,7 +102,10 @@ class Features:
         made = self.encoders.latents(self._images(samples))
         return made["mean"].float(), made["std"].float()
 
-    def _text(self, captions: Sequence[int]) -> dict[str, Tensor]:
+    def conditioning(self, samples: Sequence[int], dropped: Sequence[bool]) -> dict[str, Tensor]:
+        """``embeddings``, ``pooled`` and ``mask`` of the samples' captions, where ``dropped`` of the empty one: as
+        far as the family has them, each (B, ...), floats in fp32."""
+        captions = [0 if drop else self._rows[sample] for sample, drop in zip(samples, dropped, strict=True)]
         if self._cached("text"):
             part = self._parts["text"]
             made = joined([{name: t[None] for name, t in part[caption].items()} for caption in captions])
@@ -141,7 +119,10 @@ class Features:
             return self._parts["teacher"].gather("patches", samples)
         return self.encoders.teacher(self._images(samples))["patches"]
 
-    def _structure(self, samples: Sequence[int]) -> Tensor:
+    def structure(self, samples: Sequence[int]) -> Tensor | None:
+        """G(F_m) above the diagonal, (B, layers, pairs) fp16; None without L_structure."""
+        if not self.settings.supervision.structured:
+            return None
         if self._cached("structure"):
             return self._parts["structure"].gather("similarities", samples)
         return self.encoders.structure(self._images(samples))["similarities"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -39,7 +40,7 @@ class FeaturesInfo(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[4] = 4
+    format: Literal[5] = 5
     made_of: dict[str, Any]
     """`made_of` the settings: what decides the features."""
     images: int
@@ -113,7 +114,8 @@ def needed_parts(settings: TrainingSettings) -> tuple[Part, ...]:
 
 
 def part_folder(part: str, made: Mapping[str, Any], settings: TrainingSettings) -> str:
-    """Name of the folder for a part's rows: the part, and the digest of all that decides them but picture or text."""
+    """Name of the folder that keeps a part's rows from run to run: the part, and the digest of all that decides them
+    but picture or text."""
     recipe: dict[str, Any] = {"model": made.get({"strings": "teacher"}.get(part, part), made["encoders"])}
     modules, packages = _DECIDED_BY[part]
     if part in ("latents", "text"):
@@ -189,20 +191,11 @@ def _verified(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
         raise TrainingError(f"{corpus} is not what was encoded; encode the features again")
     listed = json.loads(corpus.read_text("utf-8"))
     for part, digest in info.rows.items():
-        place = folder_of(folder, part)
-        for path in sorted(place.glob("*.safetensors")):
+        for path in sorted((folder / part).glob("*.safetensors")):
             check_segment(path)
-        if digest_of(place, keys_of(listed, part)) != digest:
-            raise TrainingError(f"the rows at {place} are not what was encoded; encode the features again")
+        if digest_of(folder / part, keys_of(listed, part)) != digest:
+            raise TrainingError(f"the rows at {folder / part} are not what was encoded; encode the features again")
     return digest_file(folder / INFO)
-
-
-def folder_of(folder: Path, part: str) -> Path:
-    """Where the rows of a part lie in a features folder."""
-    found = sorted(folder.glob(f"{part}-*"))
-    if len(found) != 1:
-        raise TrainingError(f"{folder} has {len(found)} folders of {part} and should have one; encode again")
-    return found[0]
 
 
 def digest_of(place: Path, keys: Iterable[str]) -> str:
@@ -229,6 +222,4 @@ def keys_of(corpus: Mapping[str, Any], part: str) -> list[str]:
 
 def text_key(text: str) -> str:
     """Key of a caption's or string's row."""
-    import hashlib
-
     return hashlib.sha256(text.encode()).hexdigest()

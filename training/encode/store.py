@@ -1,12 +1,12 @@
 """Rows of features on disk, each under a key that says what it was computed from. Imports nothing heavy.
 
-    <folder>/<part>-<recipe>/<name>.safetensors    a segment: some rows, those of equal shapes stacked as ``0.mean`` …
-    <folder>/<part>-<recipe>/<name>.stamp          size and time that the segment had when its rows were last checked
+    <folder>/<name>.safetensors    a segment: some rows, those of equal shapes stacked as ``0.mean`` …
+    <folder>/<name>.stamp          size and time that the segment had when its rows were last checked
 
-A part's recipe names the code, packages, model and settings that decide its rows; a row's key names its picture and
-size, or its text. A segment's header holds, for each stack, the key and the digest of each row. Segments are written
-whole or not at all and never changed: what is new goes into new ones. The digest of many rows is that of their
-digests in order, in whichever segments they lie.
+A folder is of one part under one recipe (`training.encode.info.part_folder`); a row's key names its picture and size,
+or its text. A segment's header holds, for each stack, the key and the digest of each row. Segments are written whole or
+not at all and never changed: what is new goes into new ones. The digest of many rows is that of their digests in order,
+in whichever segments they lie.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 import shutil
 import tempfile
@@ -22,6 +21,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lineage.digests import digest_bytes
 from training.errors import TrainingError
@@ -49,10 +51,8 @@ class Place(NamedTuple):
 def find_rows(folder: Path) -> dict[str, Place]:
     """The rows in a part's folder, by key; of equal keys the one in the first segment by name."""
     found: dict[str, Place] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        for stack, rows in enumerate(_header(path)[0]):
-            for number, (key, digest) in enumerate(rows):
-                found.setdefault(key, Place(path, stack, number, digest))
+    for path in sorted(folder.glob("*.safetensors"), reverse=True):
+        found |= _places(path, _opened(path)[1])
     return found
 
 
@@ -67,39 +67,40 @@ def check_segment(path: Path) -> None:
     Raises:
         TrainingError: it cannot be read, or a row is not what its digest says.
     """
-    stacks, tensors, start = _header(path)
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for stack, rows in enumerate(stacks):
-            own = {name.partition(".")[2]: t for name, t in tensors.items() if name.partition(".")[0] == str(stack)}
-            for number, (_, digest) in enumerate(rows):
-                parts = {}
-                for name, tensor in own.items():
-                    first, end = tensor["data_offsets"]
-                    size = (end - first) // len(rows)
-                    place = start + first + number * size
-                    parts[name] = (tensor["dtype"], tensor["shape"][1:], content[place : place + size])
-                if _digest(parts) != digest:
-                    raise TrainingError(f"{path} is not what was encoded: row {number} of {stack} has another digest")
+    opened, listed = _opened(path)
+    for stack, rows in enumerate(listed):
+        prefix = f"{stack}."
+        tensors = {n.removeprefix(prefix): opened.get_tensor(n) for n in opened.keys() if n.startswith(prefix)}  # noqa: SIM118 (not a mapping)
+        for number, (_, digest) in enumerate(rows):
+            if _digest({name: tensor[number] for name, tensor in tensors.items()}) != digest:
+                raise TrainingError(f"{path} is not what was encoded: row {number} of {stack} has another digest")
 
 
-def _header(path: Path) -> tuple[list[list[tuple[str, str]]], dict[str, Any], int]:
-    """Keys and digests by stack, tensors by name, and where the tensors begin."""
+def _opened(path: Path) -> tuple[Any, list[list[tuple[str, str]]]]:
+    """A segment, and the keys and digests of its rows, by stack."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-        rows = json.loads(header.pop("__metadata__")["rows"])
-    except (OSError, ValueError, KeyError) as error:
+        opened: Any = safe_open(path, framework="np")
+        return opened, json.loads(opened.metadata()["rows"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{path} is not what was encoded: it has no header ({error})") from error
-    return rows, header, 8 + length
 
 
-def _digest(parts: Mapping[str, tuple[str, Sequence[int], bytes]]) -> str:
+def _places(path: Path, listed: Sequence[Sequence[tuple[str, str]]]) -> dict[str, Place]:
+    return {
+        key: Place(path, stack, number, digest)
+        for stack, rows in enumerate(listed)
+        for number, (key, digest) in enumerate(rows)
+    }
+
+
+def _digest(row: Mapping[str, NDArray[Any]]) -> str:
     """Of a row: name, format, shape and bytes of each tensor, by name."""
     digest = hashlib.sha256()
-    for name, (dtype, shape, content) in sorted(parts.items()):
-        digest.update(f"{name} {dtype} {list(shape)}\n".encode())
-        digest.update(content)
+    for name, value in sorted(row.items()):
+        digest.update(f"{name} {value.dtype.str} {list(value.shape)}\n".encode())
+        digest.update(value.tobytes())
     return digest.hexdigest()
 
 
@@ -112,48 +113,44 @@ class PartStore:
             if time.time() - path.stat().st_mtime > ABANDONED:
                 path.unlink(missing_ok=True)
         for path in folder.glob("*.safetensors"):
-            _check_stamp(path)
+            _check_once(path)
         self.rows = find_rows(folder)
-        self._waiting: list[tuple[str, dict[str, Tensor]]] = []
+        self._waiting: list[tuple[str, dict[str, NDArray[Any]]]] = []
         self._bytes = 0
 
-    def add(self, key: str, row: dict[str, Tensor]) -> None:
+    def add(self, key: str, row: Mapping[str, Tensor]) -> None:
         """Take a row; it is on the disk with the segment that it fills, or after `flush`."""
-        self._waiting.append((key, row))
-        self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in row.values())
+        self._waiting.append((key, {name: tensor.contiguous().numpy() for name, tensor in row.items()}))
+        self._bytes += sum(value.nbytes for value in self._waiting[-1][1].values())
         if len(self._waiting) >= SEGMENT_ROWS or self._bytes >= SEGMENT_BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Write the rows that wait, as one segment."""
-        import torch
-        from safetensors.torch import save_file
+        from safetensors.numpy import save_file
 
         if not self._waiting:
             return
-        stacks: dict[tuple[Any, ...], list[tuple[str, dict[str, Tensor]]]] = {}
+        stacks: dict[Any, list[tuple[str, dict[str, NDArray[Any]]]]] = {}
         for key, row in self._waiting:
-            shapes = tuple((name, tensor.dtype, tensor.shape) for name, tensor in sorted(row.items()))
+            shapes = tuple((name, value.dtype.str, value.shape) for name, value in sorted(row.items()))
             stacks.setdefault(shapes, []).append((key, row))
-        tensors, listed = {}, []
+        tensors: dict[str, NDArray[Any]] = {}
+        listed = []
         for number, rows in enumerate(stacks.values()):
-            listed.append([(key, _digest({n: _plain(t) for n, t in row.items()})) for key, row in rows])
-            for name in rows[0][1]:
-                tensors[f"{number}.{name}"] = torch.stack([row[name] for _, row in rows])
+            listed.append([(key, _digest(row)) for key, row in rows])
+            tensors |= {f"{number}.{name}": np.stack([row[name] for _, row in rows]) for name in sorted(rows[0][1])}
         header = json.dumps(listed, separators=(",", ":"))
         path = self.folder / f"{hashlib.sha256(header.encode()).hexdigest()[:16]}.safetensors"
         self.folder.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as partial:
-            save_file(dict(sorted(tensors.items())), partial, {"rows": header})
-        _stamp(path)
-        for stack, rows_of_stack in enumerate(listed):
-            self.rows |= {key: Place(path, stack, row, digest) for row, (key, digest) in enumerate(rows_of_stack)}
+            save_file(tensors, partial, {"rows": header})
+        _note(path).write_text(_stamp(path), "utf-8")
+        self.rows |= _places(path, listed)
         self._waiting, self._bytes = [], 0
 
     def link(self, keys: Iterable[str], folder: Path) -> None:
         """Bring the segments that hold ``keys`` to ``folder``, by hard links where these are possible."""
-        if folder == self.folder:
-            return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for path in sorted({self.rows[key].segment for key in keys}):
@@ -161,13 +158,6 @@ class PartStore:
                 os.link(path, folder / path.name)
             except OSError:
                 shutil.copyfile(path, folder / path.name)
-
-
-def _plain(tensor: Tensor) -> tuple[str, Sequence[int], bytes]:
-    """Format, shape and bytes of a tensor, as safetensors writes them."""
-    array = tensor.detach().cpu().contiguous().numpy()
-    kind = {"f": "F", "i": "I", "u": "U", "b": "BOOL"}[array.dtype.kind]
-    return kind if kind == "BOOL" else f"{kind}{8 * array.itemsize}", array.shape, array.tobytes()
 
 
 @contextlib.contextmanager
@@ -183,28 +173,24 @@ def written_whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _check_stamp(path: Path) -> None:
+def _check_once(path: Path) -> None:
     """Check a segment that is not as it was when it was last checked; one that is damaged is removed."""
-    note = path.with_suffix(".stamp")
-    if note.is_file() and note.read_text("utf-8") == _stamp_of(path):
+    if _note(path).is_file() and _note(path).read_text("utf-8") == _stamp(path):
         return
     try:
         check_segment(path)
+        _note(path).write_text(_stamp(path), "utf-8")
     except TrainingError as error:
         print(f"{error}; its rows are encoded again", flush=True)
         path.unlink()
-        note.unlink(missing_ok=True)
-        return
-    _stamp(path)
 
 
-def _stamp(path: Path) -> None:
-    path.with_suffix(".stamp").write_text(_stamp_of(path), "utf-8")
+def _note(path: Path) -> Path:
+    return path.with_suffix(".stamp")
 
 
-def _stamp_of(path: Path) -> str:
-    status = path.stat()
-    return f"{status.st_size} {status.st_mtime_ns}"
+def _stamp(path: Path) -> str:
+    return f"{path.stat().st_size} {path.stat().st_mtime_ns}"
 
 
 def links(cache: Path, folder: Path) -> bool:
@@ -216,7 +202,7 @@ def links(cache: Path, folder: Path) -> bool:
         except OSError:
             return False
         link.unlink()
-    return True
+        return True
 
 
 class Rows:
@@ -225,25 +211,29 @@ class Rows:
     def __init__(self, folder: Path, keys: Sequence[str]) -> None:
         found = find_rows(folder)
         self._places = [found[key] for key in keys]
-        self._open: dict[Path, dict[str, Tensor]] = {}
+        self._segments: dict[Path, dict[str, Tensor]] = {}
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         """Every tensor of the row of key ``number``."""
         place = self._places[number]
-        if place.segment not in self._open:
-            from safetensors.torch import load_file
-
-            self._open[place.segment] = load_file(place.segment)
         stack = f"{place.stack}."
-        tensors = self._open[place.segment]
+        tensors = self._tensors(place.segment)
         return {n.removeprefix(stack): t[place.row] for n, t in tensors.items() if n.startswith(stack)}
 
     def gather(self, name: str, numbers: Iterable[int]) -> Tensor:
-        """Tensor ``name`` of some rows, stacked."""
+        """Tensor ``name`` of some rows of equal shape, stacked."""
         import torch
 
-        return torch.stack([self[number][name] for number in numbers])
+        places = [self._places[number] for number in numbers]
+        return torch.stack([self._tensors(p.segment)[f"{p.stack}.{name}"][p.row] for p in places])
 
     def whole(self, name: str) -> Tensor:
         """Tensor ``name`` of all rows, stacked."""
         return self.gather(name, range(len(self._places)))
+
+    def _tensors(self, segment: Path) -> dict[str, Tensor]:
+        if segment not in self._segments:
+            from safetensors.torch import load_file
+
+            self._segments[segment] = load_file(segment)
+        return self._segments[segment]

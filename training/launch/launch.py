@@ -2,9 +2,9 @@
 
     record = fine_tune(settings, features_dir, candidate_dir, curves_path, checkpoints=folder)
 
-The processes run ``accelerate launch`` with DeepSpeed on a port of this machine's loopback interface. Whatever ends
-the call, none of them is left. Where there is a folder for checkpoints, a call that was cut off is taken up by the
-next one with the same arguments.
+The processes run under PyTorch's own launcher (``torchrun``), on one machine at an address of its loopback interface.
+Whatever ends the call, none of them is left. Where there is a folder for checkpoints, a call that was cut off is taken
+up by the next one with the same arguments.
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import yaml
 from pydantic import BaseModel, ConfigDict
 
 from lineage.digests import code_digest, digest_path, packages_digest
@@ -30,21 +28,32 @@ from training.encode.info import check_features, features_digest
 from training.errors import STOP_FILE, Stopped, TrainingError
 from training.families import family_of
 from training.launch.processes import child, python_environment, termination_as_exit
-from training.launch.topology import ALONE, Topology
 from training.launch.watching import MlflowCurves, MlflowRun, Terminal
 from training.settings import TrainingSettings
-from training.train.checkpoints import CODE, RunIdentity
 from training.train.curves import CurvePoint
 from training.train.deepspeed_config import deepspeed_config
-from training.train.job import JOB, PICTURE, POINT, RESULT, Job
+from training.train.job import CODE, JOB, PICTURE, POINT, RESULT, RunIdentity, TrainingJob, TrainingResult
 from training.train.process import TETHER
 
 RECORD = "training.json"
 LINES_KEPT = 40
+LAUNCHER_VARIABLES = "PET_"
+"""Begin of the variables that torchrun takes its settings from."""
 DRAWS = (
     "order, noise, u ~ logit-normal(0, 1), dropout and latents by NumPy's Philox, keyed by (seed, epoch, sample); "
     "sigma = shift u / (1 + (shift - 1) u)"
 )
+
+
+class Nodes(NamedTuple):
+    """The machines that train together. Where they are several, torchrun finds them by its ``PET_`` variables."""
+
+    machines: int = 1
+    rank: int = 0
+    """Of this machine; the machine of rank 0 writes the candidate."""
+
+
+ALONE = Nodes()
 
 
 class TrainingRecord(BaseModel):
@@ -65,7 +74,7 @@ class TrainingRecord(BaseModel):
     teacher: str | None
     """Digest of the teacher's folder; None: no teacher was used."""
     code: str
-    """Digest of the sources that decide the weights (`training.train.checkpoints.CODE`)."""
+    """Digest of the sources that decide the weights (`training.train.job.CODE`)."""
     packages: str
     """Digest of the names and versions of everything installed."""
     settings: dict[str, Any]
@@ -82,7 +91,7 @@ class TrainingRecord(BaseModel):
     versions: dict[str, str]
     machine: str
     target: dict[str, float]
-    """How decided the supervision's target is over the corpus (`training.teach.targets.AlignmentReport`)."""
+    """How decided the supervision's target is over the corpus (`training.encode.info.FeaturesInfo.alignment`)."""
     final: CurvePoint
     """Last point of the loss curves."""
     resumed_from: int
@@ -102,8 +111,7 @@ def fine_tune(
     curves_path: Path,
     mlflow: MlflowRun | None = None,
     checkpoints: Path | None = None,
-    topology: Topology = ALONE,
-    terminal: Terminal | None = None,
+    nodes: Nodes = ALONE,
 ) -> TrainingRecord:
     """Fine-tune the base model on encoded features; write the candidate, its loss curves and its record.
 
@@ -115,8 +123,7 @@ def fine_tune(
         curves_path: JSON lines, one `CurvePoint` each, appended while training runs.
         mlflow: a run that takes the loss curves too.
         checkpoints: a folder of this run's own that outlives the call; None: no checkpoints.
-        topology: the machines that train, of which this is the first; each of the others has to call `join`.
-        terminal: where points and lines are shown; None: on standard output, for people.
+        nodes: the machines that train, of which this is the first; each of the others has to call `join`.
 
     Raises:
         TrainingError: the inputs do not fit, or a training process failed.
@@ -129,45 +136,33 @@ def fine_tune(
     curves_path.write_text("", "utf-8")
     began = time.perf_counter()
     job = _job(settings, features_dir, candidate_dir, curves_path, checkpoints)
-    with tempfile.TemporaryDirectory(prefix="triptych-training-") as place:
-        folder = Path(place)
-        _write_job(folder, job, topology)
-        curves = MlflowCurves(mlflow)
-        curves.constants({f"target_{name}": value for name, value in info.alignment.items()})
-        _run(folder, job, curves, topology, terminal or Terminal(settings))
-        curves.close()
-        result = json.loads((folder / RESULT).read_text("utf-8"))
+    curves = MlflowCurves(mlflow)
+    curves.log({f"target_{name}": value for name, value in info.alignment.items()}, step=0)
+    result = run_processes(job, nodes, curves)
+    curves.close()
+    assert result is not None
     record = TrainingRecord(
         candidate=digest_path(candidate_dir),
-        base_model=job.identity.base_model,
-        features=job.identity.features,
         teacher=info.made_of.get("teacher"),
-        code=job.identity.code,
-        packages=packages_digest(),
         settings=settings.model_dump(mode="json"),
         seed=settings.seed,
         draws=DRAWS,
         schedule=family_of(settings.base_model).schedule,
         steps=settings.steps,
-        processes=settings.processes,
-        threads_per_process=result["threads"],
         deepspeed=deepspeed_config(settings),
         versions={name: version(name) for name in ("torch", "diffusers", "accelerate", "deepspeed")},
-        machine=f"{platform.machine()}, {os.cpu_count()} CPUs, {result['device']}",
+        machine=f"{platform.machine()}, {os.cpu_count()} CPUs, {result.device}",
         target=info.alignment,
-        final=result["last"],
-        resumed_from=result["resumed_from"],
-        seconds=result["seconds"] | {"all": time.perf_counter() - began},
-        peak_memory_bytes=result["peak_memory_bytes"],
+        seconds=result.seconds | {"all": time.perf_counter() - began},
         mlflow_error=curves.error,
+        **job.identity.model_dump(exclude={"settings"}),
+        **result.model_dump(exclude={"seconds", "device"}),
     )
     candidate_dir.with_name(RECORD).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
     return record
 
 
-def join(
-    settings: TrainingSettings, features_dir: Path, work: Path, topology: Topology, checkpoints: Path | None
-) -> None:
+def join(settings: TrainingSettings, features_dir: Path, work: Path, nodes: Nodes, checkpoints: Path | None) -> None:
     """Run this machine's processes of a training whose first machine runs `fine_tune` with the same arguments.
 
     Raises:
@@ -175,15 +170,13 @@ def join(
         Stopped: this process got SIGTERM, and a checkpoint was saved.
     """
     job = _job(settings, features_dir, work / "candidate", work / "curves.jsonl", checkpoints)
-    with tempfile.TemporaryDirectory(prefix="triptych-training-") as place:
-        _write_job(Path(place), job, topology)
-        _run(Path(place), job, MlflowCurves(None), topology, Terminal(settings))
+    run_processes(job, nodes, MlflowCurves(None))
 
 
 def _job(
     settings: TrainingSettings, features_dir: Path, candidate_dir: Path, curves_path: Path, checkpoints: Path | None
-) -> Job:
-    return Job(
+) -> TrainingJob:
+    return TrainingJob(
         settings=settings,
         features=features_dir.resolve(),
         candidate=candidate_dir.resolve(),
@@ -205,67 +198,70 @@ def run_identity(settings: TrainingSettings, features_dir: Path) -> RunIdentity:
     )
 
 
-def _write_job(folder: Path, job: Job, topology: Topology = ALONE) -> None:
-    """The files that the processes read: the job, and the configurations of accelerate and DeepSpeed."""
-    (folder / JOB).write_text(job.model_dump_json(), "utf-8")
-    (folder / "deepspeed.json").write_text(json.dumps(deepspeed_config(job.settings)), "utf-8")
-    accelerate = {
-        "compute_environment": "LOCAL_MACHINE",
-        "distributed_type": "DEEPSPEED",
-        "deepspeed_config": {
-            "deepspeed_config_file": str(folder / "deepspeed.json"),
-            "zero3_init_flag": False,
-            "deepspeed_multinode_launcher": "standard",
-        },
-        **topology.accelerate(job.settings.processes),
-        "main_training_function": "main",
-        # `use_cpu: true` would turn DeepSpeed off without a word.
-        "use_cpu": False,
-    }
-    (folder / "accelerate.yaml").write_text(yaml.safe_dump(accelerate), "utf-8")
+def torchrun(processes: int, nodes: Nodes = ALONE) -> list[str]:
+    """The command that starts this machine's share of ``processes``; what they run follows it.
+
+    Raises:
+        TrainingError: the processes cannot be spread evenly.
+    """
+    if processes % nodes.machines:
+        raise TrainingError(f"{processes} training processes cannot be spread evenly over {nodes.machines} nodes")
+    alone = ["--standalone", "--local-addr", "127.0.0.1"] if nodes.machines == 1 else []
+    each = ["--nproc-per-node", str(processes // nodes.machines)]
+    return [sys.executable, "-m", "torch.distributed.run", *alone, *each, "-m"]
 
 
-def _run(folder: Path, job: Job, curves: MlflowCurves, topology: Topology, terminal: Terminal) -> None:
-    """Start the processes and watch them to their end."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml")]
-    command += ["-m", "training.train.process", "--job", str(folder)]
-    stop = folder / "stop"
-    told = {TETHER: "1", STOP_FILE: str(stop)}
-    environment = topology.environment(python_environment(job.settings.threads_per_process) | told)
-    lines: deque[str] = deque(maxlen=LINES_KEPT)
-    with termination_as_exit(stop.touch if job.checkpoints else None), child(command, environment) as process:
-        _watch(process, terminal, curves, lines)
-        status = process.wait()
-    if status != 0 or (topology.rank == 0 and not (folder / RESULT).is_file()):
-        raise _failure(folder, status, lines)
+def launcher_environment(threads: int, nodes: Nodes = ALONE) -> dict[str, str]:
+    """The environment of `torchrun`; on one machine without what would tell it of others."""
+    environment = python_environment(threads)
+    if nodes.machines > 1:
+        return environment
+    kept = {name: value for name, value in environment.items() if not name.startswith(LAUNCHER_VARIABLES)}
+    return kept | {"GLOO_SOCKET_IFNAME": "lo"}
 
 
-def _watch(process: subprocess.Popen[str], terminal: Terminal, curves: MlflowCurves, lines: deque[str]) -> None:
-    """Pass on what the processes print until they end."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        line = line.rstrip("\n")
-        if line.startswith(POINT):
-            point = CurvePoint.model_validate_json(line.removeprefix(POINT))
-            terminal.point(point)
-            curves.point(point)
-        elif line.startswith(PICTURE):
-            curves.picture(Path(line.removeprefix(PICTURE)))
-        else:
-            lines.append(line)
-            terminal.line(line)
+def run_processes(job: TrainingJob, nodes: Nodes, curves: MlflowCurves) -> TrainingResult | None:
+    """Start the processes and pass on what they print until they end; the first machine gives what they measured.
+
+    Raises:
+        TrainingError: a training process failed.
+        Stopped: this process got SIGTERM, and a checkpoint was saved.
+    """
+    terminal, lines = Terminal(job.settings), deque[str](maxlen=LINES_KEPT)
+    with tempfile.TemporaryDirectory(prefix="triptych-training-") as place:
+        folder = Path(place)
+        (folder / JOB).write_text(job.model_dump_json(), "utf-8")
+        stop, result = folder / "stop", folder / RESULT
+        command = [*torchrun(job.settings.processes, nodes), "training.train.process", "--job", place]
+        environment = launcher_environment(job.settings.threads_per_process, nodes)
+        environment |= {TETHER: "1", STOP_FILE: str(stop)}
+        with termination_as_exit(stop.touch if job.checkpoints else None), child(command, environment) as process:
+            for line in process.stdout or ():
+                line = line.rstrip("\n")
+                if line.startswith(POINT):
+                    point = CurvePoint.model_validate_json(line.removeprefix(POINT))
+                    terminal.point(point)
+                    curves.log(point.metrics(), point.step)
+                elif line.startswith(PICTURE):
+                    curves.picture(Path(line.removeprefix(PICTURE)))
+                else:
+                    lines.append(line)
+                    print(line, flush=True)
+            status = process.wait()
+        if status != 0 or (nodes.rank == 0 and not result.is_file()):
+            raise _failure(folder, status, lines)
+        return TrainingResult.model_validate_json(result.read_text("utf-8")) if nodes.rank == 0 else None
 
 
 def _failure(folder: Path, status: int, lines: deque[str]) -> TrainingError | Stopped:
     """The first process's own error where there is one, otherwise the last lines printed."""
     paths = sorted(folder.glob("error-*.json"), key=lambda p: p.stat().st_mtime)
     errors = [json.loads(path.read_text("utf-8")) for path in paths]
+    kinds = {kind.__name__: kind for kind in (Stopped, TrainingError)}
     # What one process says of itself comes before what the others say of losing it.
-    for error in sorted(errors, key=lambda e: e["kind"] not in (Stopped.__name__, TrainingError.__name__)):
-        if error["kind"] == Stopped.__name__:
-            return Stopped(error["message"])
-        if error["kind"] == TrainingError.__name__:
-            return TrainingError(error["message"])
+    for error in sorted(errors, key=lambda e: e["kind"] not in kinds):
+        if error["kind"] in kinds:
+            return kinds[error["kind"]](error["message"])
         return TrainingError(f"training stopped with {error['kind']}: {error['message']}\n{error['traceback']}")
     tail = "\n".join(lines)
     hint = ""

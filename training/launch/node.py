@@ -6,8 +6,6 @@ starts its share of the processes, as `training.launch.launch` does on one machi
     candidate/  curves.jsonl  curves-samples/     what training made; pictures where the settings ask for them
     training.json                                 the record comes last: where it is, everything is
     checkpoints/                                  on a mounted volume: a job that was cut off is taken up again
-
-Points of the loss curves go to standard output as JSON behind ``POINT``, so that whoever reads the log has them too.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -24,20 +23,16 @@ from lineage.digests import code_digest, digest_path
 from lineage.policy import differences
 from training.encode.info import features_digest
 from training.errors import TrainingError
-from training.launch.launch import RECORD, fine_tune, join
-from training.launch.topology import Topology
+from training.launch.launch import RECORD, Nodes, fine_tune, join
 from training.launch.transfer import Place
-from training.launch.watching import Terminal
 from training.settings import TrainingSettings
-from training.train.checkpoints import CODE
-from training.train.curves import CurvePoint
-from training.train.job import POINT, pictures_beside
+from training.train.job import CODE, pictures_beside
 
 REQUEST, CANDIDATE, CURVES, CHECKPOINTS = "request.json", "candidate", "curves.jsonl", "checkpoints"
 PICTURES = pictures_beside(Path(CURVES)).name
 
 
-class Request(BaseModel):
+class TrainingRequest(BaseModel):
     """``request.json``: what to train, and what it has to be trained from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,15 +53,24 @@ def input_digests(settings: TrainingSettings, features: Path) -> dict[str, str]:
     }
 
 
-class Relay(Terminal):
-    """Prints points as they came, for whoever follows the log."""
+def nodes_of(environment: Mapping[str, str]) -> Nodes:
+    """The machines of the job and this one's rank, as Kubeflow's trainer tells each node of a torch runtime.
 
-    def point(self, point: CurvePoint) -> None:
-        """Print a point as JSON behind `POINT`."""
-        print(POINT + point.model_dump_json(), flush=True)
+    Raises:
+        TrainingError: a variable is missing or is not a number.
+    """
+    try:
+        numbers = [int(environment[f"PET_{name}"]) for name in ("NNODES", "NODE_RANK", "MASTER_PORT")]
+        environment["PET_MASTER_ADDR"]
+    except (KeyError, ValueError) as error:
+        raise TrainingError(
+            f"this is no node of a training job: {error}; PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR and "
+            "PET_MASTER_PORT come from a training runtime whose mlPolicy is torch"
+        ) from error
+    return Nodes(*numbers[:2])
 
 
-def run_node(place: Place, topology: Topology) -> None:
+def run_node(place: Place, nodes: Nodes) -> None:
     """Run this node's part of the job at ``place``.
 
     Raises:
@@ -75,7 +79,7 @@ def run_node(place: Place, topology: Topology) -> None:
     text = place.read(REQUEST)
     if text is None:
         raise TrainingError(f"there is no {REQUEST} at {place.uri}; the step that submits the job writes it")
-    request = Request.model_validate_json(text)
+    request = TrainingRequest.model_validate_json(text)
     settings = request.settings
     with tempfile.TemporaryDirectory(prefix="triptych-node-") as scratch:
         work = Path(scratch)
@@ -89,18 +93,10 @@ def run_node(place: Place, topology: Topology) -> None:
                 "of the step that submits it, and the same base model at the same place"
             )
         shared = place.path / CHECKPOINTS if place.path else None
-        if topology.rank:
-            join(settings, features, work, topology, shared)
+        if nodes.rank:
+            join(settings, features, work, nodes, shared)
             return
-        fine_tune(
-            settings,
-            features,
-            work / CANDIDATE,
-            work / CURVES,
-            checkpoints=shared,
-            topology=topology,
-            terminal=Relay(settings),
-        )
+        fine_tune(settings, features, work / CANDIDATE, work / CURVES, checkpoints=shared, nodes=nodes)
         place.remove(RECORD, CANDIDATE, CURVES, PICTURES)
         (place / CANDIDATE).upload(work / CANDIDATE)
         (place / PICTURES).upload(work / PICTURES)
@@ -113,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="one node of a training job; submitted by the fine-tune step")
     parser.add_argument("--place", required=True, help="URI of the job's folder, with request.json")
     try:
-        run_node(Place(parser.parse_args().place), Topology.from_environment(os.environ))
+        run_node(Place(parser.parse_args().place), nodes_of(os.environ))
     except TrainingError as error:
         sys.exit(f"training failed: {error}")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -25,42 +25,28 @@ def child(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[su
     Its standard input is a pipe that closes when this process dies, its standard output and error come as one
     stream of lines.
     """
-    process = subprocess.Popen(
-        command,
-        env=dict(environment),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        bufsize=1,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        end_tree(process.pid)
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream:
-                stream.close()
+    pipe: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    pipe |= {"text": True, "errors": "replace", "bufsize": 1}
+    with subprocess.Popen(command, env=dict(environment), start_new_session=True, **pipe) as process:
+        try:
+            yield process
+        finally:
+            end_tree(process.pid)
 
 
 def end_tree(pid: int) -> None:
-    """End the process ``pid`` and all its descendants: ask, wait, then insist."""
+    """End the process ``pid`` and all its descendants: SIGTERM, and SIGKILL after `PATIENCE`."""
     family = _family(pid)
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=PATIENCE)
-    for process in [*alive, *(p for member in alive for p in _family(member.pid))]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=PATIENCE)
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(process)
+        _, alive = psutil.wait_procs(family, timeout=PATIENCE)
+        family = [*alive, *(p for member in alive for p in _family(member.pid))]
 
 
 def _family(pid: int) -> list[psutil.Process]:
-    """The process, its descendants, and whoever else is in its session."""
+    """The process ``pid`` and its descendants."""
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(pid)
         return [parent, *parent.children(recursive=True)]
@@ -89,14 +75,6 @@ def termination_as_exit(ask: Callable[[], None] | None = None) -> Iterator[None]
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def python_environment(threads: int) -> dict[str, str]:

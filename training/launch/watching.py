@@ -26,7 +26,7 @@ class MlflowRun:
 
 
 class Terminal:
-    """One progress line a point, and everything else that the processes print."""
+    """One progress line a point."""
 
     def __init__(self, settings: TrainingSettings) -> None:
         self._steps, self._batch_size = settings.steps, settings.batch_size
@@ -41,10 +41,6 @@ class Terminal:
             figures += f", pulls at cosine {point.gradient_cosine:.2f}"
         figures += f", {point.samples_per_second:.1f} images/s"
         report("fine-tuning", point.step, self._steps, elapsed, figures)
-
-    def line(self, line: str) -> None:
-        """Pass on a line that the processes printed."""
-        print(line, flush=True)
 
 
 class MlflowCurves:
@@ -63,15 +59,13 @@ class MlflowCurves:
 
             self._client = MlflowClient(run.tracking_uri)
 
-    def point(self, point: CurvePoint) -> None:
-        """Log a point's numbers under ``training/``."""
-        metrics = _metrics(point.metrics(), point.step) if self._client else []
-        self._send(lambda: self._client.log_batch(self._run_id, metrics=metrics))
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """Log numbers after ``step`` under ``training/``."""
+        if self._client is not None and figures:
+            from mlflow.entities import Metric
 
-    def constants(self, figures: Mapping[str, float]) -> None:
-        """Log what is known before the first step."""
-        metrics = _metrics(figures, 0) if self._client else []
-        if figures:
+            now = int(time.time() * 1000)
+            metrics = [Metric(f"training/{name}", value, now, step) for name, value in figures.items()]
             self._send(lambda: self._client.log_batch(self._run_id, metrics=metrics))
 
     def picture(self, path: Path) -> None:
@@ -89,10 +83,10 @@ class MlflowCurves:
             self._flush()
 
     def _flush(self) -> None:
+        if not self._waiting or time.monotonic() < self._silent_until:
+            return
         from mlflow.exceptions import MlflowException
 
-        if time.monotonic() < self._silent_until:
-            return
         try:
             while self._waiting:
                 self._waiting[0]()
@@ -102,10 +96,3 @@ class MlflowCurves:
             self.error = f"{type(error).__name__}: {error}"
             self._silent_until, self._pause = time.monotonic() + self._pause, min(2 * self._pause, LONGEST_PAUSE)
             print(f"MLflow cannot be reached now, training goes on: {self.error}", file=sys.stderr)
-
-
-def _metrics(figures: Mapping[str, float], step: int) -> list[Any]:
-    from mlflow.entities import Metric
-
-    now = int(time.time() * 1000)
-    return [Metric(f"training/{name}", value, now, step) for name, value in figures.items()]

@@ -10,7 +10,7 @@ temperature. No parameters, no gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,8 +43,7 @@ def align(patches: Tensor, phrases: Tensor, temperature: float, said: Tensor | N
     return assignment @ phrases, assignment
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """What the image stream of B samples is pulled towards."""
 
     local: Tensor

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-WIDTH, HEIGHT, MARGIN = 720, 220, 48
-
 
 class CurvePoint(BaseModel):
     """Means over the steps since the last point."""
@@ -68,7 +66,9 @@ def draw_curves(points: Sequence[CurvePoint], title: str) -> str:
     data = json.dumps([point.model_dump() for point in points]).replace("<", "\\u003c")
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>
-<style>body{{font:14px system-ui,sans-serif;margin:2em;color:#222}}svg{{display:block;margin:0 0 1.5em}}</style>
+<style>body{{font:14px system-ui,sans-serif;margin:2em;color:#222}}
+svg{{display:block;width:720px;height:180px;margin:.3em 0 1.5em;border:1px solid #ddd}}
+polyline{{fill:none;stroke:#2358c7;stroke-width:1.5;vector-effect:non-scaling-stroke}}</style>
 <h1>{html.escape(title)}</h1>
 {panels}
 <script type="application/json" id="points">{data}</script>
@@ -77,24 +77,14 @@ def draw_curves(points: Sequence[CurvePoint], title: str) -> str:
 
 
 def _panel(name: str, series: Sequence[tuple[int, float]]) -> str:
-    """One curve as an SVG figure; nothing for an empty one."""
+    """One curve as an SVG figure, stretched from its first to its last step; nothing for an empty one."""
     if not series:
         return ""
-    last = max(series[-1][0], 1)
-    values = [value for _, value in series]
-    low, high = min(values), max(values)
-    span = (high - low) or 1.0
-    dots = " ".join(
-        f"{MARGIN + (WIDTH - 2 * MARGIN) * step / last:.1f},"
-        f"{HEIGHT - MARGIN / 2 - (HEIGHT - MARGIN) * (value - low) / span:.1f}"
-        for step, value in series
-    )
+    (first, _), (last, latest) = series[0], series[-1]
+    low, high = min(value for _, value in series), max(value for _, value in series)
+    span, dots = (high - low) or 1.0, " ".join(f"{step},{-value:.6g}" for step, value in series)
+    told = f"{name.replace('_', ' ')}: {latest:.4g} at step {last}; from {low:.3g} to {high:.3g}"
     return (
-        f"<figure><figcaption>{html.escape(name.replace('_', ' '))}: {values[-1]:.4g} at step {last}</figcaption>"
-        f'<svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{html.escape(name)} by step">'
-        f'<rect x="{MARGIN}" y="{MARGIN / 2}" width="{WIDTH - 2 * MARGIN}" height="{HEIGHT - MARGIN}" '
-        'fill="none" stroke="#ddd"/>'
-        f'<polyline points="{dots}" fill="none" stroke="#2358c7" stroke-width="1.5"/>'
-        f'<text x="2" y="{MARGIN / 2 + 5}" font-size="11">{high:.3g}</text>'
-        f'<text x="2" y="{HEIGHT - MARGIN / 2}" font-size="11">{low:.3g}</text></svg></figure>'
+        f'<figure><figcaption>{told}</figcaption><svg viewBox="{first} {-high:.6g} {max(last - first, 1)} {span:.6g}" '
+        f'preserveAspectRatio="none" role="img" aria-label="{name} by step"><polyline points="{dots}"/></svg></figure>'
     )

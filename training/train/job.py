@@ -9,18 +9,18 @@ Points of the loss curves and pictures are announced on standard output, one lin
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from training.settings import TrainingSettings
-from training.train import checkpoints
-from training.train.checkpoints import RunIdentity
 from training.train.curves import CurvePoint
 
 POINT, PICTURE = "@point ", "@picture "
 JOB, RESULT = "job.json", "result.json"
+CODE = ("training.settings", *(f"training.{room}" for room in ("families", "teach", "encode", "train")))
+"""Whose sources decide the weights that a run gives."""
 
 
 def pictures_beside(curves: Path) -> Path:
@@ -28,7 +28,25 @@ def pictures_beside(curves: Path) -> Path:
     return curves.with_name(f"{curves.stem}-samples")
 
 
-class Job(BaseModel):
+class RunIdentity(BaseModel):
+    """What decides the weights that a run gives: a checkpoint fits only the same run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    processes: int
+    settings: dict[str, Any]
+    """`TrainingSettings.deciding`."""
+    features: str
+    """`training.encode.info.features_digest`."""
+    base_model: str
+    """Digest of the base model's folder."""
+    code: str
+    """Digest of the sources of `CODE`."""
+    packages: str
+    """Digest of the names and versions of everything installed."""
+
+
+class TrainingJob(BaseModel):
     """``job.json``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,23 +60,27 @@ class Job(BaseModel):
     checkpoints: Path | None
     """Where checkpoints are kept; None: nowhere."""
 
-    @property
-    def samples(self) -> Path:
-        """Where pictures go."""
-        return pictures_beside(self.curves)
-
     def report(self, point: CurvePoint) -> None:
         """Keep a point of the curves and announce it."""
-        if os.environ.get("RANK", "0") == "0":
-            line = point.model_dump_json()
-            with self.curves.open("a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
-            print(POINT + line, flush=True)
+        line = point.model_dump_json()
+        with self.curves.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+        print(POINT + line, flush=True)
 
-    def announce_picture(self, path: Path) -> None:
-        """Say that a picture lies at ``path``."""
-        print(f"{PICTURE}{path}", flush=True)
 
-    def last_good(self) -> str:
-        """The newest checkpoint, in words."""
-        return checkpoints.newest(self.checkpoints)
+class TrainingResult(BaseModel):
+    """``result.json``: what the processes measured together."""
+
+    final: CurvePoint
+    """Last point of the loss curves."""
+    seconds: dict[str, float]
+    """Wall time of loading, training and export, and the main process's CPU time of training: where that is much
+    shorter, the process waited, for others or for a core."""
+    peak_memory_bytes: list[int]
+    """Largest resident memory of each process."""
+    threads_per_process: int
+    """CPU threads that each process used."""
+    device: str
+    """What it was computed on."""
+    resumed_from: int
+    """Optimizer steps that were done already when this call took the run up."""

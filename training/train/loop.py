@@ -8,11 +8,12 @@ import resource
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -22,10 +23,12 @@ from training.families import family_of
 from training.settings import TrainingSettings
 from training.teach.probe import agreement
 from training.teach.supervision import Phase, schedule
+from training.train.checkpoints import Saving, newest
 from training.train.curves import CurvePoint
+from training.train.deepspeed_config import deepspeed_config
 from training.train.export import export_candidate
-from training.train.job import Job
-from training.train.masters import Shards
+from training.train.job import TrainingJob, TrainingResult
+from training.train.masters import Masters
 from training.train.meter import Meter
 from training.train.model import (
     BACKBONE,
@@ -33,35 +36,14 @@ from training.train.model import (
     Batches,
     SupervisedTransformer,
     compile_blocks,
-    move,
     parameter_groups,
     parts,
 )
-from training.train.saving import Saving
-from training.train.stopping import StopRequest
 
 MOST_SKIPPED = 40
 """Optimizer steps in a row that may be left out because gradients were not finite: fp16 finds its loss scale so."""
 LONGEST_WAIT = timedelta(hours=2)
 """How long processes wait for one that reads checkpoints or draws pictures."""
-
-
-@dataclass(frozen=True)
-class LoopResult:
-    """What the processes measured together."""
-
-    last: CurvePoint
-    seconds: dict[str, float]
-    """Wall time of loading, training and export, and the main process's CPU time of training: where that is much
-    shorter, the process waited, for others or for a core."""
-    peak_memory_bytes: list[int]
-    """Largest resident memory of each process."""
-    threads: int
-    """CPU threads that each process used."""
-    device: str
-    """What it was computed on."""
-    resumed_from: int
-    """Optimizer steps that were done already when this call took the run up."""
 
 
 def learning_rate(settings: TrainingSettings, step: int) -> float:
@@ -74,7 +56,7 @@ def learning_rate(settings: TrainingSettings, step: int) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def train(job: Job) -> LoopResult | None:
+def train(job: TrainingJob) -> TrainingResult | None:
     """Train, and export the averaged weights to the candidate; the main process gives the result, others None.
 
     Raises:
@@ -84,60 +66,67 @@ def train(job: Job) -> LoopResult | None:
     """
     began = time.perf_counter()
     settings = job.settings
-    accelerator = _accelerator()
-    batches, engine = _prepare(job, accelerator)
+    accelerator = start_accelerator(deepspeed_config(settings))
+    batches, engine = prepare(job, accelerator)
     trainer = Trainer(job, accelerator, engine)
     first = trainer.saving.resume()
     trained_from, worked_from = time.perf_counter(), time.process_time()
     for step, batch in _ahead(batches, first, settings.steps, accelerator.device):
         phase = schedule(settings.supervision, step, settings.steps)
         trainer.step(step, batch, phase)
-        if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
-            job.report(trainer.point(step, phase))
+        if trainer.reports(step):
+            point = trainer.point(step, phase)
+            if accelerator.is_main_process:
+                job.report(point)
         trainer.saving.after(step + 1)
     trained_to, worked_to = time.perf_counter(), time.process_time()
-    weights = trainer.shards.gather(engine.module, BACKBONE, accelerator.is_main_process)
+    weights = trainer.masters.gather(engine.module, BACKBONE, accelerator.is_main_process)
     memory = accelerator.gather(torch.tensor([_peak_memory()], device=accelerator.device))
     accelerator.end_training()  # nothing is exchanged any more: a group taken down late can abort its process
     if not accelerator.is_main_process:
         return None
     export_candidate(settings.base_model, weights, job.candidate, settings.adapter)
-    seconds = {
-        "loading": trained_from - began,
-        "training": trained_to - trained_from,
-        "training_cpu": worked_to - worked_from,
-        "export": time.perf_counter() - trained_to,
-    }
-    peaks = [int(m) for m in memory.tolist()]
-    return LoopResult(trainer.last, seconds, peaks, torch.get_num_threads(), _device(), first)
+    seconds = {"loading": trained_from - began, "training": trained_to - trained_from}
+    seconds |= {"training_cpu": worked_to - worked_from, "export": time.perf_counter() - trained_to}
+    return TrainingResult(
+        final=trainer.last,
+        seconds=seconds,
+        peak_memory_bytes=[int(m) for m in memory.tolist()],
+        threads_per_process=torch.get_num_threads(),
+        device=_device(),
+        resumed_from=first,
+    )
 
 
 class Trainer:
     """One optimizer step, and what is known about it."""
 
-    def __init__(self, job: Job, accelerator: Any, engine: Any) -> None:
+    def __init__(self, job: TrainingJob, accelerator: Any, engine: Any) -> None:
         self._settings, self._accelerator, self._engine = job.settings, accelerator, engine
         self._stage = job.settings.stage
         self._norm = torch.tensor(torch.nan)
         self._skipped = 0
-        self.shards = Shards(engine, self._stage, job.settings.ema_decay)
-        self._last_good = job.last_good
-        self.meter = Meter(accelerator, job.settings, job.last_good)
-        stop = StopRequest(accelerator) if job.checkpoints else None
-        self.saving = Saving(job, accelerator, engine.module, self.shards, self.meter, stop)
+        self._last_good = partial(newest, job.checkpoints)
+        self.masters = Masters(engine, self._stage, job.settings.ema_decay)
+        self.meter = Meter(accelerator, job.settings, self._last_good)
+        self.saving = Saving(job, accelerator, engine.module, self.masters, self.meter)
         self.last: CurvePoint
+
+    def reports(self, step: int) -> bool:
+        """Whether a point of the curves follows ``step``."""
+        return (step + 1) % self._settings.log_every == 0 or step + 1 == self._settings.steps
 
     def step(self, step: int, batch: Batch, phase: Phase) -> None:
         """Do the optimizer step ``step``, counted from 0."""
         settings, engine = self._settings, self._engine
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
-        engine.module.probe.listening = (step + 1) % settings.log_every == 0 or step + 1 == settings.steps
-        self.shards.forget_gradients()
+        engine.module.probe.listening = self.reports(step)
+        self.masters.forget_gradients()
         sums: dict[str, Tensor] = {}
         for part in parts(batch, settings.gradient_accumulation):
             losses = engine(part, phase)
-            engine.backward(losses.total)
+            engine.backward(losses.loss)
             for name, loss in vars(losses).items():
                 if loss is not None:
                     sums[name] = sums.get(name, 0) + loss.detach() / settings.gradient_accumulation
@@ -146,7 +135,7 @@ class Trainer:
         self.meter.add(step, sums)
         if self._applied():
             self._skipped = 0
-            self.shards.average()
+            self.masters.average()
         else:
             self._skip(step)
 
@@ -162,10 +151,10 @@ class Trainer:
         return bool(self._engine.was_step_applied() if self._stage else torch.isfinite(self._norm))
 
     def _skip(self, step: int) -> None:
-        """Bear a step that was left out, but not without end; without ZeRO it was not left out.
+        """Count skipped optimizer steps. Without ZeRO a gradient that is not finite was applied: stop at once.
 
         Raises:
-            TrainingError: steps are lost again and again, or the weights were.
+            TrainingError: `MOST_SKIPPED` steps in a row were skipped, or the weights are spoilt.
         """
         self._skipped += 1
         if self._stage and self._skipped < MOST_SKIPPED:
@@ -180,39 +169,33 @@ class Trainer:
     def point(self, step: int, phase: Phase) -> CurvePoint:
         """The point of the curves after ``step``; all processes must call it."""
         norm = float(self._engine.get_global_grad_norm() if self._stage else self._norm)
-        figures: dict[str, float | None] = {"gradient_cosine": None, "gradient_ratio": None}
-        if phase.weight > 0 and not phase.detached:
-            sums = self._engine.module.probe.take()
-            if sums is not None:
-                together = self._accelerator.reduce(sums.float().to(self._accelerator.device), "sum").tolist()
-                figures["gradient_cosine"], figures["gradient_ratio"] = agreement(together)
-        self.last = self.meter.point(
-            step,
-            supervision_weight=phase.weight,
-            learning_rate=learning_rate(self._settings, step),
-            gradient_norm=norm if math.isfinite(norm) else None,
-            **figures,
-        )
+        figures: dict[str, float | None] = {"supervision_weight": phase.weight}
+        figures["learning_rate"] = learning_rate(self._settings, step)
+        figures["gradient_norm"] = norm if math.isfinite(norm) else None
+        sums = self._engine.module.probe.take() if phase.weight > 0 and not phase.detached else None
+        if sums is not None:
+            together = self._accelerator.reduce(sums.float().to(self._accelerator.device), "sum").tolist()
+            figures["gradient_cosine"], figures["gradient_ratio"] = agreement(together)
+        self.last = self.meter.point(step, **figures)
         return self.last
 
 
-def _accelerator() -> Any:
-    """An Accelerator under DeepSpeed; on a CPU over gloo.
+def start_accelerator(config: dict[str, Any]) -> Any:
+    """An Accelerator under DeepSpeed with this configuration; on a CPU over gloo.
 
     Without the explicit backend accelerate counts one process per rank there, and ``cpu=True`` would silently
     turn DeepSpeed off.
     """
     import deepspeed.ops
-    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
 
     on_cpu = not torch.cuda.is_available()
     # DeepSpeed would first compile, for a minute or more and with a C++ compiler that images then need, an
     # operator that only its inference uses.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     group = InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=LONGEST_WAIT)
-    accelerator = Accelerator(kwargs_handlers=[group])
-    if accelerator.state.deepspeed_plugin is None:
-        raise TrainingError("DeepSpeed is not on; start training through training.launch.launch, not by itself")
+    plugin = DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False)
+    accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[group])
     # Under ZeRO-3 transformers would shard whatever else is loaded, all processes together: one that draws has to
     # load its text encoders alone.
     unset_hf_deepspeed_config()
@@ -221,17 +204,11 @@ def _accelerator() -> Any:
     return accelerator
 
 
-def _prepare(job: Job, accelerator: Any) -> tuple[Batches, Any]:
+def prepare(job: TrainingJob, accelerator: Any) -> tuple[Batches, Any]:
     """Batches and DeepSpeed engine."""
     settings, features = job.settings, Features(job.features, job.settings)
     family = family_of(settings.base_model)
-    batches = Batches(
-        features=features,
-        settings=settings,
-        family=family,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
+    batches = Batches(features, settings, family, accelerator.process_index, accelerator.num_processes)
     model = SupervisedTransformer(family, features, settings)
     if settings.compile:
         compile_blocks(model.backbone)
@@ -255,7 +232,7 @@ def _ahead(batches: Batches, first: int, steps: int, device: torch.device) -> It
             batch = coming.result()
             if step + 1 < steps:
                 coming = pool.submit(batches.__getitem__, step + 1)
-            yield step, move(batch, device)
+            yield step, send_to_device(batch, device)
 
 
 def _device() -> str:

@@ -18,7 +18,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """AdamW's state."""
 
 
-class Shards:
+class Masters:
     """Master weights w, and their average w̄ ← d w̄ + (1 - d) w, d = min(decay, (1 + s) / (10 + s)) at update s."""
 
     def __init__(self, engine: Any, stage: int, decay: float) -> None:

@@ -59,10 +59,10 @@ class Meter:
         for name, loss in row.items():
             if not math.isfinite(loss):
                 raise TrainingError(
-                    f"the {name} loss is {loss} {place}: lower learning_rate or raise warmup_steps, and check the "
+                    f"{name} is {loss} {place}: lower learning_rate or raise warmup_steps, and check the "
                     "features for values that are not finite"
                 )
-        flow, factor = row["flow"], self._settings.divergence_factor
+        flow, factor = row["loss_flow"], self._settings.divergence_factor
         if len(self._flows) >= ENOUGH and flow > factor * (usual := statistics.median(self._flows)):
             raise TrainingError(
                 f"training diverges: the velocity loss is {flow:.4g}, more than {factor:g} times its running median "
@@ -78,18 +78,7 @@ class Meter:
         now = time.perf_counter()
         rate = self._steps * self._settings.batch_size / (now - self._since)
         self._since, self._steps, self._window = now, 0, []
-        return CurvePoint(
-            step=step + 1,
-            loss=means["total"],
-            loss_flow=means["flow"],
-            loss_local=means.get("local"),
-            loss_global=means.get("caption"),
-            loss_structure=means.get("structure"),
-            target_entropy=means.get("entropy"),
-            target_variance=means.get("variance"),
-            samples_per_second=rate,
-            **figures,
-        )
+        return CurvePoint(step=step + 1, samples_per_second=rate, **means, **figures)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it, after `settle`."""

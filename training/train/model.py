@@ -5,12 +5,12 @@ Accelerate with DeepSpeed takes one model; the export takes the backbone's weigh
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils import recursively_apply
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,15 +19,7 @@ from training.families.family import PRECISIONS, Family
 from training.settings import TrainingSettings
 from training.teach.probe import GradientProbe
 from training.teach.structure import StructureHeads, check_grid, layers_at, pool_tokens
-from training.teach.supervision import (
-    Phase,
-    Projector,
-    Tap,
-    blocks_of,
-    default_tap,
-    global_losses,
-    local_losses,
-)
+from training.teach.supervision import Phase, Projector, Tap, blocks_of, default_tap, global_losses, local_losses
 from training.teach.targets import Target
 from training.train.buckets import bucket_samples
 from training.train.deepspeed_config import deepspeed_config
@@ -38,8 +30,7 @@ BACKBONE = "backbone."
 """Prefix of the backbone's parameters in `SupervisedTransformer`."""
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """One process's share of a global batch, B samples."""
 
     noisy: Tensor
@@ -60,17 +51,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss of a batch and its parts, scalars in fp32; parts without supervision are None."""
+    """The loss of a batch and its parts, scalars in fp32, named as in `training.train.curves.CurvePoint`; None: not
+    computed."""
 
-    total: Tensor
-    flow: Tensor
-    local: Tensor | None = None
-    caption: Tensor | None = None
-    structure: Tensor | None = None
-    entropy: Tensor | None = None
-    """Of the target's attention A, in nats; a report, no loss."""
-    variance: Tensor | None = None
-    """Of the target C across patches; a report, no loss."""
+    loss: Tensor
+    loss_flow: Tensor
+    loss_local: Tensor | None = None
+    loss_global: Tensor | None = None
+    loss_structure: Tensor | None = None
+    target_entropy: Tensor | None = None
+    target_variance: Tensor | None = None
 
 
 class SupervisedTransformer(nn.Module):
@@ -114,7 +104,7 @@ class SupervisedTransformer(nn.Module):
         predicted = self.family.predict(self.backbone, batch.noisy, batch.timesteps, batch.conditioning, self.guidance)
         flow = functional.mse_loss(predicted.float(), batch.velocity)
         if not supervised:
-            return Losses(total=flow, flow=flow)
+            return Losses(flow, flow)
         return self._supervised(batch, phase, flow)
 
     def _taps(self, phase: Phase) -> list[Tap]:
@@ -128,20 +118,20 @@ class SupervisedTransformer(nn.Module):
         assert self.projector is not None and batch.target is not None
         settings, target = self.supervision, batch.target
         grid = self.family.grid(*batch.noisy.shape[-2:])
-        total, local, caption, structure = flow, None, None, None
+        total, local, whole, structure = flow, None, None, None
         if phase.weight > 0 and (settings.local_weight or settings.global_weight):
             projected = self.projector(pool_tokens(self.probe.branch(_stream(self._tap, phase)), grid, self._grid))
             if settings.local_weight:
                 local = (local_losses(projected, target.local) * batch.shares).sum()
                 total = total + phase.weight * settings.local_weight * local
             if settings.global_weight:
-                caption = (global_losses(projected, target.caption) * batch.shares).sum()
-                total = total + phase.weight * settings.global_weight * caption
+                whole = (global_losses(projected, target.caption) * batch.shares).sum()
+                total = total + phase.weight * settings.global_weight * whole
         if phase.structure > 0 and self.structure_heads is not None and batch.structure is not None:
             streams = [_stream(tap, phase) for tap in self._structure_taps]
             structure = (self.structure_heads.losses(streams, grid, batch.structure) * batch.shares).sum()
             total = total + phase.structure * structure
-        return Losses(total, flow, local, caption, structure, target.entropy.mean(), target.variance.mean())
+        return Losses(total, flow, local, whole, structure, target.entropy.mean(), target.variance.mean())
 
 
 def _stream(tap: Tap, phase: Phase) -> Tensor:
@@ -186,12 +176,13 @@ class Batches:
         share = settings.batch_size // self.world
         mine = slice(self.rank * share, (self.rank + 1) * share)
         samples, dropped = everyone[mine], drops[mine]
-        cached = self.features.batch([index for _, index in samples], dropped)
-        draws = [draw_sample(settings.seed, *sample, tuple(cached.mean.shape[1:])) for sample in samples]
+        indices = [index for _, index in samples]
+        mean, std = self.features.latents(indices)
+        draws = [draw_sample(settings.seed, *sample, tuple(mean.shape[1:])) for sample in samples]
         noise = torch.from_numpy(np.stack([draw.noise for draw in draws]))
         posterior = torch.from_numpy(np.stack([draw.posterior_noise for draw in draws]))
         quantile = torch.tensor([draw.quantile for draw in draws])
-        latents = cached.mean + cached.std * posterior
+        latents = mean + std * posterior
         shift = self.family.time_shift(*latents.shape[-2:])
         sigma = shift * quantile / (1 + (shift - 1) * quantile)
         spread = sigma[:, None, None, None]
@@ -200,9 +191,9 @@ class Batches:
             noisy=torch.lerp(latents, noise, spread),
             velocity=noise - latents,
             timesteps=sigma * self.family.timesteps,
-            conditioning=self.family.prepare(cached.conditioning, nulls),
-            target=cached.target,
-            structure=cached.structure,
+            conditioning=self.family.prepare(self.features.conditioning(indices, dropped), nulls),
+            target=self.features.target(indices),
+            structure=self.features.structure(indices),
             shares=self._shares(drops, dropped),
         )
 
@@ -219,25 +210,5 @@ class Batches:
 
 def parts(batch: Batch, count: int) -> list[Batch]:
     """``batch`` cut into ``count`` equal parts whose mean loss is the batch's."""
-    whole = replace(batch, shares=batch.shares * count)
-
-    def part(number: int) -> Batch:
-        cut: Batch = _each_tensor(whole, lambda tensor: tensor.chunk(count)[number])
-        return cut
-
-    return [part(number) for number in range(count)]
-
-
-def move(batch: Batch, device: torch.device) -> Batch:
-    """``batch`` on ``device``."""
-    moved: Batch = _each_tensor(batch, lambda tensor: tensor.to(device))
-    return moved
-
-
-def _each_tensor(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """``value``, a tensor or dataclasses and dicts of them, with ``function`` done to each tensor."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return {name: _each_tensor(inner, function) for name, inner in value.items()}
-    return value and replace(value, **{name: _each_tensor(inner, function) for name, inner in vars(value).items()})
+    whole = batch._replace(shares=batch.shares * count)
+    return [recursively_apply(lambda tensor, number=n: tensor.chunk(count)[number], whole) for n in range(count)]

@@ -1,4 +1,4 @@
-"""What each training process runs: ``accelerate launch … -m training.train.process --job JOB``.
+"""What each training process runs: ``torchrun … -m training.train.process --job JOB``.
 
 `training.launch.launch` writes the job folder and starts the processes; this is its other half. Where the job has a
 place for checkpoints, a process that is asked to stop saves and leaves (`training.train.stopping`).
@@ -12,11 +12,10 @@ import os
 import sys
 import threading
 import traceback
-from dataclasses import asdict
 from pathlib import Path
 
 from training.errors import STOPPED, Stopped, TrainingError
-from training.train.job import JOB, RESULT, Job
+from training.train.job import JOB, RESULT, TrainingJob
 
 TETHER = "TRIPTYCH_TRAINING_TETHER"
 """Set by the launcher: standard input is a pipe that closes when the launcher dies."""
@@ -84,10 +83,9 @@ def _run(folder: Path) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from training.train.loop import train
 
-    result = train(Job.model_validate_json((folder / JOB).read_text("utf-8")))
+    result = train(TrainingJob.model_validate_json((folder / JOB).read_text("utf-8")))
     if result is not None:
-        fields = asdict(result) | {"last": result.last.model_dump()}
-        (folder / RESULT).write_text(json.dumps(fields), "utf-8")
+        (folder / RESULT).write_text(result.model_dump_json(), "utf-8")
 
 
 if __name__ == "__main__":
