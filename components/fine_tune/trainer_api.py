@@ -114,22 +114,12 @@ class TrainerApi:
                 "cluster; list them with `kubectl get trainingruntimes,clustertrainingruntimes` and set "
                 "trainjob.runtime; if kubectl knows neither, install Kubeflow Trainer 2"
             ) from error
-        trainer = CustomTrainerContainer(
-            image=settings.image,
-            num_nodes=settings.nodes,
-            resources_per_node=dict(settings.resources) or None,
-            env=settings.environment or None,
-        )
-        options = [
-            Name(name),
-            TrainerCommand([*NODE_COMMAND, place]),
-            *([Labels(settings.labels)] if settings.labels else []),
-        ]
-        if settings.pod:
-            options.append(pod_patch(settings.pod))
-        self._ask(
-            f"create TrainJob {name}", lambda: self._backend.train(runtime=runtime, trainer=trainer, options=options)
-        )
+        resources, environment = dict(settings.resources) or None, settings.environment or None
+        trainer = CustomTrainerContainer(settings.image, settings.nodes, resources, environment)
+        options = [Name(name), TrainerCommand([*NODE_COMMAND, place])]
+        options += [Labels(settings.labels)] if settings.labels else []
+        options += [pod_patch(settings.pod)] if settings.pod else []
+        self._ask(f"create TrainJob {name}", lambda: self._backend.train(runtime, None, trainer, options))
 
     def delete(self, name: str, wait: bool = True) -> None:
         """Delete the job ``name`` and, if asked to, wait until it and its pods are gone: they write to its place."""
@@ -228,13 +218,9 @@ def _backend(settings: TrainJobSettings) -> Any:
         tries += 1
     configuration = client.Configuration()
     configuration.retries = Retry(
-        total=tries,
-        backoff_factor=1.0,
-        backoff_max=LONGEST_PAUSE,
-        status_forcelist=AWAY,
-        allowed_methods=None,
-        raise_on_status=False,
-    )
+        tries, status_forcelist=AWAY, allowed_methods=None, raise_on_status=False,
+        backoff_factor=1.0, backoff_max=LONGEST_PAUSE,
+    )  # fmt: skip
     if is_running_in_k8s():
         config.load_incluster_config(client_configuration=configuration)
     else:

@@ -55,7 +55,7 @@ def conditioning(family: Family) -> dict[str, Tensor]:
 
 def text_of(family: Family, captions: list[str]) -> dict[str, Tensor]:
     """Conditioning as it is encoded, of at most `TEXT` tokens."""
-    made = Encoders(plain(family)).text(captions)
+    made = Encoders(plain(family)).encode("text", captions)
     made.pop("truncated")
     return made
 
@@ -232,8 +232,8 @@ def _edited(bundle: Path, folder: Path, edit: Callable[[dict[str, Tensor]], Any]
     ("edit", "message"),
     [
         (lambda w: w.pop("proj_out.bias"), r"lack proj_out\.bias"),
-        (lambda w: w.update({"proj_out.bias": torch.zeros(3)}), r"proj_out\.bias is \(3,\), not \(16,\)"),
-        (lambda w: w.update({"surplus": torch.zeros(3)}), "does not ask for: surplus"),
+        (lambda w: w.update({"proj_out.bias": torch.zeros(3)}), r"proj_out\.bias of shape \(3,\), not \(16,\)"),
+        (lambda w: w.update({"surplus": torch.zeros(3)}), "have surplus, which config.json does not ask for"),
     ],
 )
 def test_weights_that_are_not_the_models_are_refused_by_name(
@@ -292,7 +292,7 @@ def test_qwens_language_model_reads_few_texts_at_once_and_makes_no_logits(
     encoders = Encoders(plain(family))
     model = encoders.pipeline.text_encoder
     model.register_forward_hook(lambda module, inputs, output: read.append(output.logits.shape))
-    encoders.text([f"a portrait, number {number}" for number in range(20)])
+    encoders.encode("text", [f"a portrait, number {number}" for number in range(20)])
     width = model.config.text_config.hidden_size
     assert [shape[0] for shape in read] == [8, 8, 4] and {shape[-1] for shape in read} == {width}
 

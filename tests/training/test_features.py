@@ -42,7 +42,7 @@ def test_features_hold_what_training_reads(world: World) -> None:
 def test_a_dropped_caption_is_the_empty_one(world: World) -> None:
     features = Features(world.features, world.settings())
     dropped = features.conditioning([3], [True])
-    empty = Encoders(world.settings()).text([""])
+    empty = Encoders(world.settings()).encode("text", [""])
     assert torch.allclose(dropped["embeddings"], empty["embeddings"], atol=1e-5)
     assert torch.allclose(dropped["pooled"], empty["pooled"], atol=1e-5)
 
@@ -55,7 +55,7 @@ def test_conditioning_is_what_the_pipeline_computes(world: World) -> None:
     embeddings, _, pooled, _ = pipeline.encode_prompt(
         caption, None, None, do_classifier_free_guidance=False, max_sequence_length=3
     )
-    ours = Encoders(world.settings()).text([caption])
+    ours = Encoders(world.settings()).encode("text", [caption])
     padded = torch.nn.functional.pad(ours["embeddings"], (0, 40 - 32, 0, 3))
     assert torch.equal(padded, embeddings) and torch.equal(ours["pooled"], pooled)
 
@@ -63,7 +63,7 @@ def test_conditioning_is_what_the_pipeline_computes(world: World) -> None:
 def test_latents_are_scaled_as_the_pipeline_decodes_them(world: World) -> None:
     encoders = Encoders(world.settings())
     pictures = [open_picture(row).convert("RGB") for row in world.rows[:2]]
-    made = encoders.latents(pictures)
+    made = encoders.encode("latents", pictures)
     posterior = encoders.pipeline.vae.encode(pixel_tensor(pictures, [0.5] * 3, [0.5] * 3)).latent_dist
     assert torch.allclose(made["mean"] / 1.3 + 0.1, posterior.mean, atol=1e-5)
     assert torch.allclose(made["std"] / 1.3, posterior.std, atol=1e-5)

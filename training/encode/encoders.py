@@ -7,7 +7,7 @@ difference whether a feature was read from disk or computed in the training step
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,6 @@ class Encoders:
         self.whole_batches = False
         """Fill up each batch, so that models always see equal shapes and what they make of a picture or text does not
         depend, in its last bits, on what it is encoded with."""
-        self._format = torch.float16 if settings.cache_precision == "fp16" else torch.float32
 
     @cached_property
     def pipeline(self) -> Any:
@@ -67,74 +66,62 @@ class Encoders:
         return StructureModel(source, supervision.structure_depths, supervision.structure_grid)
 
     @torch.no_grad()
-    def latents(self, images: Sequence[Image.Image]) -> Tensors:
-        """``mean`` and ``std`` of the posterior of equal-sized pictures, as the MM-DiT sees latents: (B, C, h, w)."""
+    def encode(self, part: str, what: Sequence[Any]) -> Tensors:
+        """A part of pictures, captions or strings, in the number format that is kept:
 
-        def encode(some: Sequence[Image.Image]) -> Tensors:
-            vae = self.pipeline.vae
-            pixels = pixel_tensor(some, [0.5] * 3, [0.5] * 3).to(vae.device, vae.dtype)
-            mean, std = self.family.posterior(vae, pixels)
-            return {"mean": mean, "std": std}
+        - ``latents`` of equal-sized pictures: ``mean`` and ``std`` of the posterior, as the MM-DiT sees latents,
+          (B, C, h, w);
+        - ``text`` of captions: ``embeddings`` (B, L, D), ``pooled`` (B, P), ``mask`` (B, L), as far as the family has
+          them, and ``truncated`` (B,), whether a caption was longer than is read;
+        - ``teacher`` of pictures: ``patches`` V, (B, T_v, d) fp16, and their ``sum`` over patches, (B, d) fp64;
+        - ``structure`` of pictures: ``similarities``, G(F_m) above the diagonal, (B, layers, pairs) fp16;
+        - ``strings``: ``features``, the teacher's embedding of each string as it stands, (B, d) fp32.
 
-        return self._rounded("latents", self._format, self._run(encode, images, _at_once(images)))
-
-    @torch.no_grad()
-    def text(self, captions: Sequence[str]) -> Tensors:
-        """Conditioning: ``embeddings`` (B, L, D), ``pooled`` (B, P), ``mask`` (B, L), as far as the family has them,
-        and ``truncated`` (B,), whether a caption was longer than is read."""
-        longest = self._settings.max_sequence_length or self.family.longest_text
-
-        def encode(some: Sequence[str]) -> Tensors:
-            return self.family.encode_captions(self.pipeline, list(some), longest, device())
-
-        made = self._run(encode, captions, min(BATCH, self.family.texts_at_once))
-        return self._rounded("text", self._format, made)
-
-    def teacher(self, images: Sequence[Image.Image]) -> Tensors:
-        """``patches`` V, (B, T_v, d) fp16, and their ``sum`` over patches, (B, d) fp64."""
-        model = self.teacher_model
-
-        def encode(some: Sequence[Image.Image]) -> Tensors:
-            return {"patches": model.patch_features(model.prepare(some))}
-
-        seen = self._run(encode, images, _at_once(images))
-        patches = self._rounded("teacher", torch.float16, seen)["patches"]
-        return {"patches": patches, "sum": patches.double().sum(dim=1)}
-
-    def structure(self, images: Sequence[Image.Image]) -> Tensors:
-        """``similarities``, G(F_m) above the diagonal: (B, layers, pairs) fp16."""
-        model = self.structure_model
-        seen = self._run(lambda some: {"similarities": model.structure(some)}, images, _at_once(images))
-        return self._rounded("structure", torch.float16, seen)
-
-    def strings(self, strings: Sequence[str]) -> Tensors:
-        """``features``, the teacher's embedding of each string as it stands: (B, d) fp32."""
-        model = self.teacher_model
-        return self._run(lambda some: {"features": model.text_features(some)}, strings, BATCH)
-
-    def _run(self, encode: Callable[[Any], Tensors], what: Sequence[Any], most: int) -> Tensors:
-        """``encode`` some of ``what`` at once."""
-        made = []
+        Raises:
+            TrainingError: a value is not finite in the format that is kept.
+        """
+        most, batches = self._at_once(part, what), []
         for start in range(0, len(what), most):
             some = list(what[start : start + most])
             filled = some + [some[-1]] * (most - len(some) if self.whole_batches else 0)
-            made.append({name: tensor[: len(some)].cpu() for name, tensor in encode(filled).items()})
-        return joined(made)
+            made = getattr(self, f"_{part}")(filled)
+            batches.append({name: tensor[: len(some)].cpu() for name, tensor in made.items()})
+        kept = self._rounded(part, joined(batches))
+        return kept | ({"sum": kept["patches"].double().sum(dim=1)} if part == "teacher" else {})
 
-    def _rounded(self, part: str, kept: torch.dtype, tensors: Tensors) -> Tensors:
-        """In the format that is kept.
+    def _at_once(self, part: str, what: Sequence[Any]) -> int:
+        if part in ("text", "strings"):
+            return min(BATCH, self.family.texts_at_once) if part == "text" else BATCH
+        return min(pictures_at_once(image.size) for image in what)
 
-        Raises:
-            TrainingError: a value is not finite in it.
-        """
+    def _latents(self, images: Sequence[Image.Image]) -> Tensors:
+        vae = self.pipeline.vae
+        pixels = pixel_tensor(images, [0.5] * 3, [0.5] * 3).to(vae.device, vae.dtype)
+        return dict(zip(("mean", "std"), self.family.posterior(vae, pixels), strict=True))
+
+    def _text(self, captions: list[str]) -> Tensors:
+        longest = self._settings.max_sequence_length or self.family.longest_text
+        return self.family.encode_captions(self.pipeline, captions, longest, device())
+
+    def _teacher(self, images: Sequence[Image.Image]) -> Tensors:
+        return {"patches": self.teacher_model.patch_features(self.teacher_model.prepare(images))}
+
+    def _structure(self, images: Sequence[Image.Image]) -> Tensors:
+        return {"similarities": self.structure_model.structure(images)}
+
+    def _strings(self, strings: Sequence[str]) -> Tensors:
+        return {"features": self.teacher_model.text_features(strings)}
+
+    def _rounded(self, part: str, tensors: Tensors) -> Tensors:
+        half = part in ("teacher", "structure") or (part != "strings" and self._settings.cache_precision == "fp16")
+        kept = torch.float16 if half else torch.float32
         made = {name: t.to(kept) if t.is_floating_point() else t for name, t in tensors.items()}
         for name, tensor in made.items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                most = float(tensors[name].abs().max())
+            if not torch.isfinite(tensor).all():
                 raise TrainingError(
-                    f"{part} ({name}) cannot be kept in {str(kept).removeprefix('torch.')}: values reach {most:g}; "
-                    "set training.cache_precision to fp32, or leave the part out of training.cached where it is that "
-                    "already"
+                    f"{part} ({name}) cannot be kept in {str(kept).removeprefix('torch.')}: values reach "
+                    f"{float(tensors[name].abs().max()):g}; set training.cache_precision to fp32, or leave the part "
+                    "out of training.cached where it is that already"
                 )
         return made
 
@@ -173,7 +160,3 @@ def rows_of(tensors: Tensors) -> Iterator[Tensors]:
             length = int(made["mask"].sum())
             made |= {name: made[name][:length] for name in ("embeddings", "mask")}
         yield made
-
-
-def _at_once(images: Sequence[Image.Image]) -> int:
-    return min(pictures_at_once(image.size) for image in images)

@@ -165,7 +165,7 @@ class _Encoding:
         return sum(int(least + character * (length - len(ends[0]))) + ROW for length in lengths)
 
     def _encode(self, part: str, what: Sequence[Any]) -> Tensors:
-        made: Tensors = getattr(self.encoders, part)(what)
+        made = self.encoders.encode(part, what)
         if part == "teacher" and part not in self.cached:
             return {"sum": made["sum"]}
         return made

@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from training.encode.encoders import BATCH, Encoders, fitted, joined
+from training.encode.encoders import BATCH, Encoders, Tensors, fitted, joined
 from training.encode.info import CORPUS, keys_of, read_info
 from training.encode.pictures import open_picture
 from training.encode.store import Rows
@@ -53,7 +53,7 @@ class Features:
         self._pictures: list[dict[str, str]] = listed.get("pictures", [])
         self._patch_sum: list[float] = listed.get("patch_sum", [])
         self._parts = {part: Rows(folder / part, keys_of(listed, part)) for part in self.info.rows}
-        self._read: tuple[list[int], list[Image.Image]] = ([], [])
+        self._opened: tuple[list[int], list[Image.Image]] = ([], [])
         self._sizes = list(accumulate(count for count, _, _ in self.info.sizes))
 
     def __len__(self) -> int:
@@ -95,50 +95,45 @@ class Features:
         return self.targets.of(samples, self._patches(samples)) if self.targets else None
 
     def latents(self, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the posterior: two (B, C, h, w) fp32."""
-        if self._cached("latents"):
-            part = self._parts["latents"]
-            return part.gather("mean", samples).float(), part.gather("std", samples).float()
-        made = self.encoders.latents(self._images(samples))
+        """Mean and standard deviation of the posterior of samples of one size: two (B, C, h, w) fp32."""
+        made = self._read("latents", samples)
         return made["mean"].float(), made["std"].float()
 
     def conditioning(self, samples: Sequence[int], dropped: Sequence[bool]) -> dict[str, Tensor]:
         """``embeddings``, ``pooled`` and ``mask`` of the samples' captions, where ``dropped`` of the empty one: as
         far as the family has them, each (B, ...), floats in fp32."""
         captions = [0 if drop else self._rows[sample] for sample, drop in zip(samples, dropped, strict=True)]
-        if self._cached("text"):
+        if "text" in self.info.cached:
             part = self._parts["text"]
             made = joined([{name: t[None] for name, t in part[caption].items()} for caption in captions])
         else:
-            made = self.encoders.text([self._captions[caption] for caption in captions])
+            made = self.encoders.encode("text", [self._captions[caption] for caption in captions])
         made.pop("truncated")
         return {name: t.float() if t.is_floating_point() else t for name, t in made.items()}
 
-    def _patches(self, samples: Sequence[int]) -> Tensor:
-        if self._cached("teacher"):
-            return self._parts["teacher"].gather("patches", samples)
-        return self.encoders.teacher(self._images(samples))["patches"]
-
     def structure(self, samples: Sequence[int]) -> Tensor | None:
         """G(F_m) above the diagonal, (B, layers, pairs) fp16; None without L_structure."""
-        if not self.settings.supervision.structured:
-            return None
-        if self._cached("structure"):
-            return self._parts["structure"].gather("similarities", samples)
-        return self.encoders.structure(self._images(samples))["similarities"]
+        return self._read("structure", samples)["similarities"] if self.settings.supervision.structured else None
 
-    def _cached(self, part: Part) -> bool:
-        return part in self.info.cached
+    def _patches(self, samples: Sequence[int]) -> Tensor:
+        return self._read("teacher", samples)["patches"]
+
+    def _read(self, part: Part, samples: Sequence[int]) -> Tensors:
+        """A part of pictures, as it was cached, or made now."""
+        if part not in self.info.cached:
+            return self.encoders.encode(part, self._images(samples))
+        rows = self._parts[part]
+        return {name: rows.gather(name, samples) for name in rows[samples[0]]}
 
     def _images(self, samples: Sequence[int]) -> list[Image.Image]:
         """The pictures of ``samples``, read once for all parts of a batch."""
-        if self._read[0] != list(samples):
+        if self._opened[0] != list(samples):
             found = []
             for sample in samples:
                 _, width, height = self.info.sizes[bisect_right(self._sizes, sample)]
                 found.append(fitted(open_picture(self._pictures[sample]), (width, height)))
-            self._read = list(samples), found
-        return self._read[1]
+            self._opened = list(samples), found
+        return self._opened[1]
 
     def alignment(self, most: int) -> dict[str, float]:
         """Means over the first ``most`` samples of what `Target` says about the alignment; empty without a teacher."""

@@ -222,21 +222,17 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None
                 if name in found:
                     twice.append(name)
                 found[name] = tuple(stream.get_slice(name).get_shape())
-    shapes = [
-        f"{n} is {found[n]}, not {expected[n]}" for n in sorted(expected) if found.get(n, expected[n]) != expected[n]
-    ]
-    for names, what in (
-        (sorted(expected.keys() - found.keys()), "lack"),
-        (shapes, "do not fit config.json:"),
-        (sorted(found.keys() - expected.keys()), "have names that config.json does not ask for:"),
-        (twice, "hold in more than one file (keep one variant):"),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise TrainingError(
-                f"the weights at {folder} {what} {', '.join(names[:3])}{more}; fetch the base model again, or name one "
-                "that is whole"
-            )
+    wrong = [f"lack {name}" for name in sorted(expected.keys() - found.keys())]
+    wrong += [f"have {name}, which config.json does not ask for" for name in sorted(found.keys() - expected.keys())]
+    wrong += [f"have {n} in more than one file (keep one variant)" for n in twice]
+    common = sorted(expected.keys() & found.keys())
+    wrong += [f"have {n} of shape {found[n]}, not {expected[n]}" for n in common if found[n] != expected[n]]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise TrainingError(
+            f"the weights at {folder} {', '.join(wrong[:3])}{more}; fetch the base model again, or name one that is "
+            "whole"
+        )
 
 
 def load_sharded(build: Callable[[], Any], folder: Path, deepspeed: Mapping[str, Any]) -> Any:

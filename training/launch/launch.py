@@ -28,7 +28,7 @@ from training.encode.info import check_features, features_digest
 from training.errors import STOP_FILE, Stopped, TrainingError
 from training.families import family_of
 from training.launch.processes import child, python_environment, termination_as_exit
-from training.launch.watching import MlflowCurves, MlflowRun, Terminal
+from training.launch.watching import MlflowCurves, MlflowRun, show
 from training.settings import TrainingSettings
 from training.train.curves import CurvePoint
 from training.train.deepspeed_config import deepspeed_config
@@ -227,7 +227,7 @@ def run_processes(job: TrainingJob, nodes: Nodes, curves: MlflowCurves) -> Train
         TrainingError: a training process failed.
         Stopped: this process got SIGTERM, and a checkpoint was saved.
     """
-    terminal, lines = Terminal(job.settings), deque[str](maxlen=LINES_KEPT)
+    lines = deque[str](maxlen=LINES_KEPT)
     with tempfile.TemporaryDirectory(prefix="triptych-training-") as place:
         folder = Path(place)
         (folder / JOB).write_text(job.model_dump_json(), "utf-8")
@@ -240,7 +240,7 @@ def run_processes(job: TrainingJob, nodes: Nodes, curves: MlflowCurves) -> Train
                 line = line.rstrip("\n")
                 if line.startswith(POINT):
                     point = CurvePoint.model_validate_json(line.removeprefix(POINT))
-                    terminal.point(point)
+                    show(point, job.settings)
                     curves.log(point.metrics(), point.step)
                 elif line.startswith(PICTURE):
                     curves.picture(Path(line.removeprefix(PICTURE)))

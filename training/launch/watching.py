@@ -25,22 +25,15 @@ class MlflowRun:
     run_id: str
 
 
-class Terminal:
-    """One progress line a point."""
-
-    def __init__(self, settings: TrainingSettings) -> None:
-        self._steps, self._batch_size = settings.steps, settings.batch_size
-
-    def point(self, point: CurvePoint) -> None:
-        """Show a point of the loss curves, and the time left at the speed of its steps."""
-        elapsed = point.step * self._batch_size / point.samples_per_second
-        figures = f"loss {point.loss:.4f}, velocity {point.loss_flow:.4f}"
-        if point.loss_local is not None:
-            figures += f", patches {point.loss_local:.3f}"
-        if point.gradient_cosine is not None:
-            figures += f", pulls at cosine {point.gradient_cosine:.2f}"
-        figures += f", {point.samples_per_second:.1f} images/s"
-        report("fine-tuning", point.step, self._steps, elapsed, figures)
+def show(point: CurvePoint, settings: TrainingSettings) -> None:
+    """Print a point of the loss curves as progress, with the time left at the speed of its steps."""
+    elapsed = point.step * settings.batch_size / point.samples_per_second
+    figures = f"loss {point.loss:.4f}, velocity {point.loss_flow:.4f}"
+    if point.loss_local is not None:
+        figures += f", patches {point.loss_local:.3f}"
+    if point.gradient_cosine is not None:
+        figures += f", pulls at cosine {point.gradient_cosine:.2f}"
+    report("fine-tuning", point.step, settings.steps, elapsed, f"{figures}, {point.samples_per_second:.1f} images/s")
 
 
 class MlflowCurves:

@@ -7,8 +7,7 @@ half-precision forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -67,32 +66,19 @@ class Masters:
         get any.
         """
         gathered = {}
-        with self._averaged():
-            for name, parameter in model.named_parameters():
-                if name.startswith(prefix) and parameter.requires_grad:
-                    whole = self._whole(parameter)
-                    if keep:
-                        gathered[name.removeprefix(prefix)] = whole.detach().to("cpu", copy=True)
-        return gathered
-
-    def _whole(self, parameter: nn.Parameter) -> Tensor:
-        if not self._stage:
-            return parameter
         from deepspeed.utils import safe_get_full_fp32_param
 
-        whole: Tensor = safe_get_full_fp32_param(parameter)
-        return whole
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Within the block the masters hold the average."""
         self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
+        for name, parameter in model.named_parameters():
+            if name.startswith(prefix) and parameter.requires_grad:
+                whole = safe_get_full_fp32_param(parameter) if self._stage else parameter
+                if keep:
+                    gathered[name.removeprefix(prefix)] = whole.detach().to("cpu", copy=True)
+        self._swap()
+        return gathered
 
     def _swap(self) -> None:
+        """Exchange the master weights and their average."""
         for master, average in zip(self._masters, self._average, strict=bool(self._average)):
             kept = master.data.clone()
             master.data.copy_(average)

@@ -29,7 +29,15 @@ def main() -> None:
     if os.environ.get(TETHER):
         threading.Thread(target=_die_with_launcher, daemon=True).start()
     try:
-        _run(folder)
+        import torch
+
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        from training.train.loop import train
+
+        result = train(TrainingJob.model_validate_json((folder / JOB).read_text("utf-8")))
+        if result is not None:
+            (folder / RESULT).write_text(result.model_dump_json(), "utf-8")
     except Stopped as stopped:
         _leave(folder, stopped, STOPPED)
     except Exception as error:
@@ -74,18 +82,6 @@ def _die_with_launcher() -> None:
     while os.read(0, 1024):
         pass
     os._exit(1)
-
-
-def _run(folder: Path) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from training.train.loop import train
-
-    result = train(TrainingJob.model_validate_json((folder / JOB).read_text("utf-8")))
-    if result is not None:
-        (folder / RESULT).write_text(result.model_dump_json(), "utf-8")
 
 
 if __name__ == "__main__":

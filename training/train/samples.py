@@ -35,20 +35,14 @@ class SampleGrid:
             weights = lora.merged(self._settings.base_model / "transformer", weights, adapter)
         own = transformer.state_dict()
         transformer.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()})
-        sampling = self._sampling()
-        pictures = [
-            self._pipeline(
-                prompt=[prompt],
-                generator=[torch.Generator().manual_seed(samples.seed + number)],
-                **self._family.sampling_arguments(sampling, 1),
-            ).images[0]
-            for number, prompt in enumerate(samples.prompts)
-        ]
+        asked, pictures = self._family.sampling_arguments(self._sampling(), 1), []
+        for number, prompt in enumerate(samples.prompts):
+            generator = torch.Generator().manual_seed(samples.seed + number)
+            pictures += self._pipeline(prompt=[prompt], generator=[generator], **asked).images
         path.parent.mkdir(parents=True, exist_ok=True)
         columns = math.ceil(math.sqrt(len(pictures)))
-        rows = math.ceil(len(pictures) / columns)
-        blank = [Image.new("RGB", pictures[0].size, "white")] * (columns * rows - len(pictures))
-        make_image_grid(pictures + blank, rows, columns).save(path)
+        pictures += [Image.new("RGB", pictures[0].size, "white")] * (-len(pictures) % columns)
+        make_image_grid(pictures, len(pictures) // columns, columns).save(path)
 
     def _sampling(self) -> dict[str, Any]:
         """How the pipeline is called: as long a text, and as large a picture, as was trained on."""
