@@ -104,12 +104,7 @@ def encode_new(data: Path, features: Path) -> None:
     ]
     for row in rows:
         row["sha256"] = digest_file(data / row["file_name"])
-    corpus = Corpus(
-        digest=digest_file(metadata),
-        captions=[row["text"] for row in rows],
-        load=lambda numbers: [open_picture(rows[number]) for number in numbers],
-        rows=rows,
-    )
+    corpus = Corpus(rows, lambda numbers: [open_picture(rows[number]) for number in numbers])
     info = encode(settings_of("ours-with-structure", 0, 1, 1), corpus, features)
     print(json.dumps(info.alignment))
 

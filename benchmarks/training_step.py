@@ -141,17 +141,11 @@ def some_rows(count: int) -> list[dict[str, str]]:
 
 def encode_some(settings: TrainingSettings, count: int, features: Path) -> None:
     """Encode the first ``count`` of the new avatars."""
-    from lineage.digests import digest_file
     from training.encode.encoding import Corpus, encode
     from training.encode.pictures import open_picture
 
     rows = some_rows(count)
-    corpus = Corpus(
-        digest=digest_file(DATA / "metadata.jsonl"),
-        captions=[row["text"] for row in rows],
-        load=lambda numbers: [open_picture(rows[number]) for number in numbers],
-        rows=rows,
-    )
+    corpus = Corpus(rows, lambda numbers: [open_picture(rows[number]) for number in numbers])
     encode(settings, corpus, features)
 
 

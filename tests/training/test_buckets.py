@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from components.encode_features.pictures import encode_pictures
+from components.validate_data.facts import read_manifest, write_facts
+from components.validate_data.settings import ValidationSettings
 from lineage.digests import digest_file
 from tests.training.conftest import World
 from tests.training.tiny import save_validated
@@ -75,10 +77,12 @@ def bucketed(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tr
             exif[0x0112] = 6
         picture.save(path, exif=exif)
         row = world.rows[number] | {"file_name": path.name, "sha256": digest_file(path), "uri": f"file://{path}"}
-        rows.append(row)
+        rows.append(row | {"split": "train"})
     base = save_flux(root / "base")
     settings = world.settings(base_model=base, buckets=BUCKETS, steps=12, batch_size=2, max_sequence_length=16)
-    encode_pictures(settings, save_validated(root / "validated", rows), root / "features")
+    validated = save_validated(root / "validated", rows)
+    write_facts(read_manifest(validated), ValidationSettings(suite="none", faces=False), validated / "facts.parquet")
+    encode_pictures(settings, validated, root / "features")
     return settings, root / "features"
 
 

@@ -10,27 +10,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 
-from lineage.digests import digest_file
+from lineage.digests import digest_file, hex_of
 from lineage.progress import track
 from training.encode.encoders import Encoders, Tensors, fitted, pictures_at_once, rows_of
 from training.encode.features import Features
-from training.encode.info import (
-    CORPUS,
-    FeaturesInfo,
-    made_of,
-    needed_parts,
-    part_folder,
-    text_key,
-    write_info,
-)
+from training.encode.info import CORPUS, FeaturesInfo, made_of, needed_parts, part_folder, text_key, write_info
+from training.encode.pictures import corpus_digest
 from training.encode.store import PartStore, Rows, digest_rows, links
 from training.errors import TrainingError
 from training.settings import TrainingSettings
@@ -45,24 +39,19 @@ ROW = 150
 TEXTS = 512
 """Texts that are encoded between two looks at whether a segment is full."""
 
+Item = TypeVar("Item")
+
 
 @dataclass(frozen=True)
 class Corpus:
     """Pictures with captions."""
 
-    digest: str
-    """`training.encode.pictures.corpus_digest` of them."""
-    captions: Sequence[str]
-    """One caption a picture."""
+    rows: Sequence[Mapping[str, Any]]
+    """Of each picture ``file_name``, ``sha256``, ``uri`` and its caption, ``text``."""
     load: Callable[[Sequence[int]], list[Image.Image]]
     """Gives the pictures of some rows."""
-    rows: Sequence[dict[str, Any]]
-    """Of each picture ``file_name``, ``sha256`` and ``uri``."""
     sizes: Sequence[tuple[int, int]] | None = None
     """Width and height that each picture is brought to, in pixels; None: the base model's own square."""
-
-    def __len__(self) -> int:
-        return len(self.captions)
 
 
 def encode(settings: TrainingSettings, corpus: Corpus, folder: Path, cache: Path | None = None) -> FeaturesInfo:
@@ -73,7 +62,7 @@ def encode(settings: TrainingSettings, corpus: Corpus, folder: Path, cache: Path
     Raises:
         TrainingError: the corpus is empty, a model cannot be used, or the disk has too little room.
     """
-    if not len(corpus):
+    if not corpus.rows:
         raise TrainingError("there are no pictures to encode: the validated manifest is empty")
     torch.set_num_threads(settings.processes * settings.threads_per_process)
     for place in (folder, cache or folder):
@@ -86,24 +75,25 @@ class _Encoding:
         self.settings, self.corpus, self.folder, self.cache = settings, corpus, folder, cache
         self.encoders = Encoders(settings)
         self.family = self.encoders.family
-        side = self.family.resolution
-        sizes = corpus.sizes or [(side, side)] * len(corpus)
+        sizes = corpus.sizes or [(self.family.resolution,) * 2] * len(corpus.rows)
         self.family.check_sizes(set(sizes))
-        self.order = sorted(range(len(corpus)), key=lambda row: sizes[row])
+        self.order = sorted(range(len(sizes)), key=lambda row: sizes[row])
         self.sizes = [sizes[row] for row in self.order]
-        self.made = made_of(settings, corpus.digest)
-        self.needed = needed_parts(settings)
-        self.cached = [part for part in self.needed if part in settings.cached]
-        self.captions = list(dict.fromkeys([self.family.unconditional, *corpus.captions]))
-        self.book = Phrasebook.of(self.captions) if "teacher" in self.needed else Phrasebook([], {})
-        hashes = (corpus.rows[row]["sha256"].rpartition(":")[2] for row in self.order)
-        self.pictures = [f"{name}@{w}x{h}" for name, (w, h) in zip(hashes, self.sizes, strict=True)]
+        self.rows = [corpus.rows[row] for row in self.order]
+        self.made = made_of(settings, corpus_digest(corpus.rows))
+        needed = needed_parts(settings)
+        self.cached = tuple(part for part in needed if part in settings.cached)
+        self.captions = list(dict.fromkeys([self.family.unconditional, *(row["text"] for row in corpus.rows)]))
+        self.book = Phrasebook.of(self.captions) if "teacher" in needed else Phrasebook([], {})
+        named = [f"{hex_of(row['sha256'])}@{w}x{h}" for row, (w, h) in zip(self.rows, self.sizes, strict=True)]
         self.texts = {"text": self.captions} if "text" in self.cached else {}
         self.texts |= {"strings": self.book.strings} if self.book.strings else {}
-        keys = {part: [text_key(text) for text in texts] for part, texts in self.texts.items()}
+        self.keys = {part: [text_key(text) for text in texts] for part, texts in self.texts.items()}
         # The target is centred by the mean patch of the whole corpus, also where patches are not kept.
-        of_pictures = [part for part in self.needed if part == "teacher" or (part in self.cached and part != "text")]
-        self.keys = keys | dict.fromkeys(of_pictures, self.pictures)
+        of_pictures = [part for part in needed if part == "teacher" or (part in self.cached and part != "text")]
+        self.keys |= dict.fromkeys(of_pictures, named)
+        self.pictures = named
+        self.read_again = bool(set(needed) - {"text"} - set(self.cached))
 
     def run(self) -> FeaturesInfo:
         stores = {part: PartStore(self._place(part)) for part in self.keys}
@@ -112,19 +102,15 @@ class _Encoding:
         self._check_room(missing)
         self.encoders.whole_batches = True
         for part, texts in self.texts.items():
-            self._encode_texts(stores[part], part, texts, missing[part])
+            lacking = [text for text in texts if text_key(text) in missing[part]]
+            for some in _runs(lacking, TEXTS):
+                for text, row in zip(some, rows_of(self._encode(part, some)), strict=True):
+                    stores[part].add(text_key(text), row)
+            stores[part].flush()
         self._encode_pictures(stores, {part: keys for part, keys in missing.items() if part not in self.texts})
+        for store in stores.values():
+            store.flush()
         return self._finish(stores)
-
-    def _check_grids(self, parts: set[str]) -> None:
-        """Refuse a teacher or vision model that looks more finely than pictures have image tokens."""
-        finest = [self.encoders.teacher_model.grid] if "teacher" in parts else []
-        if "structure" in parts:
-            finest.append((self.encoders.structure_model.grid,) * 2)
-        factor = self.family.vae_factor
-        for width, height in set(self.sizes):
-            for patches in finest:
-                check_grid(self.family.grid(height // factor, width // factor), patches)
 
     def _place(self, part: str) -> Path:
         """Where the rows of a part are kept from run to run, or in the features folder, in which none are taken up."""
@@ -132,6 +118,15 @@ class _Encoding:
             return self.cache / part_folder(part, self.made, self.settings)
         shutil.rmtree(self.folder / part, ignore_errors=True)
         return self.folder / part
+
+    def _check_grids(self, parts: set[str]) -> None:
+        """Refuse a teacher or vision model that looks more finely than pictures have image tokens."""
+        finest = [self.encoders.teacher_model.grid] if "teacher" in parts else []
+        finest += [(self.encoders.structure_model.grid,) * 2] if "structure" in parts else []
+        factor = self.family.vae_factor
+        for width, height in set(self.sizes):
+            for patches in finest:
+                check_grid(self.family.grid(height // factor, width // factor), patches)
 
     def _check_room(self, missing: dict[str, set[str]]) -> None:
         """Refuse a disk without room for what is missing, and for all of it where that has to be copied."""
@@ -142,7 +137,7 @@ class _Encoding:
         if self.cache and not links(self.cache, self.folder):
             kept = (path.stat().st_size for part in self.keys for path in self._place(part).glob("*.safetensors"))
             asked[self.folder] = total + sum(kept)
-        print(f"features of {len(self.corpus)} pictures take about {_readable(total)} ({listed})", flush=True)
+        print(f"features of {len(self.rows)} pictures take about {_readable(total)} ({listed})", flush=True)
         for place in asked:
             free, device = shutil.disk_usage(place).free, place.stat().st_dev
             wanted = sum(size for other, size in asked.items() if other.stat().st_dev == device)
@@ -166,94 +161,65 @@ class _Encoding:
 
     def _encode(self, part: str, what: Sequence[Any]) -> Tensors:
         made = self.encoders.encode(part, what)
-        if part == "teacher" and part not in self.cached:
-            return {"sum": made["sum"]}
-        return made
-
-    def _encode_texts(self, store: PartStore, part: str, texts: list[str], missing: set[str]) -> None:
-        lacking = [text for text in texts if text_key(text) in missing]
-        for run in _runs(len(lacking), TEXTS):
-            some = lacking[run.start : run.stop]
-            for text, row in zip(some, rows_of(self._encode(part, some)), strict=True):
-                store.add(text_key(text), row)
-        store.flush()
+        return {"sum": made["sum"]} if part == "teacher" and part not in self.cached else made
 
     def _encode_pictures(self, stores: dict[str, PartStore], missing: dict[str, set[str]]) -> None:
-        """Each picture is read once, for all parts that lack its row."""
+        """Each picture is read once, for all parts that lack its row; runs of pictures of one size go through a model
+        together."""
         lacking = {key: number for number, key in enumerate(self.pictures) if any(key in m for m in missing.values())}
-        batches = list(self._batches(list(lacking.values())))
-        for batch in track(batches, "encoding pictures", len(batches)) if batches else ():
-            size = self.sizes[batch[0]]
+        by_size = groupby(lacking.values(), key=lambda number: self.sizes[number])
+        batches = [(size, some) for size, numbers in by_size for some in _runs(list(numbers), pictures_at_once(size))]
+        for size, batch in track(batches, "encoding pictures", len(batches)):
             images = [fitted(image, size) for image in self.corpus.load([self.order[number] for number in batch])]
             for part, keys in missing.items():
-                wanted = [(self.pictures[n], image) for n, image in zip(batch, images, strict=True)]
-                wanted = [(key, image) for key, image in wanted if key in keys]
+                wanted = [(k, image) for n, image in zip(batch, images, strict=True) if (k := self.pictures[n]) in keys]
                 if wanted:
                     rows = rows_of(self._encode(part, [image for _, image in wanted]))
                     for (key, _), row in zip(wanted, rows, strict=True):
                         stores[part].add(key, row)
-        for part in missing:
-            stores[part].flush()
-
-    def _batches(self, numbers: list[int]) -> Iterator[list[int]]:
-        """Runs of pictures of one size, as many as go through a model together."""
-        by_size: dict[tuple[int, int], list[int]] = {}
-        for number in numbers:
-            by_size.setdefault(self.sizes[number], []).append(number)
-        for size, some in by_size.items():
-            yield from (some[run.start : run.stop] for run in _runs(len(some), pictures_at_once(size)))
 
     def _finish(self, stores: dict[str, PartStore]) -> FeaturesInfo:
         """Write the corpus, and ``features.json`` last."""
-        digests = {}
-        for part, store in stores.items():
-            if self.cache:
+        if self.cache:
+            for part, store in stores.items():
                 store.link(self.keys[part], self.folder / part)
-            digests[part] = digest_rows(store.rows[key] for key in self.keys[part])
         (self.folder / CORPUS).write_text(json.dumps(self._corpus(stores), ensure_ascii=False), "utf-8")
         teacher = self.settings.teacher if self.book.strings else None
         info = FeaturesInfo(
             made_of=self.made,
-            images=len(self.corpus),
+            images=len(self.rows),
             captions=len(self.captions),
             phrases=len(self.book.strings),
             truncated_captions=None,
             sizes=[(count, *size) for size, count in Counter(self.sizes).items()],
             corpus=digest_file(self.folder / CORPUS),
-            cached=tuple(self.cached),
+            cached=self.cached,
             temperature=temperature_of(teacher) if teacher else None,
-            rows=digests,
+            rows={part: digest_rows(store.rows[key] for key in self.keys[part]) for part, store in stores.items()},
             alignment={},
         )
         write_info(self.folder, info)
         features = Features(self.folder, self.settings)
-        info = info.model_copy(
-            update={"alignment": features.alignment(REPORTED), "truncated_captions": features.truncated_captions()}
-        )
+        found = {"alignment": features.alignment(REPORTED), "truncated_captions": features.truncated_captions()}
+        info = info.model_copy(update=found)
         write_info(self.folder, info)
         return info
 
     def _corpus(self, stores: dict[str, PartStore]) -> dict[str, Any]:
         numbers = {caption: number for number, caption in enumerate(self.captions)}
-        corpus: dict[str, Any] = {
-            "captions": self.captions,
-            "strings": self.book.strings,
-            "parts": self.book.parts,
-            "rows": [numbers[self.corpus.captions[row]] for row in self.order],
-            "keys": self.pictures,
-        }
+        corpus: dict[str, Any] = {"captions": self.captions, "strings": self.book.strings, "parts": self.book.parts}
+        corpus |= {"rows": [numbers[row["text"]] for row in self.rows], "keys": self.pictures}
         if "teacher" in stores:
             corpus["patch_sum"] = Rows(stores["teacher"].folder, self.pictures).whole("sum").sum(dim=0).tolist()
-        if set(self.needed) - {"text"} - set(self.cached):
+        if self.read_again:
             # Where pictures lie is named only if training has to read them: it changes nothing else.
-            named = [self.corpus.rows[row] for row in self.order]
-            corpus["pictures"] = [{name: row[name] for name in ("file_name", "sha256", "uri")} for row in named]
+            corpus["pictures"] = [{name: row[name] for name in ("file_name", "sha256", "uri")} for row in self.rows]
         return corpus
 
 
-def _runs(count: int, size: int) -> Iterator[range]:
-    for start in range(0, count, size):
-        yield range(start, min(start + size, count))
+def _runs(items: list[Item], size: int) -> Iterator[list[Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def _size(tensors: Tensors) -> int:

@@ -84,7 +84,7 @@ class Features:
             self.settings.supervision,
             rows=self._rows,
             book=self._book,
-            spoken=self._parts["strings"].whole("features"),
+            string_features=self._parts["strings"].whole("features"),
             patch_mean=(torch.tensor(self._patch_sum, dtype=torch.float64) / patches).float(),
             temperature=self.info.temperature,
             seed=self.settings.seed,

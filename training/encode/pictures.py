@@ -11,11 +11,10 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from lineage.digests import digest_json
-from lineage.pictures import PictureError, read_picture
+from lineage.pictures import FORMATS, PictureError, read_picture, trained_on
 from training.errors import TrainingError
 
 COLUMNS = ["file_name", "sha256", "text", "uri"]
-SPLIT = "split"
 Size = tuple[int, int]
 """Width and height in pixels."""
 
@@ -24,14 +23,12 @@ def training_rows(validated: Path) -> list[dict[str, str]]:
     """`COLUMNS` of a validated artifact's rows of the split ``train``; without a split, of all of them."""
     import pyarrow.parquet as pq
 
-    manifest = validated / "manifest.parquet"
-    splits = [SPLIT] if SPLIT in pq.read_schema(manifest).names else []
-    rows = pq.read_table(manifest, columns=[*COLUMNS, *splits]).to_pylist()
-    return [row for row in rows if (row.pop(SPLIT, None) or "train") == "train"]
+    rows = pq.read_table(validated / "manifest.parquet").to_pylist()
+    return [{name: row[name] for name in COLUMNS} for row in rows if trained_on(row)]
 
 
 def corpus_digest(rows: Iterable[Mapping[str, str]]) -> str:
-    """The digest of these pictures and captions, in this order, that features of them name as their ``manifest``."""
+    """The digest of these pictures and captions, in this order; features of them name it as their ``snapshot``."""
     return digest_json([[row["file_name"], row["sha256"], row["text"]] for row in rows])
 
 
@@ -47,7 +44,7 @@ def open_picture(row: Mapping[str, Any]) -> Image.Image:
     except PictureError as error:
         raise TrainingError(str(error)) from error
     try:
-        picture = Image.open(io.BytesIO(content))
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
         picture.load()
     except (UnidentifiedImageError, OSError) as error:
         raise TrainingError(f"{name} at {uri} cannot be decoded: {error}; leave it out of the data") from error

@@ -215,7 +215,7 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None
     from safetensors import safe_open
 
     found: dict[str, tuple[int, ...]] = {}
-    twice: list[str] = []
+    twice = []
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as stream:
             for name in stream.keys():  # noqa: SIM118 (not a mapping)

@@ -21,8 +21,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
 from lineage.digests import code_digest, digest_path, packages_digest
 from training.encode.info import check_features, features_digest
 from training.errors import STOP_FILE, Stopped, TrainingError
@@ -56,14 +54,12 @@ class Nodes(NamedTuple):
 ALONE = Nodes()
 
 
-class TrainingRecord(BaseModel):
+class TrainingRecord(TrainingResult):
     """What a fine-tuning run was and gave; written as ``training.json`` beside the candidate.
 
     Features, base model, settings, packages, code and thread count are all that decide the weights on one kind of
     machine.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     candidate: str
     """Digest of the candidate's folder."""
@@ -85,21 +81,12 @@ class TrainingRecord(BaseModel):
     """The base model's scheduler, from which the time shift of the noise schedule follows."""
     steps: int
     processes: int
-    threads_per_process: int
     deepspeed: dict[str, Any]
     """DeepSpeed's configuration."""
     versions: dict[str, str]
     machine: str
     target: dict[str, float]
     """How decided the supervision's target is over the corpus (`training.encode.info.FeaturesInfo.alignment`)."""
-    final: CurvePoint
-    """Last point of the loss curves."""
-    resumed_from: int
-    """Optimizer steps taken over from a checkpoint of a call before this one."""
-    seconds: dict[str, float]
-    """Wall time of loading, training, export, and all of it with starting the processes; of this call alone."""
-    peak_memory_bytes: list[int]
-    """Largest resident memory of each process."""
     mlflow_error: str | None
     """Why the loss curves are not whole in MLflow, if they are not."""
 
@@ -151,12 +138,11 @@ def fine_tune(
         steps=settings.steps,
         deepspeed=deepspeed_config(settings),
         versions={name: version(name) for name in ("torch", "diffusers", "accelerate", "deepspeed")},
-        machine=f"{platform.machine()}, {os.cpu_count()} CPUs, {result.device}",
+        machine=f"{platform.machine()}, {os.cpu_count()} CPUs",
         target=info.alignment,
-        seconds=result.seconds | {"all": time.perf_counter() - began},
         mlflow_error=curves.error,
         **job.identity.model_dump(exclude={"settings"}),
-        **result.model_dump(exclude={"seconds", "device"}),
+        **result.model_dump() | {"seconds": result.seconds | {"all": time.perf_counter() - began}},
     )
     candidate_dir.with_name(RECORD).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
     return record

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from training.errors import StorageError, TrainingError
 
@@ -26,7 +27,7 @@ class Place:
     @property
     def path(self) -> Path | None:
         """Where it is on this machine, if it is: on a disk or a mounted volume."""
-        return Path(self._root) if "file" in _protocols(self._storage) else None
+        return Path(self._root) if isinstance(self._storage, LocalFileSystem) else None
 
     def read(self, name: str) -> str | None:
         """The text of the file ``name``; None where there is none."""
@@ -89,7 +90,3 @@ class Place:
                 f"{self.uri} cannot be {done}: {error}; check that it is there, that this image has the package for "
                 "such a place, that this pod may use it, and that no disk is full"
             ) from error
-
-
-def _protocols(storage: Any) -> tuple[str, ...]:
-    return (storage.protocol,) if isinstance(storage.protocol, str) else tuple(storage.protocol)

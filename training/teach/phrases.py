@@ -57,15 +57,8 @@ def split_clauses(caption: str) -> list[str]:
     return list(dict.fromkeys(part for part in _PUNCTUATION.split(caption) if part))
 
 
-def _whole(caption: str) -> list[str]:
-    return [caption]
-
-
-_SPLIT: dict[Granularity, Callable[[str], list[str]]] = {
-    "phrase": split_phrases,
-    "clause": split_clauses,
-    "caption": _whole,
-}
+_SPLIT: dict[Granularity, Callable[[str], list[str]]] = {"phrase": split_phrases, "clause": split_clauses}
+_SPLIT["caption"] = lambda caption: [caption]
 
 
 @dataclass(frozen=True)

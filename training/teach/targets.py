@@ -66,14 +66,14 @@ class Targets:
         settings: SupervisionSettings,
         rows: Sequence[int],
         book: Phrasebook,
-        spoken: Tensor,
+        string_features: Tensor,
         patch_mean: Tensor,
         temperature: float,
         seed: int,
     ) -> None:
         """Args:
         rows: for each sample the number of its caption in ``book``, in which the first is that of dropped captions.
-        spoken: the teacher's embeddings of ``book.strings``, (P, d).
+        string_features: the teacher's embeddings of ``book.strings``, (P, d).
         patch_mean: the teacher's mean patch over the corpus, (d,).
         """
         self._settings, self._temperature, self._patch_mean = settings, temperature, patch_mean
@@ -81,9 +81,9 @@ class Targets:
         width = max(len(row) for row in parts)
         self._parts = torch.tensor([row + [-1] * (width - len(row)) for row in parts])
         used = sorted({number for row in parts for number in row[1:]})
-        self._phrases = centred(spoken, spoken[used or [0]].mean(dim=0))
+        self._phrases = centred(string_features, string_features[used or [0]].mean(dim=0))
         whole = [numbers[-1] for numbers in book.rows(["caption"])]
-        self._captions = centred(spoken[whole], spoken[whole[1:] or [0]].mean(dim=0))
+        self._captions = centred(string_features[whole], string_features[whole[1:] or [0]].mean(dim=0))
         shuffled = settings.target == "shuffled-text"
         shown = torch.tensor(rows)
         self._rows = shown[torch.from_numpy(partners(seed, len(rows)))] if shuffled else shown

@@ -24,7 +24,8 @@ def bucket_samples(seed: int, step: int, steps: int, batch_size: int, counts: tu
     """The (epoch, sample index) pairs of the global batch of ``step``, all of one bucket.
 
     Samples are counted through the buckets, ``counts`` pictures in each. Every epoch of a bucket visits each of its
-    pictures once; what is left over of an epoch begins a batch that the next one fills.
+    pictures once; epochs follow each other without a gap, so that a batch may hold the end of one and the begin of the
+    next.
     """
     bucket, number = turns(counts, steps)[step]
     first = sum(counts[:bucket])

@@ -71,11 +71,13 @@ class TrainingJob(BaseModel):
 class TrainingResult(BaseModel):
     """``result.json``: what the processes measured together."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     final: CurvePoint
     """Last point of the loss curves."""
     seconds: dict[str, float]
-    """Wall time of loading, training and export, and the main process's CPU time of training: where that is much
-    shorter, the process waited, for others or for a core."""
+    """Of this call alone: wall time of loading, training and export, in a record also of all of it with starting the
+    processes; and the main process's CPU time of training: where that is much shorter, it waited."""
     peak_memory_bytes: list[int]
     """Largest resident memory of each process."""
     threads_per_process: int
@@ -83,4 +85,4 @@ class TrainingResult(BaseModel):
     device: str
     """What it was computed on."""
     resumed_from: int
-    """Optimizer steps that were done already when this call took the run up."""
+    """Optimizer steps taken over from a checkpoint of a call before this one."""
