@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    field_validator,
     model_serializer,
     model_validator,
 )
@@ -34,6 +34,13 @@ class Section(BaseModel):
         return {name: value for name, value in serialize(self).items() if value is not None}
 
 
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Granularities = Annotated[tuple[Granularity, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+
+
 class SupervisionSettings(Section):
     """Feature supervision of the image branch; all of it costs nothing at inference."""
 
@@ -43,7 +50,7 @@ class SupervisionSettings(Section):
     """What the image stream is supervised with: ``text``, the vision-aligned text features of the caption;
     ``vision``, the teacher's own patch features, no text in them; ``shuffled-text``, the control of an ablation,
     as ``text`` but of another picture's caption, while the conditioning stays right."""
-    granularity: tuple[Granularity, ...] = ("phrase", "clause")
+    granularity: Granularities = ("phrase", "clause")
     """What the text target is aligned with: the caption's phrases, its clauses, the caption as one; any of them."""
     tap: int | None = Field(default=None, ge=0)
     """Index of the block whose image stream is supervised; None: about a third of the depth."""
@@ -72,18 +79,6 @@ class SupervisionSettings(Section):
     """Width of the projector's two hidden layers."""
     mask_dropped: bool = True
     """Leave samples whose caption was dropped out of the supervision."""
-
-    @field_validator("granularity", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("granularity")
-    @classmethod
-    def _some(cls, value: tuple[Granularity, ...]) -> tuple[Granularity, ...]:
-        if not value:
-            raise ValueError("granularity is empty; name phrase, clause or caption, or several of them")
-        return value
 
     @property
     def structured(self) -> bool:
