@@ -102,10 +102,10 @@ class _Encoding:
         self._check_room(missing)
         self.encoders.whole_batches = True
         for part, texts in self.texts.items():
-            lacking = [text for text in texts if text_key(text) in missing[part]]
+            lacking = [both for both in zip(self.keys[part], texts, strict=True) if both[0] in missing[part]]
             for some in _runs(lacking, TEXTS):
-                for text, row in zip(some, rows_of(self._encode(part, some)), strict=True):
-                    stores[part].add(text_key(text), row)
+                for (key, _), row in zip(some, rows_of(self._encode(part, [text for _, text in some])), strict=True):
+                    stores[part].add(key, row)
             stores[part].flush()
         self._encode_pictures(stores, {part: keys for part, keys in missing.items() if part not in self.texts})
         for store in stores.values():

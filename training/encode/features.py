@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class Features:
         self._rows: list[int] = listed["rows"]
         self._pictures: list[dict[str, str]] = listed.get("pictures", [])
         self._patch_sum: list[float] = listed.get("patch_sum", [])
-        self._parts = {part: Rows(folder / part, keys_of(listed, part)) for part in self.info.rows}
+        self._part = cache(lambda part: Rows(folder / part, keys_of(listed, part)))
         self._opened: tuple[list[int], list[Image.Image]] = ([], [])
         self._sizes = list(accumulate(count for count, _, _ in self.info.sizes))
 
@@ -62,7 +62,7 @@ class Features:
     @cached_property
     def teacher_width(self) -> int:
         """d, the size of the teacher's features; 0 without a teacher."""
-        return int(self._parts["strings"][0]["features"].shape[-1]) if self._book.strings else 0
+        return int(self._part("strings")[0]["features"].shape[-1]) if self._book.strings else 0
 
     @cached_property
     def teacher_grid(self) -> tuple[int, int]:
@@ -84,7 +84,7 @@ class Features:
             self.settings.supervision,
             rows=self._rows,
             book=self._book,
-            string_features=self._parts["strings"].whole("features"),
+            string_features=self._part("strings").whole("features"),
             patch_mean=(torch.tensor(self._patch_sum, dtype=torch.float64) / patches).float(),
             temperature=self.info.temperature,
             seed=self.settings.seed,
@@ -104,7 +104,7 @@ class Features:
         far as the family has them, each (B, ...), floats in fp32."""
         captions = [0 if drop else self._rows[sample] for sample, drop in zip(samples, dropped, strict=True)]
         if "text" in self.info.cached:
-            part = self._parts["text"]
+            part = self._part("text")
             made = joined([{name: t[None] for name, t in part[caption].items()} for caption in captions])
         else:
             made = self.encoders.encode("text", [self._captions[caption] for caption in captions])
@@ -122,7 +122,7 @@ class Features:
         """A part of pictures, as it was cached, or made now."""
         if part not in self.info.cached:
             return self.encoders.encode(part, self._images(samples))
-        rows = self._parts[part]
+        rows = self._part(part)
         return {name: rows.gather(name, samples) for name in rows[samples[0]]}
 
     def _images(self, samples: Sequence[int]) -> list[Image.Image]:
@@ -150,4 +150,4 @@ class Features:
 
     def truncated_captions(self) -> int | None:
         """Captions that the text encoders cut; None where text is not cached."""
-        return int(self._parts["text"].whole("truncated").sum()) if "text" in self._parts else None
+        return int(self._part("text").whole("truncated").sum()) if "text" in self.info.rows else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from lineage.digests import digest_json
+from lineage.digests import digest_bytes
 from lineage.pictures import FORMATS, PictureError, read_picture, trained_on
 from training.errors import TrainingError
 
@@ -29,7 +30,8 @@ def training_rows(validated: Path) -> list[dict[str, str]]:
 
 def corpus_digest(rows: Iterable[Mapping[str, str]]) -> str:
     """The digest of these pictures and captions, in this order; features of them name it as their ``snapshot``."""
-    return digest_json([[row["file_name"], row["sha256"], row["text"]] for row in rows])
+    told = [[row["file_name"], row["sha256"], row["text"]] for row in rows]
+    return digest_bytes(json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode())  # RFC 8785, and fast
 
 
 def open_picture(row: Mapping[str, Any]) -> Image.Image:

@@ -19,6 +19,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,13 +72,13 @@ def check_segment(path: Path) -> None:
     for stack, rows in enumerate(listed):
         prefix = f"{stack}."
         tensors = {n.removeprefix(prefix): opened.get_tensor(n) for n in opened.keys() if n.startswith(prefix)}  # noqa: SIM118 (not a mapping)
-        for number, (_, digest) in enumerate(rows):
+        for number, digest in enumerate(rows[1]):
             if _digest({name: tensor[number] for name, tensor in tensors.items()}) != digest:
                 raise TrainingError(f"{path} is not what was encoded: row {number} of {stack} has another digest")
 
 
-def _opened(path: Path) -> tuple[Any, list[list[tuple[str, str]]]]:
-    """A segment, and the keys and digests of its rows, by stack."""
+def _opened(path: Path) -> tuple[Any, list[tuple[list[str], list[str]]]]:
+    """A segment, and by stack the keys and the digests of its rows."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -87,11 +88,11 @@ def _opened(path: Path) -> tuple[Any, list[list[tuple[str, str]]]]:
         raise TrainingError(f"{path} is not what was encoded: it has no header ({error})") from error
 
 
-def _places(path: Path, listed: Sequence[Sequence[tuple[str, str]]]) -> dict[str, Place]:
+def _places(path: Path, listed: Sequence[tuple[Sequence[str], Sequence[str]]]) -> dict[str, Place]:
     return {
         key: Place(path, stack, number, digest)
-        for stack, rows in enumerate(listed)
-        for number, (key, digest) in enumerate(rows)
+        for stack, (keys, digests) in enumerate(listed)
+        for number, (key, digest) in enumerate(zip(keys, digests, strict=True))
     }
 
 
@@ -138,7 +139,7 @@ class PartStore:
         tensors: dict[str, NDArray[Any]] = {}
         listed = []
         for number, rows in enumerate(stacks.values()):
-            listed.append([(key, _digest(row)) for key, row in rows])
+            listed.append(([key for key, _ in rows], [_digest(row) for _, row in rows]))
             tensors |= {f"{number}.{name}": np.stack([row[name] for _, row in rows]) for name in sorted(rows[0][1])}
         header = json.dumps(listed, separators=(",", ":"))
         path = self.folder / f"{hashlib.sha256(header.encode()).hexdigest()[:16]}.safetensors"
@@ -224,8 +225,10 @@ class Rows:
         """Tensor ``name`` of some rows of equal shape, stacked."""
         import torch
 
-        places = [self._places[number] for number in numbers]
-        return torch.stack([self._tensors(p.segment)[f"{p.stack}.{name}"][p.row] for p in places])
+        runs = groupby((self._places[number] for number in numbers), key=lambda place: (place.segment, place.stack))
+        return torch.cat(
+            [self._tensors(s)[f"{stack}.{name}"][[place.row for place in run]] for (s, stack), run in runs]
+        )
 
     def whole(self, name: str) -> Tensor:
         """Tensor ``name`` of all rows, stacked."""
