@@ -112,7 +112,7 @@ _row_encoder = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(
 
 
 def code_digest(*packages: str) -> str:
-    """The digest of the Python sources of installed ``packages``, the same in a checkout and in an image.
+    """The digest of the Python sources of installed ``packages`` or modules, the same in a checkout and in an image.
 
     Raises:
         LineageError: a package is not installed.
@@ -120,8 +120,11 @@ def code_digest(*packages: str) -> str:
     sources: list[list[str]] = []
     for package in sorted(packages):
         spec = find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
+        if spec is None or not (spec.submodule_search_locations or spec.origin):
             raise LineageError(f"package {package!r} is not installed; its code has no digest")
+        if not spec.submodule_search_locations:
+            sources.append([package, digest_file(Path(str(spec.origin)))])
+            continue
         root = Path(next(iter(spec.submodule_search_locations)))
         for source in root.rglob("*.py"):
             sources.append([f"{package}/{source.relative_to(root).as_posix()}", digest_file(source)])

@@ -99,7 +99,7 @@ def make_plan(
     known = next((v for v in reversed(versions) if v.training_key == key), None)
     needed, reason = _decide(state, versions, known, champion, incumbent_digest, terms)
     if needed or force:
-        from training.leakage import refuse_leakage  # loads torch, which a run with nothing new does without
+        from training.teach.leakage import refuse_leakage  # loads torch, which a run with nothing new does without
 
         refuse_leakage(evaluation, training)
     reuse = None if force else known

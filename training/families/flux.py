@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from training.families.family import CaptionBatch, Family, cut_captions
+from training.families.family import Family, cut_captions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,12 +18,13 @@ class Flux(Family):
     transformer_class = "FluxTransformer2DModel"
     encoder_parts = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     longest_text = 512
+    caption_dropout = 0.0
 
-    def encode_captions(self, pipeline: Any, captions: list[str], longest: int, device: Any) -> CaptionBatch:
+    def encode_captions(self, pipeline: Any, captions: list[str], longest: int, device: Any) -> dict[str, Tensor]:
         """T5 tokens, (N, longest, D), and CLIP's pooled output."""
         embeddings, pooled, _ = pipeline.encode_prompt(captions, None, device=device, max_sequence_length=longest)
         truncated = cut_captions(pipeline.tokenizer_2, captions, longest)
-        return CaptionBatch({"embeddings": embeddings, "pooled": pooled}, truncated)
+        return {"embeddings": embeddings, "pooled": pooled, "truncated": truncated}
 
     def predict(
         self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float

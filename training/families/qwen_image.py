@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from training.families.family import CaptionBatch, Family, cut_captions
+from training.families.family import Family, cut_captions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,13 +22,24 @@ class QwenImage(Family):
     transformer_class = "QwenImageTransformer2DModel"
     encoder_parts = ("vae", "text_encoder", "tokenizer")
     longest_text = 512
+    texts_at_once = 8
+    unconditional = " "
 
     @property
     def vae_factor(self) -> int:
         """Pixels in a latent's height and width."""
         return 1 << len(self.vae_config["temperal_downsample"])
 
-    def encode_captions(self, pipeline: Any, captions: list[str], longest: int, device: Any) -> CaptionBatch:
+    def load_pipeline(self, **parts: Any) -> Any:
+        """See `Family.load_pipeline`; the language model comes without its head, of whose logits (a vocabulary for
+        every token) the pipeline makes no use."""
+        from torch import nn
+
+        pipeline = super().load_pipeline(**parts)
+        pipeline.text_encoder.lm_head = nn.Identity()
+        return pipeline
+
+    def encode_captions(self, pipeline: Any, captions: list[str], longest: int, device: Any) -> dict[str, Tensor]:
         """Hidden states of the caption's tokens, (N, L, D), and which of them are padding's: mask (N, L), 1 or 0."""
         embeddings, mask = pipeline.encode_prompt(captions, device=device, max_sequence_length=longest)
         if mask is None:  # so the pipeline says that no caption is padded
@@ -36,7 +47,7 @@ class QwenImage(Family):
         template, start = pipeline.prompt_template_encode, pipeline.prompt_template_encode_start_idx
         whole = [template.format(caption) for caption in captions]
         truncated = cut_captions(pipeline.tokenizer, whole, longest + start)
-        return CaptionBatch({"embeddings": embeddings, "mask": mask.long()}, truncated)
+        return {"embeddings": embeddings, "mask": mask.long(), "truncated": truncated}
 
     def posterior(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """See `Family.posterior`; the VAE takes a picture for a film of one frame."""
@@ -71,9 +82,11 @@ class QwenImage(Family):
         unpacked: Tensor = QwenImagePipeline._unpack_latents(velocity, height, width, 1).squeeze(2)
         return unpacked
 
-    @staticmethod
-    def sampling_arguments(sampling: Mapping[str, Any], count: int) -> dict[str, Any]:
+    @classmethod
+    def sampling_arguments(cls, sampling: Mapping[str, Any], count: int) -> dict[str, Any]:
         """``guidance_scale`` is the pipeline's ``true_cfg_scale``, which needs a negative prompt to work on."""
         arguments = dict(sampling)
         scale = arguments.pop("guidance_scale", 1.0)
-        return arguments | ({"true_cfg_scale": scale, "negative_prompt": [" "] * count} if scale > 1 else {})
+        return arguments | (
+            {"true_cfg_scale": scale, "negative_prompt": [cls.unconditional] * count} if scale > 1 else {}
+        )
