@@ -18,7 +18,8 @@ from training.families.family import CaptionBatch, check_weights, join_captions
 if TYPE_CHECKING:
     from torch import Tensor
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Names of number formats, here and in torch."""
 
 
 class Model:
@@ -39,7 +40,7 @@ class Model:
             expected = {name: tuple(t.shape) for name, t in self.pipeline.transformer.state_dict().items()}
             check_weights(folder / "transformer", expected)
             self.encoders = self.family.encoders_digest()
-            self.pipeline.to(self.device, getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}.get(precision, "float16")))
+            self.pipeline.to(self.device, *([] if precision == "fp32" else [getattr(torch, PRECISIONS[precision])]))
             self.weights = Weights(folder, self.pipeline)
             self.plan = Plan.of(self.family, sampling)
         except (TrainingError, RefusedError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:

@@ -76,16 +76,16 @@ class QwenImage(Family):
 
     def guide(self, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
         """As the pipeline: each token of the guided velocity gets the length that the conditional one has."""
+        import torch
+
         guided = super().guide(conditional, unconditional, scale)
         batch, channels, height, width = guided.shape
-
-        def tokens(latents: Tensor) -> Tensor:
-            return latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
-
-        def lengths(latents: Tensor) -> Tensor:
-            return tokens(latents).norm(dim=(1, 3, 5), keepdim=True)
-
-        return (tokens(guided) * (lengths(conditional) / lengths(guided))).reshape(guided.shape)
+        tokens = (batch, channels, height // 2, 2, width // 2, 2)
+        lengths = [
+            torch.linalg.vector_norm(velocity.reshape(tokens), dim=(1, 3, 5), keepdim=True)
+            for velocity in (conditional, guided)
+        ]
+        return (guided.reshape(tokens) * (lengths[0] / lengths[1])).reshape(guided.shape)
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """See `Stepwise.decode`; the VAE gives a film of one frame."""
