@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import json
 import random
@@ -213,9 +214,8 @@ class Bench:
         await whole.close()
         for name, count in (("short", 4), ("long", 28)):
             sides = [_p95([s for s, n in zip(side, steps, strict=True) if n == count]) for side in (ours, theirs)]
-            print(
-                f"{name}, p95: engine {sides[0]:.2f} s, whole requests {sides[1]:.2f} s, ratio {sides[0] / sides[1]:.3f}"
-            )
+            ratio = sides[0] / sides[1]
+            print(f"{name}, p95: engine {sides[0]:.2f} s, whole requests {sides[1]:.2f} s, ratio {ratio:.3f}")
 
     async def _arrive(
         self, steps: list[int], moments: list[float], draw: Callable[[int], Awaitable[Any]]
@@ -247,10 +247,8 @@ class Bench:
                 await asyncio.sleep(0.0005)
             at = one.step
             self.backend.cancel(drawing.id)
-            try:
+            with contextlib.suppress(BackendError):
                 await task
-            except BackendError:
-                pass
             await stream.aclose()
             while self.backend.load_now().active:
                 await asyncio.sleep(0.0005)
@@ -265,7 +263,7 @@ class Bench:
 
 
 class Whole:
-    """Batching of whole requests by the plain pipeline: those with equal steps, as many as wait, begin and end together."""
+    """Batching of whole requests by the plain pipeline: those with equal steps, all that wait, begin and end together."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench

@@ -1,7 +1,7 @@
 """SGLang as the backend: for models that need several GPUs or quantised weights.
 
-Each server of ``sglang serve`` holds one model. A verified folder is handed to it by ``POST /update_weights_from_disk``,
-and what ``POST /get_weights_checksum`` answers is compared with sums computed here of that folder. Pictures come from
+A ``sglang serve`` process holds one model. A verified folder is handed to it by ``POST /update_weights_from_disk``, and
+what ``POST /get_weights_checksum`` answers is compared with sums computed here of that folder. Pictures come from
 ``POST /v1/images/generations``. These routes know no authentication: servers belong into a private network. The
 contract was read in SGLang 0.5's ``multimodal_gen/runtime/entrypoints``.
 """
@@ -67,7 +67,7 @@ class SGLang:
         self._tasks: dict[str, asyncio.Task[Drawn]] = {}
 
     async def load(self, model: str, folder: Path, sampling: Mapping[str, Any]) -> None:
-        """See `Backend.load`. What a server holds after a failure is unknown: it draws nothing until a load succeeds."""
+        """See `Backend.load`. After a failure it is unknown what the server holds: it draws nothing then."""
         from training.errors import TrainingError
         from training.families import family_of
 
@@ -119,7 +119,9 @@ class SGLang:
         """
         home = self._find(model)
         if drawing.deterministic:
-            raise RefusedError("SGLang does not promise pictures that neighbours cannot change; the built-in engine does")
+            raise RefusedError(
+                "SGLang does not promise pictures that neighbours cannot change; the built-in engine does"
+            )
         if drawing.id in self._tasks:
             raise RefusedError(f"a drawing with the id {drawing.id} is in work")
         task = self._tasks[drawing.id] = asyncio.create_task(self._draw(home, drawing))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,17 +44,31 @@ class Model:
             self.pipeline.to(self.device, *([] if precision == "fp32" else [getattr(torch, PRECISIONS[precision])]))
             self.weights = Weights(folder, self.pipeline)
             self.plan = Plan.of(self.family, sampling)
-        except (TrainingError, RefusedError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        except (
+            TrainingError,
+            RefusedError,
+            OSError,
+            ValueError,
+            RuntimeError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as error:
             raise UnusableError(f"the bundle at {folder} cannot be served: {error}") from error
         scheduler = self.pipeline.scheduler
         if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or scheduler.config.stochastic_sampling:
-            raise UnusableError(f"{folder} is sampled by {type(scheduler).__name__}; only FlowMatchEuler without noise is")
+            raise UnusableError(
+                f"{folder} is sampled by {type(scheduler).__name__}; only FlowMatchEuler without noise is"
+            )
         self.limits: dict[tuple[int, int], int] = {}
         """Rows of the largest useful batch, by height and width."""
         self.pictures_per_second = 0.0
         self._event: Any = None
         self.users = 0
         """Drawings that were asked for and have not ended."""
+        self.idle = asyncio.Event()
+        """Set while there are none."""
+        self.idle.set()
 
     @property
     def transformer(self) -> Any:
@@ -147,7 +162,9 @@ class Batch:
         scales = torch.tensor([one.plan.guidance for one in self._order], device=device)
         self._scales = torch.cat([scales, scales[: self._guided]])
         together = min(one.plan.steps - one.step for one in self._order)
-        courses = [(one.timesteps[one.step :][:together], one.levels[one.step :][: together + 1]) for one in self._order]
+        courses = [
+            (one.timesteps[one.step :][:together], one.levels[one.step :][: together + 1]) for one in self._order
+        ]
         timesteps, levels = (torch.tensor(rows).T.contiguous().to(device) for rows in zip(*courses, strict=True))
         self._timesteps, self._levels = torch.cat([timesteps, timesteps[:, : self._guided]], dim=1), levels
         self._done = 0

@@ -1,4 +1,4 @@
-"""The one thread that computes: it admits pictures, takes a step with one group after another, and shows what is done."""
+"""The one thread that computes: it admits pictures, takes a step with each group in turn, and shows what is done."""
 
 from __future__ import annotations
 

@@ -56,7 +56,12 @@ class QwenImage(Family):
         return {name: tensor[:, :length] for name, tensor in conditioning.items()}
 
     def predict(
-        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float | Tensor
+        self,
+        backbone: Any,
+        noisy: Tensor,
+        timesteps: Tensor,
+        conditioning: Mapping[str, Tensor],
+        guidance: float | Tensor,
     ) -> Tensor:
         """See `Family.predict`."""
         from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
@@ -101,4 +106,6 @@ class QwenImage(Family):
         """``guidance_scale`` is the pipeline's ``true_cfg_scale``, which needs a negative prompt to work on."""
         arguments = dict(sampling)
         scale = arguments.pop("guidance_scale", 1.0)
-        return arguments | ({"true_cfg_scale": scale, "negative_prompt": [QwenImage.unconditional] * count} if scale > 1 else {})
+        return arguments | (
+            {"true_cfg_scale": scale, "negative_prompt": [QwenImage.unconditional] * count} if scale > 1 else {}
+        )

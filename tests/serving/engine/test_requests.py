@@ -203,7 +203,9 @@ def test_a_request_that_fails_does_not_fail_its_batch(sd3: Path, plain: Any) -> 
     async def work() -> list[Any]:
         async with engine(sd3, rows=16) as backend:
             poisoned = backend._models["0"].family.first_latents(99, 32, 32, torch.float32)
-            failing(backend, ValueError("bad row"), lambda i: bool((i["hidden_states"] == poisoned).flatten(1).all(1).any()))
+            failing(
+                backend, ValueError("bad row"), lambda i: bool((i["hidden_states"] == poisoned).flatten(1).all(1).any())
+            )
             bad = picture(backend, drawing("bad", "a beard", 99))
             return await asyncio.gather(bad, *(picture(backend, one) for one in good), return_exceptions=True)
 
@@ -226,7 +228,9 @@ def test_a_thread_that_dies_fails_what_it_held_and_is_followed_by_another(sd3: P
     async def work() -> None:
         async with engine(sd3) as backend:
             first = backend._worker._thread
-            waiting = [asyncio.create_task(picture(backend, drawing(str(n), num_inference_steps=LONG))) for n in range(9)]
+            waiting = [
+                asyncio.create_task(picture(backend, drawing(str(n), num_inference_steps=LONG))) for n in range(9)
+            ]
             await until(lambda: backend.load_now().active)
             with pytest.raises(BackendError, match="died"):
                 await asyncio.wrap_future(backend._worker.call(lambda: exec("raise SystemExit")))
@@ -241,7 +245,9 @@ def test_a_thread_that_dies_fails_what_it_held_and_is_followed_by_another(sd3: P
 def test_closing_ends_what_waits_and_takes_nothing_more(sd3: Path) -> None:
     async def work() -> None:
         async with engine(sd3) as backend:
-            waiting = [asyncio.create_task(picture(backend, drawing(str(n), num_inference_steps=LONG))) for n in range(9)]
+            waiting = [
+                asyncio.create_task(picture(backend, drawing(str(n), num_inference_steps=LONG))) for n in range(9)
+            ]
             await until(lambda: backend.load_now().active)
             await backend.close()
             for ended in await asyncio.gather(*waiting, return_exceptions=True):
@@ -259,7 +265,10 @@ def test_two_models_draw_at_once_and_an_unloaded_one_finishes_what_it_began(
 
     async def work() -> list[Any]:
         async with engine(sd3, bundles("flux")) as backend:
-            tasks = [asyncio.create_task(picture(backend, begun, "0")), asyncio.create_task(picture(backend, other, "1"))]
+            tasks = [
+                asyncio.create_task(picture(backend, begun, "0")),
+                asyncio.create_task(picture(backend, other, "1")),
+            ]
             await until(lambda: backend.load_now().active == 2)
             gone = asyncio.create_task(backend.unload("0"))
             await asyncio.sleep(0)
@@ -332,7 +341,9 @@ def test_warming_up_measures_the_largest_useful_batch(sd3: Path) -> None:
             rows, now = backend._models["0"].limits[32, 32], backend.load_now()
             assert 2 <= rows <= 64 and rows & (rows - 1) == 0
             assert now.capacity == rows // 2 and now.pictures_per_second > 0
-            assert backend._models["0"].limit(16, 32) == 2 * rows and backend._models["0"].limit(64, 64) == max(1, rows // 4)
+            assert backend._models["0"].limit(16, 32) == 2 * rows and backend._models["0"].limit(64, 64) == max(
+                1, rows // 4
+            )
 
     run(work)
 
