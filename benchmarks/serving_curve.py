@@ -263,7 +263,7 @@ class Bench:
 
 
 class Whole:
-    """Batching of whole requests by the plain pipeline: those with equal steps, all that wait, begin and end together."""
+    """Batching of whole requests by the plain pipeline: all that wait for equal steps begin and end together."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench

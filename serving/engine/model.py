@@ -13,7 +13,7 @@ from serving.engine.text import TextCache
 from serving.engine.weights import Weights
 from training.errors import TrainingError
 from training.families import family_of
-from training.families.drawing import is_finite, picture
+from training.families.drawing import BROKEN, is_finite, picture
 from training.families.family import CaptionBatch, check_weights, join_captions
 
 if TYPE_CHECKING:
@@ -41,19 +41,10 @@ class Model:
             expected = {name: tuple(t.shape) for name, t in self.pipeline.transformer.state_dict().items()}
             check_weights(folder / "transformer", expected)
             self.encoders = self.family.encoders_digest()
-            self.pipeline.to(self.device, *([] if precision == "fp32" else [getattr(torch, PRECISIONS[precision])]))
             self.weights = Weights(folder, self.pipeline)
+            self.pipeline.to(self.device, *([] if precision == "fp32" else [getattr(torch, PRECISIONS[precision])]))
             self.plan = Plan.of(self.family, sampling)
-        except (
-            TrainingError,
-            RefusedError,
-            OSError,
-            ValueError,
-            RuntimeError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ) as error:
+        except (TrainingError, RefusedError, *BROKEN) as error:
             raise UnusableError(f"the bundle at {folder} cannot be served: {error}") from error
         scheduler = self.pipeline.scheduler
         if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or scheduler.config.stochastic_sampling:

@@ -2,7 +2,8 @@
 
 Written from the definitions of those routes (``entrypoints/post_training/weights_api.py``, ``entrypoints/openai/
 {protocol,image_api}.py``, ``loader/weight_utils.py``): what they ask for, answer and refuse. It holds a real
-transformer under diffusers' names, as ``--backend diffusers`` does, and sums it as SGLang does; its pictures are of one colour.
+transformer under diffusers' names, as ``--backend diffusers`` does, and sums it as SGLang does. Its pictures are of one
+colour.
 """
 
 from __future__ import annotations
