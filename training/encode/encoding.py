@@ -83,7 +83,7 @@ class _Encoding:
         self.made = made_of(settings, corpus_digest(corpus.rows))
         needed = needed_parts(settings)
         self.cached = tuple(part for part in needed if part in settings.cached)
-        self.captions = list(dict.fromkeys([self.family.unconditional, *(row["text"] for row in corpus.rows)]))
+        self.captions = list(dict.fromkeys([self.family.unconditional or "", *(row["text"] for row in corpus.rows)]))
         self.book = Phrasebook.of(self.captions) if "teacher" in needed else Phrasebook([], {})
         named = [f"{hex_of(row['sha256'])}@{w}x{h}" for row, (w, h) in zip(self.rows, self.sizes, strict=True)]
         self.texts = {"text": self.captions} if "text" in self.cached else {}

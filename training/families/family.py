@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lineage.digests import digest_json, digest_path
 from training.errors import TrainingError
+from training.families.stepwise import Stepwise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +25,7 @@ PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """PyTorch's names of the number formats that are trained in."""
 
 
-class Family(ABC):
+class Family(Stepwise):
     """One bundle, seen as a model of its family."""
 
     pipeline_class: ClassVar[str]
@@ -42,8 +43,6 @@ class Family(ABC):
     caption_dropout: ClassVar[float] = 0.1
     """Share of samples that learn without a caption where the settings do not say: classifier-free guidance needs
     some, and a model that is drawn without it should forget nothing for it."""
-    unconditional: ClassVar[str] = ""
-    """The caption that classifier-free guidance is drawn against, and that dropped captions are trained on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -178,7 +177,12 @@ class Family(ABC):
 
     @abstractmethod
     def predict(
-        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float
+        self,
+        backbone: Any,
+        noisy: Tensor,
+        timesteps: Tensor,
+        conditioning: Mapping[str, Tensor],
+        guidance: float | Tensor,
     ) -> Tensor:
         """The velocity that ``backbone`` predicts, as the pipeline asks for it.
 
@@ -186,7 +190,7 @@ class Family(ABC):
             noisy: (B, C, h, w).
             timesteps: σ times the number of training timesteps, (B,).
             conditioning: from `prepare`.
-            guidance: guidance scale of a guidance-distilled model; others have no use for it.
+            guidance: guidance scale of a guidance-distilled model, or one a row, (B,); others have no use for it.
 
         Returns:
             (B, C, h, w), in the backbone's number format.

@@ -24,6 +24,8 @@ class QwenImage(Family):
     longest_text = 512
     texts_at_once = 8
     unconditional = " "
+    most_text = 1024
+    mixes_lengths = True
 
     @property
     def vae_factor(self) -> int:
@@ -64,7 +66,12 @@ class QwenImage(Family):
         return {name: tensor[:, :length] for name, tensor in conditioning.items()}
 
     def predict(
-        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float
+        self,
+        backbone: Any,
+        noisy: Tensor,
+        timesteps: Tensor,
+        conditioning: Mapping[str, Tensor],
+        guidance: float | Tensor,
     ) -> Tensor:
         """See `Family.predict`."""
         from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
@@ -81,6 +88,28 @@ class QwenImage(Family):
         )[0]
         unpacked: Tensor = QwenImagePipeline._unpack_latents(velocity, height, width, 1).squeeze(2)
         return unpacked
+
+    def guide(self, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
+        """As the pipeline: each token of the guided velocity gets the length that the conditional one has."""
+        import torch
+
+        guided = super().guide(conditional, unconditional, scale)
+        batch, channels, height, width = guided.shape
+        tokens = (batch, channels, height // 2, 2, width // 2, 2)
+        lengths = [
+            torch.linalg.vector_norm(velocity.reshape(tokens), dim=(1, 3, 5), keepdim=True)
+            for velocity in (conditional, guided)
+        ]
+        return (guided.reshape(tokens) * (lengths[0] / lengths[1])).reshape(guided.shape)
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """See `Stepwise.decode`; the VAE gives a film of one frame."""
+        middle, spread = (
+            latents.new_tensor(self.vae_config[name])[:, None, None] for name in ("latents_mean", "latents_std")
+        )
+        frames = (latents * spread + middle).unsqueeze(2).to(vae.dtype)
+        pixels: Tensor = vae.decode(frames, return_dict=False)[0][:, :, 0]
+        return pixels
 
     @classmethod
     def sampling_arguments(cls, sampling: Mapping[str, Any], count: int) -> dict[str, Any]:
