@@ -24,6 +24,8 @@ from lineage.places import ChangedError, PlaceError, UnreachableError, reaching
 
 SCHEMES = ("file", "s3", "gs", "hf")
 """Where pictures may lie. fsspec knows more, among them some that run programs or ask strangers."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""What Pillow may decode; others run programs, or are not for photographs."""
 PARQUET = "parquet+"
 ROWS = 8192
 """Rows of a manifest held at once."""

@@ -173,6 +173,6 @@ def tags_of(state: State, model: str, number: str) -> dict[str, str]:
 
 
 def registration_tags(registered: Registered, judged: Judged, standing: Standing = "candidate") -> dict[str, str]:
-    """What our tags say of a version that is, or is about to be, in the ledger."""
-    copied = registered.model_dump(include={"candidate", "verdict", "training_key", "evaluation_terms"})
-    return {"standing": standing, **copied, "decision": judged.decision, "incumbent": judged.incumbent}
+    """What our tags say of a version that is, or is about to be, in the ledger, which has the rest."""
+    copied = {"candidate": registered.candidate, "verdict": registered.verdict}
+    return {"decision": judged.decision, "standing": standing, "incumbent": judged.incumbent, **copied}

@@ -8,7 +8,7 @@ from pipelines.commands.audit import audit, gate, reproduce
 from pipelines.commands.champion import models, policy_app, promote, reconcile, rollback, withdraw
 from pipelines.commands.ledger import channel_app, ledger_app
 from pipelines.commands.request import Commands
-from pipelines.commands.run import compile_pipeline, retrain, ui, validate
+from pipelines.commands.run import compile_pipeline, prune, retrain, ui, validate
 
 app = typer.Typer(
     cls=Commands,
@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (retrain, validate, models, ui, gate, audit, reproduce, promote, rollback, withdraw, reconcile):
+for command in (retrain, validate, models, ui, prune, gate, audit, reproduce, promote, rollback, withdraw, reconcile):
     app.command()(command)
 app.command("compile")(compile_pipeline)
 for name, group in (("policy", policy_app), ("ledger", ledger_app), ("channel", channel_app)):

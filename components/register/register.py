@@ -23,7 +23,7 @@ from lineage.entries import Judged, Registered
 from lineage.figures import figures_table, metrics
 from lineage.projection import registration_tags
 from lineage.records import RunContext, check_records
-from lineage.registry import EVIDENCE_FOLDER, Registry, RegistrySettings
+from lineage.registry import EVIDENCE_FOLDER, TAG, Registry, RegistrySettings
 from lineage.signing import SCHEME
 from lineage.statements import VERDICT, VERDICT_FILE, read_statement, write_statement
 
@@ -130,6 +130,8 @@ def _store(
     source = upload(store, mlflow_run, folder, candidate.weights, evidence, attempt)
     tags = registration_tags(registered, judged)
     version = create(store, mlflow_run, source, tags, describe(candidate, mlflow_run, attempt))
+    for name, value in {"decision": judged.decision, "version": version.number}.items():
+        store.client.set_tag(mlflow_run, f"{TAG}{name}", value)
     return registered.model_copy(update={"version": version.number})
 
 
@@ -176,9 +178,10 @@ def describe(candidate: Candidate, mlflow_run: str, attempt: str) -> str:
     predicate = candidate.verdict.predicate
     links = " · ".join(f"[{name}]({link(path)})" for name, path in DOCUMENTS.items())
     lines = [
-        f"**{predicate['decision']}** against `{short(predicate['evaluation']['incumbent']['digest'])}`",
+        # The list of versions shows the first line as plain text.
+        f"{predicate['decision']}: {'; '.join(predicate['reasons'])}",
         "",
-        *(f"- {reason}" for reason in predicate["reasons"]),
+        f"Against {short(predicate['evaluation']['incumbent']['digest'])}.",
         "",
         f"Evidence: {links}",
         "",
