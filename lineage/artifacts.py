@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from lineage.digests import PREFIX, TREE, digest_json, hex_of
+from lineage.digests import PREFIX, digest_tree
 from lineage.places import ChangedError, GoneError, UnreachableError, reaching, without_credentials
 
 WEIGHTS_FOLDER = "artifacts/weights"
@@ -153,8 +153,7 @@ def digest_of(files: Iterable[Listed], under: str = "") -> str:
     if len(found) == 1 and not found[0].name:
         return found[0].digest
     start = f"{under}/" if under else ""
-    inner = [[one.name.removeprefix(start), one.digest] for one in found if one.name.startswith(start)]
-    return TREE + hex_of(digest_json(inner))
+    return digest_tree({one.name.removeprefix(start): one.digest for one in found if one.name.startswith(start)})
 
 
 def folder_digest(files: Iterable[Listed]) -> str:

@@ -1,9 +1,10 @@
-"""Files that several processes of one machine use: locks, and writing whole or not at all."""
+"""Files that several processes of one machine use: locks, and files and folders made whole or not at all."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -63,3 +64,17 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
         stream.flush()
         os.fsync(descriptor)
     Path(partial).replace(path)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, beside ``target``, whose place it takes once the block has ended well."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(target, ignore_errors=True)
+        partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
