@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lineage.digests import LineageError
 
-PATIENCE = 60.0
+PATIENCE = 15.0
 """Seconds to wait for a lock, whose holder may be reading a long ledger or fetching over a network."""
 
 
