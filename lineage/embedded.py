@@ -154,7 +154,8 @@ class Embedded:
 
     def mover(self, registry: Registry, reader: str = "pipeline", artifacts: Path | None = None) -> Mover:
         """Moves of a model's champion by a person, decided here; see `lineage.moves.open_mover`."""
-        return open_mover(self.context("", "", registry.tracking_uri), registry, self.open(reader), artifacts)
+        ledger = self.open(reader)
+        return open_mover(self.context("", "", registry.tracking_uri), registry, ledger, artifacts)
 
     def _own_signer(self) -> Signer | None:
         """The key that signs what this home remembers; None where it is kept elsewhere."""
