@@ -65,7 +65,7 @@ def test_who_may_only_read_cannot_promote_or_roll_back_or_reconcile(basic_server
     refusal = basic_server.move("rollback", "read-only", portraits.champion.number, "looks better", user=READER)
     assert "may not edit" in reason_in(refusal)
     assert "may not edit" in reason_in(basic_server.reconcile("read-only", user=READER))
-    assert basic_server.reconcile("read-only", user=EDITOR).json() == {"said": []}
+    assert basic_server.reconcile("read-only", user=EDITOR).json() == {"said": [], "settled": True}
     assert basic_server.champion("read-only") == portraits.next.number
 
 
