@@ -226,13 +226,12 @@ def hear(witness: Witness, state: State, whole: bool = True) -> Told:
     for name, content in witness.read(state.ledger):
         try:
             told.held.append(kept_checkpoint(name, content, state))
+            if not whole:
+                break
         except UnprovenError:
             continue
         except LineageError as error:
             told.unreadable[name] = str(error)
-        else:
-            if not whole:
-                break
     return told
 
 
