@@ -203,7 +203,7 @@ def _backend(settings: TrainJobSettings) -> Any:
 
     class Backend(KubernetesBackend):  # type: ignore[misc]
         def verify_backend(self) -> None:
-            """Called when the client is there. Does not ask for the trainer's version, which the SDK only warns about."""
+            """Called when the client is there. Asks for no version of the trainer: the SDK would only warn."""
             rest = self.custom_api.api_client.rest_client
             request = rest.request
 
