@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lineage.closing import Outcome
+from components.close_run.close import Outcome
 from pipelines.report import print_outcome
 from pipelines.retrain import Finished
 from tests.documents import example

@@ -188,19 +188,19 @@ def test_an_upload_that_began_before_there_was_a_version_does_not_end_in_it(open
     answer = upload.getresponse()
     assert answer.status == 403 and b"its files never change" in answer.read()
     assert open_server.set_alias(model, made.number).ok
-    assert ServerMover(open_server.url, model).reconcile() == []
+    assert ServerMover(open_server.url, model).reconcile().said == []
 
 
 def test_what_was_done_behind_its_back_is_put_right(open_server: Server) -> None:
     portraits = portraits_on(open_server, "behind")
     mover = ServerMover(open_server.url, "behind")
-    assert mover.reconcile() == []
+    assert mover.reconcile().said == []
     with open_server.database() as database:
         database.execute(
             "UPDATE registered_model_aliases SET version = ? WHERE name = 'behind'", (portraits.rejected.number,)
         )
     assert open_server.champion("behind") == portraits.rejected.number
-    assert mover.reconcile() == [
+    assert mover.reconcile().said == [
         f"alias champion was on version {portraits.rejected.number}, is on version {portraits.champion.number}"
     ]
     assert open_server.champion("behind") == portraits.champion.number
