@@ -53,7 +53,8 @@ def parameters(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str,
             value = value.get(key) if isinstance(value, Mapping) else None
         for inner, one in value.items() if isinstance(value, Mapping) else [("", value)]:
             if one is not None:
-                yield f"{name}.{inner}" if inner else name, PurePosixPath(one).name if name in PLACES else str(one)
+                said = f"{one:g}" if isinstance(one, float) else str(one)  # KFP makes a float of every number
+                yield f"{name}.{inner}" if inner else name, PurePosixPath(said).name if name in PLACES else said
 
 
 def log_dataset(store: Registry, mlflow_run: str, digest: str, source: str, profile: Mapping[str, Any]) -> None:

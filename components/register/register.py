@@ -130,8 +130,8 @@ def _store(
     source = upload(store, mlflow_run, folder, candidate.weights, evidence, attempt)
     tags = registration_tags(registered, judged)
     version = create(store, mlflow_run, source, tags, describe(candidate, mlflow_run, attempt))
-    for tag, told in {"decision": judged.decision, "version": version.number}.items():
-        store.client.set_tag(mlflow_run, f"{TAG}{tag}", told)
+    for tag, said in {"decision": judged.decision, "version": version.number}.items():
+        store.client.set_tag(mlflow_run, f"{TAG}{tag}", said)
     return registered.model_copy(update={"version": version.number})
 
 
