@@ -116,7 +116,7 @@ class Clients(RuleBasedStateMachine):
         self.do(self.backend.unload("1"))
         self.do(asyncio.wrap_future(self.backend._worker.call(lambda: None)))
         assert not self.backend._pictures and not self.backend._worker._batches
-        assert not list(self.backend._worker.turns) and self.backend._models["0"].users == 0
+        assert not list(self.backend._worker.turns) and self.backend._models["0"].users.count == 0
         self.do(self.backend.close())
         self.loop.close()
 
