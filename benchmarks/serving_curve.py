@@ -118,7 +118,7 @@ class Bench:
     # The curve
 
     def bare(self, pictures: int) -> tuple[float, ...]:
-        """Pictures a second, by both `clocks`, of the bare loop: with the engine's transformer, in the engine's thread."""
+        """Pictures a second, by both `clocks`, of a bare loop over the engine's transformer, in its thread."""
         import torch
 
         model, plan = self.model, self.model.plan

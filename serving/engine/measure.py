@@ -54,7 +54,8 @@ async def measure(worker: Worker, model: Model, cache: TextCache, most: int, dec
 async def _forward_seconds(worker: Worker, model: Model, cache: TextCache, rows: int) -> float:
     forward = await asyncio.wrap_future(worker.call(lambda: _forward(model, cache, rows)))
     times = [await asyncio.wrap_future(worker.call(forward)) for _ in range(ROUNDS + 1)]
-    return min(times[1:])  # whatever else the machine does only adds
+    fastest: float = min(times[1:])  # whatever else the machine does only adds
+    return fastest
 
 
 def _forward(model: Model, cache: TextCache, rows: int) -> Callable[[], float]:
