@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
 
     from serving.engine.model import Model
     from training.families.family import Family
+
+
+MOST_GUIDANCE = 1000
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Plan:
             RefusedError: a value is missing, or is none that the family draws with.
         """
         guidance = sampling.get("guidance_scale")
-        if not isinstance(guidance, int | float) or not math.isfinite(guidance) or guidance < 0:
-            raise RefusedError(f"guidance_scale is {guidance!r}; it must be a number from 0 up")
+        if not isinstance(guidance, int | float) or not 0 <= guidance <= MOST_GUIDANCE:  # NaN is neither
+            raise RefusedError(f"guidance_scale is {guidance!r}; it must be a number from 0 to {MOST_GUIDANCE}")
         longest = _whole(sampling, "max_sequence_length", family.longest_text, 0, family.most_text)
         unit, most = family.vae_factor * family.patch, family.largest_side
         height, width = (_whole(sampling, side, family.resolution, unit, most) for side in ("height", "width"))

@@ -123,6 +123,8 @@ def test_a_deadline_ends_a_request_even_where_the_worker_hangs(sd3: Path) -> Non
         ({"num_inference_steps": 1001}, "from 1 to 1000"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
         ({"guidance_scale": -1}, "guidance_scale is -1"),
+        ({"guidance_scale": 10**400}, "from 0 to 1000"),
+        ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
         ({"guidance_scale": "7"}, "guidance_scale is '7'"),
         ({"height": 33}, "multiples of 8"),
         ({"width": 72}, "width is 72; .* from 8 to 64"),
