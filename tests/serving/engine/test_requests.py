@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -368,3 +369,15 @@ def test_a_prompt_is_read_once_and_kept_within_bounds(sd3: Path) -> None:
 
     held, most, (count,) = run(work)
     assert held <= most and count == 4
+
+
+def test_an_unloaded_model_is_let_go_of(sd3: Path) -> None:
+    async def work() -> Any:
+        async with engine(sd3, sd3) as backend:
+            await asyncio.gather(*(picture(backend, drawing(f"{m} {n}"), m) for m in "01" for n in range(3)))
+            held = weakref.ref(backend._models["0"].transformer)
+            assert held() is not None
+            await backend.unload("0")
+            return held()
+
+    assert run(work) is None
