@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lineage.digests import digest_json, digest_path
+from lineage.digests import LineageError, digest_json, digest_path
 from serving.backend import BackendError, Drawing, Drawn, GoneError, LateError, Load, RefusedError, UnusableError
+from serving.engine.model import PRECISIONS
+from serving.users import Users
 
 if TYPE_CHECKING:
     from training.families.family import Family
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 UPDATE, CHECKSUM, IMAGES = "/update_weights_from_disk", "/get_weights_checksum", "/v1/images/generations"
 MODULE = "transformer"
 """The module whose sum is compared: what training changes. The server may have fused the parts of the others."""
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass
@@ -40,7 +41,7 @@ class _Home:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
     sums: dict[str, str] = field(default_factory=dict)
-    users: int = 0
+    users: Users = field(default_factory=Users)
     seconds: float = 0.0
     """Of the warm-up's picture."""
 
@@ -59,8 +60,10 @@ class SGLang:
     def __init__(self, urls: Sequence[str], precision: str = "bf16", timeout: float = 300.0) -> None:
         import httpx2
 
-        if not urls or precision not in DTYPES:
-            raise BackendError(f"urls must name a server and precision one of {', '.join(DTYPES)}; got {precision!r}")
+        if not urls or precision not in PRECISIONS:
+            raise BackendError(
+                f"urls must name a server and precision one of {', '.join(PRECISIONS)}; got {precision!r}"
+            )
         self._homes = [_Home(url.rstrip("/")) for url in urls]
         self._precision = precision
         self._client = httpx2.AsyncClient(timeout=timeout, trust_env=False)
@@ -76,12 +79,12 @@ class SGLang:
         try:
             family = family_of(folder)
             sums = {MODULE: await asyncio.to_thread(checksum, family, self._precision)}
-        except (TrainingError, OSError, ValueError, KeyError) as error:
+            digest = await asyncio.to_thread(digest_path, folder)
+        except (TrainingError, LineageError, OSError, ValueError, KeyError) as error:
             raise UnusableError(f"the bundle at {folder} cannot be served: {error}") from error
         home = min(self._homes, key=lambda one: bool(one.model))
         home.model = ""
-        while home.users:
-            await asyncio.sleep(0.01)
+        await home.users.gone()
         try:
             answer = await self._post(home, UPDATE, {"model_path": str(folder), "flush_cache": True})
             if answer.get("success") is not True:
@@ -94,7 +97,6 @@ class SGLang:
                 f"{home.url} holds other weights than {folder}: {MODULE} has the sum {found.get(MODULE)}, not "
                 f"{sums[MODULE]}; start it with --backend diffusers and in {self._precision}"
             )
-        digest = await asyncio.to_thread(digest_path, folder)
         self._homes[self._homes.index(home)] = _Home(home.url, model, family, dict(sampling), digest, sums)
 
     async def _sums(self, home: _Home) -> dict[str, str]:
@@ -125,19 +127,18 @@ class SGLang:
         if drawing.id in self._tasks:
             raise RefusedError(f"a drawing with the id {drawing.id} is in work")
         task = self._tasks[drawing.id] = asyncio.create_task(self._draw(home, drawing))
-        home.users += 1
-        try:
-            left = None if drawing.deadline is None else max(0.0, drawing.deadline - time.monotonic())
-            done, _ = await asyncio.wait({task}, timeout=left)
-            if not done:
-                raise LateError("the deadline passed before SGLang answered")
-            if task.cancelled():
-                raise BackendError(f"drawing {drawing.id} was cancelled")
-            yield task.result()
-        finally:
-            task.cancel()
-            home.users -= 1
-            del self._tasks[drawing.id]
+        with home.users:
+            try:
+                left = None if drawing.deadline is None else max(0.0, drawing.deadline - time.monotonic())
+                done, _ = await asyncio.wait({task}, timeout=left)
+                if not done:
+                    raise LateError("the deadline passed before SGLang answered")
+                if task.cancelled():
+                    raise BackendError(f"drawing {drawing.id} was cancelled")
+                yield task.result()
+            finally:
+                task.cancel()
+                del self._tasks[drawing.id]
 
     async def _draw(self, home: _Home, drawing: Drawing) -> Drawn:
         from PIL import Image
@@ -166,7 +167,7 @@ class SGLang:
     def load_now(self) -> Load:
         """See `Backend.load_now`: each server draws one picture at a time."""
         homes = [home for home in self._homes if home.model]
-        users = [home.users for home in homes]
+        users = [home.users.count for home in homes]
         active = sum(map(bool, users))
         pace = sum(1 / home.seconds for home in homes if home.seconds)
         return Load(active, sum(users) - active, len(homes), pace, active / max(1, len(homes)))
@@ -176,8 +177,7 @@ class SGLang:
         for home in self._homes:
             if home.model == model:
                 home.model = ""
-                while home.users:
-                    await asyncio.sleep(0.01)
+                await home.users.gone()
 
     async def close(self) -> None:
         """See `Backend.close`."""
@@ -253,7 +253,7 @@ def checksum(family: Family, precision: str) -> str:
     hashed = hashlib.sha256()
     for name in sorted(dict(empty.named_parameters())):
         with safe_open(places[name], framework="pt") as stream:
-            tensor = stream.get_tensor(name).to(getattr(torch, DTYPES[precision]))
+            tensor = stream.get_tensor(name).to(getattr(torch, PRECISIONS[precision]))
         hashed.update(name.encode())
         hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()

@@ -14,6 +14,7 @@ from serving.engine.measure import measure
 from serving.engine.model import PRECISIONS, Model
 from serving.engine.picture import Picture
 from serving.engine.text import TextCache
+from serving.engine.turns import HELD
 from serving.engine.worker import Worker
 
 
@@ -73,24 +74,17 @@ class BuiltIn:
         if drawing.id in self._pictures:
             raise RefusedError(f"a drawing with the id {drawing.id} is in work")
         one = self._pictures[drawing.id] = Picture(loaded, drawing)
-        loaded.users += 1
-        loaded.idle.clear()
-        try:
-            self._worker.submit(one)
-            while True:
-                yield (drawn := await one.news())
-                if drawn.step == drawn.steps:
-                    return
-        finally:
-            self._leave(one, "nobody waits for it")
-            del self._pictures[drawing.id]
-            loaded.users -= 1
-            if not loaded.users:
-                loaded.idle.set()
-
-    def _leave(self, one: Picture, why: str) -> None:
-        one.ended = one.ended or BackendError(f"drawing {one.drawing.id}: {why}")
-        self._worker.wake()
+        with loaded.users:
+            try:
+                self._worker.submit(one)
+                while True:
+                    yield (drawn := await one.news())
+                    if drawn.step == drawn.steps:
+                        return
+            finally:
+                one.ended = one.ended or BackendError(f"nobody waits for {drawing.id}")
+                self._worker.wake()
+                del self._pictures[drawing.id]
 
     def cancel(self, drawing: str) -> None:
         """See `Backend.cancel`."""
@@ -108,7 +102,7 @@ class BuiltIn:
     def load_now(self) -> Load:
         """See `Backend.load_now`."""
         models = list(self._models.values())
-        capacity = max((m.limit(m.plan.height, m.plan.width) // m.plan.rows or 1 for m in models), default=0)
+        capacity = max((HELD * m.limit(m.plan.height, m.plan.width) // m.plan.rows or 1 for m in models), default=0)
         return Load(
             active=self._worker.turns.active,
             waiting=self._worker.waiting(),
@@ -122,7 +116,7 @@ class BuiltIn:
         loaded = self._models.pop(model, None)
         if loaded is None:
             return
-        await loaded.idle.wait()
+        await loaded.users.gone()
         del loaded
         with contextlib.suppress(GoneError):
             await asyncio.wrap_future(self._worker.call(_free))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from serving.backend import BackendError, Drawing, Drawn, LateError, RefusedError
@@ -19,6 +17,9 @@ if TYPE_CHECKING:
 
     from serving.engine.model import Model
     from training.families.family import Family
+
+
+MOST_GUIDANCE = 1000
 
 
 @dataclass(frozen=True)
@@ -42,23 +43,23 @@ class Plan:
             RefusedError: a value is missing, or is none that the family draws with.
         """
         guidance = sampling.get("guidance_scale")
-        if not isinstance(guidance, Real) or not math.isfinite(guidance) or guidance < 0:
-            raise RefusedError(f"guidance_scale is {guidance!r}; it must be a number from 0 up")
+        if not isinstance(guidance, int | float) or not 0 <= guidance <= MOST_GUIDANCE:  # NaN is neither
+            raise RefusedError(f"guidance_scale is {guidance!r}; it must be a number from 0 to {MOST_GUIDANCE}")
         longest = _whole(sampling, "max_sequence_length", family.longest_text, 0, family.most_text)
         unit, most = family.vae_factor * family.patch, family.largest_side
-        sides = [_whole(sampling, side, family.resolution, unit, most) for side in ("height", "width")]
-        if any(side % unit for side in sides):
-            raise RefusedError(f"a picture of {sides[1]} x {sides[0]} is not drawn; sides are multiples of {unit}")
+        height, width = (_whole(sampling, side, family.resolution, unit, most) for side in ("height", "width"))
+        if height % unit or width % unit:
+            raise RefusedError(f"a picture of {width} x {height} is not drawn; sides are multiples of {unit}")
         guided = family.unconditional is not None and guidance > 1
         steps = _whole(sampling, "num_inference_steps", None, 1, family.timesteps)
-        return cls(steps, float(guidance), *sides, longest, 2 if guided else 1)
+        return cls(steps, float(guidance), height, width, longest, 2 if guided else 1)
 
 
 def _whole(sampling: Mapping[str, Any], name: str, absent: int | None, least: int, most: int) -> int:
     """A whole number of ``sampling`` between ``least`` and ``most``; ``absent`` where it is left out."""
     value = sampling.get(name)
     value = absent if value is None else value
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= most:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise RefusedError(f"{name} is {value!r}; this model draws with whole numbers from {least} to {most}")
     return int(value)
 
@@ -95,12 +96,19 @@ class Picture:
         """σ before each step, and after the last."""
         self.overtaken = 0
         """How many later ones were admitted before it."""
+        self.passed = 0
+        """Batches of its group, in a row, that it had no part in."""
         self.ended: BackendError | None = None
         """Why the worker must not go on with it."""
         self.asked = self.began = time.monotonic()
         self.seconds: dict[str, float] = {}
         self._loop = asyncio.get_running_loop()
         self._out: asyncio.Queue[Drawn | BackendError] = asyncio.Queue()
+
+    @property
+    def left(self) -> int:
+        """Steps that it still needs."""
+        return self.plan.steps - self.step
 
     def lap(self, stage: str) -> None:
         """Note the seconds since the last lap as those of ``stage``."""

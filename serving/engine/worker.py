@@ -184,11 +184,12 @@ class Worker:
         """Do ``work`` for one picture; an error ends that picture alone."""
         try:
             work()
+        except BackendError as error:
+            one.tell(error)
+            self.turns.remove(one)
         except Exception as error:
-            known = isinstance(error, BackendError)
-            if not known:
-                _log.exception("drawing %s failed", one.drawing.id)
-            one.tell(error if known else BackendError(f"drawing failed: {type(error).__name__}: {error}"))
+            _log.exception("drawing %s failed", one.drawing.id)
+            one.tell(BackendError(f"drawing failed: {type(error).__name__}: {error}"))
             self.turns.remove(one)
 
     def _fail_all(self, error: BackendError) -> None:

@@ -100,7 +100,8 @@ class QwenImage(Family):
             torch.linalg.vector_norm(velocity.reshape(tokens), dim=(1, 3, 5), keepdim=True)
             for velocity in (conditional, guided)
         ]
-        return (guided.reshape(tokens) * (lengths[0] / lengths[1])).reshape(guided.shape)
+        scaled: Tensor = guided.reshape(tokens) * (lengths[0] / lengths[1])
+        return scaled.reshape(guided.shape)
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """See `Stepwise.decode`; the VAE gives a film of one frame."""

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def test_a_client_that_goes_frees_its_place_at_the_next_step(sd3: Path) -> None:
             at = one.step
             await stream.aclose()
             await idle(backend)
-            assert not backend._pictures and backend._models["0"].users == 0
+            assert not backend._pictures and backend._models["0"].users.count == 0
             return one.step - at
 
     # The preview reached us some steps after it was made; from the moment of leaving at most the step in work is done.
@@ -123,6 +124,8 @@ def test_a_deadline_ends_a_request_even_where_the_worker_hangs(sd3: Path) -> Non
         ({"num_inference_steps": 1001}, "from 1 to 1000"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
         ({"guidance_scale": -1}, "guidance_scale is -1"),
+        ({"guidance_scale": 10**400}, "from 0 to 1000"),
+        ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
         ({"guidance_scale": "7"}, "guidance_scale is '7'"),
         ({"height": 33}, "multiples of 8"),
         ({"width": 72}, "width is 72; .* from 8 to 64"),
@@ -336,11 +339,11 @@ def test_warming_up_measures_the_largest_useful_batch(sd3: Path) -> None:
     async def work() -> None:
         async with engine(sd3) as backend:
             backend._models["0"].limits = {}
-            assert backend.load_now().capacity == 1 and backend.load_now().pictures_per_second == 0
+            assert backend.load_now().capacity == 2 and backend.load_now().pictures_per_second == 0
             await backend.warm("0")
             rows, now = backend._models["0"].limits[32, 32], backend.load_now()
             assert 2 <= rows <= 64 and rows & (rows - 1) == 0
-            assert now.capacity == rows // 2 and now.pictures_per_second > 0
+            assert now.capacity == 4 * rows // 2 and now.pictures_per_second > 0
             assert backend._models["0"].limit(16, 32) == 2 * rows and backend._models["0"].limit(64, 64) == max(
                 1, rows // 4
             )
@@ -366,3 +369,15 @@ def test_a_prompt_is_read_once_and_kept_within_bounds(sd3: Path) -> None:
 
     held, most, (count,) = run(work)
     assert held <= most and count == 4
+
+
+def test_an_unloaded_model_is_let_go_of(sd3: Path) -> None:
+    async def work() -> Any:
+        async with engine(sd3, sd3) as backend:
+            await asyncio.gather(*(picture(backend, drawing(f"{m} {n}"), m) for m in "01" for n in range(3)))
+            held = weakref.ref(backend._models["0"].transformer)
+            assert held() is not None
+            await backend.unload("0")
+            return held()
+
+    assert run(work) is None
