@@ -9,6 +9,7 @@ A swap is one assignment on the event loop; whoever draws holds the model that i
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 import time
@@ -46,14 +47,11 @@ class Loaded:
     champion: Champion
     sampling: dict[str, Any]
     """What it was judged with."""
+    name: str
+    """What the backend calls it; each loading has its own."""
     users: int = 0
     """Requests that draw with it."""
     retired: bool = False
-
-    @property
-    def name(self) -> str:
-        """What the backend calls it."""
-        return str(self.champion.folder)
 
     @property
     def bytes(self) -> int:
@@ -83,9 +81,11 @@ class Slot:
         self._channel = Channel(settings.root.read_bytes(), settings.channel, settings.state / "channel")
         self._keys = [read_public(path) for path in settings.model_keys]
         self._known = {one.version: one for one in self._kept()}
-        self._withdrawn: frozenset[str] = frozenset()
+        self._withdrawn = frozenset[str]()
         self._reader = ThreadPoolExecutor(1, "channel")
         self._awake = asyncio.Event()
+        self._loads = itertools.count(1)
+        self._said: Champion | None = None
         self._taking: tuple[str, asyncio.Task[None], threading.Event] | None = None
         self._tries: dict[str, tuple[int, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -119,7 +119,7 @@ class Slot:
                 say("the channel was not believed", level, reason=str(error))
             self.trouble = str(error)
             return
-        self.trouble = ""
+        self.trouble, self._said = "", said
         self._withdraw(said)
         wanted = self._wanted(said)
         if wanted is None or self._draws(wanted):
@@ -210,12 +210,12 @@ class Slot:
     async def _load(self, wanted: Champion, stop: threading.Event) -> Loaded:
         """Fetch, check, load and warm a champion; frees what it took where that fails."""
         store = self.settings.models
-        kept = {one.name for one in (self.current, self.previous) if one} | {str(wanted.folder)}
+        kept = {str(one.champion.folder) for one in self.loaded()} | {str(wanted.folder)}
         await asyncio.to_thread(tidy, store, kept)
         folder = await asyncio.to_thread(fetch, wanted, store, self.settings.artifacts, stop)
         signature = await self._document(SIGNATURE) if self._keys else None
         sampling = await asyncio.to_thread(check_model, wanted, folder, signature, self._keys)
-        loaded = Loaded(wanted, sampling)
+        loaded = Loaded(wanted, sampling, f"{wanted.model}@{wanted.version} #{next(self._loads)}")
         if self.previous and self.memory() < loaded.bytes * ROOM:
             self._retire(self.previous)
             self.previous = None
@@ -230,7 +230,7 @@ class Slot:
             if isinstance(error, LineageError | BackendError) or not isinstance(error, Exception):
                 raise
             raise UnusableError(f"version {wanted.version} does not load: {type(error).__name__}") from error
-        (store / f"{hex_of(loaded.name)}.json").write_bytes(wanted.content())
+        (store / f"{hex_of(str(wanted.folder))}.json").write_bytes(wanted.content())
         return loaded
 
     async def _document(self, name: str) -> bytes:
@@ -265,7 +265,7 @@ class Slot:
         if loaded is self.current:
             say("the backend lost its model", logging.ERROR, version=loaded.champion.version)
             self.current = None
-            self._tries.pop(loaded.name, None)
+            self._tries.pop(str(loaded.champion.folder), None)
             self.wake()
 
     def _kept(self) -> Iterator[Champion]:
@@ -299,7 +299,7 @@ class Slot:
             raise UnknownError(f"version {version} of {name} is not loaded any more")
         if version and self.current:
             raise UnknownError(f"there is no version {version} of {name} here; {self.current.champion.version} draws")
-        if self._withdrawn and not self._taking and not self.trouble:
+        if self._withdrawn and self._said and self._wanted(self._said) is None:
             raise GoneError(f"the champion of {name} was withdrawn, and no other version is champion")
         raise NotReadyError(f"no champion of {name or 'any model'} is loaded yet")
 
