@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -157,7 +157,9 @@ async def _failed(_: Request, error: Exception) -> JSONResponse:
 
 
 def _add_images(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/images/generations", responses=FAULTS)
+    kinds: dict[str, Any] = {"application/json": {}, "text/event-stream": {}}
+
+    @app.post("/v1/images/generations", responses=FAULTS | {200: {"content": kinds}})
     async def generate(asked: ImageRequest, request: Request) -> Response:
         """Draw pictures; with ``stream`` as server-sent events."""
         with ExitStack() as held:
@@ -273,7 +275,7 @@ def _add_operations(app: FastAPI, service: Service, metrics: Metrics) -> None:
         slot.wake()
         return {"status": "looking"}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def shown() -> Response:
         """For Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -283,5 +285,5 @@ def _add_operations(app: FastAPI, service: Service, metrics: Metrics) -> None:
     async def page(name: str = "") -> Response:
         """The page and what belongs to it."""
         if name not in PAGES:
-            raise UnknownError(f"there is nothing at /{name}")
+            raise UnknownError("there is no such page")
         return FileResponse(PAGE / PAGES[name], headers={"cache-control": "no-cache"})

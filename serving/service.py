@@ -95,6 +95,9 @@ class Service:
                 self.slot.lost(job.loaded)
             say("the backend failed", logging.ERROR, broken=True, **job.named)
             raise NotReadyError("the model cannot draw now; try again") from error
+        except Exception as error:
+            say("a picture failed", logging.ERROR, broken=True, **job.named)
+            raise ServingError("something is wrong with the server") from error
 
     async def _signed(self, job: Job, drawn: drawing.Drawn, seed: int) -> str:
         run = asyncio.get_running_loop().run_in_executor
