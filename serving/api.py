@@ -83,9 +83,9 @@ def open_backend(settings: Settings) -> Backend:
             raise LineageError(f"there is no backend {name!r}; there are {known or 'none: install triptych'}")
         module, _, attribute = name.partition(":")
         kind = next(iter(found)).load() if found else getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        made: Backend = kind(**settings.backend_options)
+    except (ImportError, AttributeError, TypeError) as error:
         raise LineageError(f"the backend {name!r} cannot be loaded: {error}") from error
-    made: Backend = kind(settings)
     return made
 
 

@@ -170,7 +170,9 @@ def free_memory() -> int:
         return int(torch.cuda.mem_get_info()[0])
     free = psutil.virtual_memory().available
     try:
-        most, used = ((LIMIT / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return free if most == "max" else min(free, int(most) - int(used))
-    except (OSError, ValueError):
+        most, used, told = ((LIMIT / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
+        facts = dict(line.split() for line in told.splitlines())
+        cached = int(facts["inactive_file"]) + int(facts["active_file"])  # what the kernel gives back when asked
+        return free if most.strip() == "max" else min(free, int(most) - int(used) + cached)
+    except (OSError, ValueError, KeyError):
         return free  # no container, or one that says nothing of its limit

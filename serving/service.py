@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import secrets
 import time
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -67,7 +68,7 @@ class Service:
         """
         until = time.monotonic() + self.settings.deadline
         asked = drawing.Drawing(
-            id=f"{job.id}-{number}",
+            id=f"{job.id}-{number}-{secrets.token_hex(4)}",  # callers may name two requests alike
             prompt=job.prompt,
             seed=job.seeds[number],
             sampling=job.sampling,

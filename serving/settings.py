@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     """Public keys (role ``run``) of which one must have signed the model; empty: the promotion key's word counts."""
     backend: str = "built-in"
     """Its name in the entry-point group ``triptych.backends``, or ``module:Class``."""
+    backend_options: dict[str, Any] = {}
+    """What it is made with, as JSON: ``{"precision": "bf16"}``."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     api_key: Path | None = None

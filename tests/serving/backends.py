@@ -24,7 +24,7 @@ class Painter:
     seconds = 0.0
     """A step takes."""
 
-    def __init__(self, settings: object = None) -> None:
+    def __init__(self) -> None:
         self.weights: dict[str, bytes] = {}
         self.digests: dict[str, str] = {}
         self.drawn: list[tuple[str, str]] = []

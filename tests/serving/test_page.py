@@ -66,11 +66,10 @@ def test_champion_beside_previous_by_keyboard_alone(browser: Chrome, avatars: Ru
     browser.get(f"{avatars.url}/")
     wait(browser, "#standing", "version 2: ready")
     wait(browser, "#panels", "alignment")
-    keys = ActionChains(browser)
-    keys.send_keys(Keys.TAB, Keys.ENTER).perform()  # the link that skips to the prompt
+    ActionChains(browser).send_keys(Keys.TAB, Keys.ENTER).perform()  # the link that skips to the prompt
     assert browser.switch_to.active_element.get_attribute("id") == "prompt"
     prompt = "a portrait, short black hair, blue shirt"
-    keys.key_down(Keys.CONTROL).send_keys("a").key_up(Keys.CONTROL).send_keys(prompt)
+    keys = ActionChains(browser).key_down(Keys.CONTROL).send_keys("a").key_up(Keys.CONTROL).send_keys(prompt)
     keys.send_keys(Keys.TAB, "7", Keys.TAB, Keys.TAB, Keys.SPACE, Keys.TAB, Keys.ENTER).perform()
     wait(browser, "#standing", "Done: version 2, seed 7")
     figures = browser.find_elements(By.CSS_SELECTOR, "#pictures figure")

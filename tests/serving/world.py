@@ -143,7 +143,7 @@ def until(look: Any, good: Any) -> Any:
 @contextmanager
 def serving(settings: Settings, backend: Painter | None = None) -> Iterator[Running]:
     """Run a server as `triptych serve` does, but in a thread."""
-    backend = backend or Painter(settings)
+    backend = backend or Painter()
     app = create_app(settings, backend)  # type: ignore[arg-type]
     server = Server(app, settings.model_copy(update={"port": 0}))
     server.config.install_signal_handlers = False  # type: ignore[attr-defined]
