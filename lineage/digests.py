@@ -89,7 +89,12 @@ def digest_path(path: Path | str) -> str:
             files.append(inner.relative_to(path).as_posix())
         elif inner.is_symlink() or not inner.is_dir():
             raise LineageError(f"{inner} is neither a file nor a directory of its own, so {path} has no digest")
-    return TREE + hex_of(digest_json([[name, digest_file(path / name)] for name in sorted(files)]))
+    return digest_tree({name: digest_file(path / name) for name in files})
+
+
+def digest_tree(files: Mapping[str, str]) -> str:
+    """The digest of a folder that holds ``files``: relative path -> digest."""
+    return TREE + hex_of(digest_json([[name, files[name]] for name in sorted(files)]))
 
 
 def manifest_digest(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -10,6 +10,8 @@ from training.errors import TrainingError
 from training.families import family_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL import Image
 
 
@@ -39,9 +41,7 @@ class Drawer:
         Raises:
             TrainingError: a picture holds NaN: it names prompt and seed.
         """
-        import numpy as np
         import torch
-        from PIL import Image
 
         drawn = self._pipeline(
             prompt=list(prompts),
@@ -50,8 +50,23 @@ class Drawer:
             **self._family.sampling_arguments(sampling, len(prompts)),
         ).images
         for prompt, seed, pixels in zip(prompts, seeds, drawn, strict=True):
-            if not np.isfinite(pixels).all():
+            if not is_finite(pixels):
                 raise TrainingError(
                     f"this model draws NaN for the prompt {prompt!r} and seed {seed}: its weights are broken"
                 )
-        return [Image.fromarray((pixels * 255).round().astype(np.uint8)) for pixels in drawn]
+        return [picture(pixels) for pixels in drawn]
+
+
+def is_finite(pixels: NDArray[np.float32]) -> bool:
+    """Whether no number of a picture is NaN or infinite."""
+    import numpy as np
+
+    return bool(np.isfinite(pixels).all())
+
+
+def picture(pixels: NDArray[np.float32]) -> Image.Image:
+    """A picture of (H, W, 3) in [0, 1]."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray((pixels * 255).round().astype(np.uint8))

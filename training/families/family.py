@@ -7,7 +7,7 @@ model, so conditioning in training is what it is in sampling. Imports nothing he
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lineage.digests import digest_json, digest_path
 from training.draws import shift_factor
 from training.errors import TrainingError
+from training.families.stepwise import Stepwise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +36,7 @@ class CaptionBatch:
     """How many captions were longer than the encoders read."""
 
 
-class Family(ABC):
+class Family(Stepwise):
     """One bundle, seen as a model of its family."""
 
     pipeline_class: ClassVar[str]
@@ -176,7 +177,7 @@ class Family(ABC):
 
     @abstractmethod
     def predict(
-        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float
+        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float | Tensor
     ) -> Tensor:
         """The velocity that ``backbone`` predicts, as the pipeline asks for it.
 
@@ -184,7 +185,7 @@ class Family(ABC):
             noisy: (B, C, h, w).
             timesteps: σ times the number of training timesteps, (B,).
             conditioning: from `prepare`.
-            guidance: guidance scale of a guidance-distilled model; others have no use for it.
+            guidance: guidance scale of a guidance-distilled model, or one a row, (B,); others have no use for it.
 
         Returns:
             (B, C, h, w), in the backbone's number format.

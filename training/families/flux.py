@@ -26,7 +26,7 @@ class Flux(Family):
         return CaptionBatch({"embeddings": embeddings, "pooled": pooled}, truncated)
 
     def predict(
-        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float
+        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float | Tensor
     ) -> Tensor:
         """See `Family.predict`."""
         from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
@@ -42,7 +42,7 @@ class Flux(Family):
             timestep=timesteps / 1000,
             img_ids=FluxPipeline._prepare_latent_image_ids(batch, *self.grid(height, width), device, dtype),
             txt_ids=embeddings.new_zeros(embeddings.shape[1], 3),
-            guidance=timesteps.new_full((batch,), guidance) if self.config.get("guidance_embeds") else None,
+            guidance=timesteps.new_ones(batch) * guidance if self.config.get("guidance_embeds") else None,
             return_dict=False,
         )[0]
         unpacked: Tensor = FluxPipeline._unpack_latents(velocity, height, width, 1)

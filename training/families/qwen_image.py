@@ -22,6 +22,9 @@ class QwenImage(Family):
     transformer_class = "QwenImageTransformer2DModel"
     encoder_parts = ("vae", "text_encoder", "tokenizer")
     longest_text = 512
+    unconditional = " "
+    most_text = 1024
+    mixes_lengths = True
 
     @property
     def vae_factor(self) -> int:
@@ -53,7 +56,7 @@ class QwenImage(Family):
         return {name: tensor[:, :length] for name, tensor in conditioning.items()}
 
     def predict(
-        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float
+        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float | Tensor
     ) -> Tensor:
         """See `Family.predict`."""
         from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
@@ -71,9 +74,31 @@ class QwenImage(Family):
         unpacked: Tensor = QwenImagePipeline._unpack_latents(velocity, height, width, 1).squeeze(2)
         return unpacked
 
+    def guide(self, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
+        """As the pipeline: each token of the guided velocity gets the length that the conditional one has."""
+        guided = super().guide(conditional, unconditional, scale)
+        batch, channels, height, width = guided.shape
+
+        def tokens(latents: Tensor) -> Tensor:
+            return latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+
+        def lengths(latents: Tensor) -> Tensor:
+            return tokens(latents).norm(dim=(1, 3, 5), keepdim=True)
+
+        return (tokens(guided) * (lengths(conditional) / lengths(guided))).reshape(guided.shape)
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """See `Stepwise.decode`; the VAE gives a film of one frame."""
+        middle, spread = (
+            latents.new_tensor(self.vae_config[name])[:, None, None] for name in ("latents_mean", "latents_std")
+        )
+        frames = (latents * spread + middle).unsqueeze(2).to(vae.dtype)
+        pixels: Tensor = vae.decode(frames, return_dict=False)[0][:, :, 0]
+        return pixels
+
     @staticmethod
     def sampling_arguments(sampling: Mapping[str, Any], count: int) -> dict[str, Any]:
         """``guidance_scale`` is the pipeline's ``true_cfg_scale``, which needs a negative prompt to work on."""
         arguments = dict(sampling)
         scale = arguments.pop("guidance_scale", 1.0)
-        return arguments | ({"true_cfg_scale": scale, "negative_prompt": [" "] * count} if scale > 1 else {})
+        return arguments | ({"true_cfg_scale": scale, "negative_prompt": [QwenImage.unconditional] * count} if scale > 1 else {})

@@ -27,6 +27,8 @@ class StableDiffusion3(Family):
     )
     optional_parts = ("text_encoder_3", "tokenizer_3")
     longest_text = 256
+    unconditional = ""
+    even_levels = False
 
     @property
     def patch(self) -> int:
@@ -37,6 +39,16 @@ class StableDiffusion3(Family):
     def resolution(self) -> int:
         """What the MM-DiT was made for."""
         return int(self.config["sample_size"]) * self.vae_factor
+
+    @property
+    def latent_channels(self) -> int:
+        """C: the MM-DiT cuts latents itself."""
+        return int(self.config["in_channels"])
+
+    @property
+    def largest_side(self) -> int:
+        """As far as the table of positions reaches."""
+        return int(self.config["pos_embed_max_size"]) * self.patch * self.vae_factor
 
     def encode_captions(self, pipeline: Any, captions: list[str], longest: int, device: Any) -> CaptionBatch:
         """CLIP tokens, and after them T5's. Without a T5 only the CLIPs' own width is kept, and no zero token."""
@@ -69,7 +81,7 @@ class StableDiffusion3(Family):
         return conditioning | {"embeddings": embeddings}
 
     def predict(
-        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float
+        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float | Tensor
     ) -> Tensor:
         """See `Family.predict`."""
         dtype = backbone.dtype
