@@ -179,11 +179,8 @@ def _add_images(app: FastAPI, service: Service) -> None:
 
 async def _all(service: Service, job: Job) -> list[str]:
     async def one(number: int) -> str:
-        content = ""
         async with aclosing(service.draw(job, number)) as drawn:
-            async for content, _ in drawn:
-                pass
-        return content
+            return [content async for content, _ in drawn][-1]
 
     try:
         async with asyncio.TaskGroup() as group:

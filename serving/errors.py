@@ -28,7 +28,7 @@ class ServingError(Exception):
         """The whole answer; those told when to come back are told slightly different times."""
         headers = {}
         if self.after is not None:
-            seconds = min(LONGEST, max(0.1, self.after)) * random.uniform(1.0, 1.25)  # noqa: S311
+            seconds = min(LONGEST, max(0.1, self.after)) * random.uniform(1.0, 1.25)
             headers = {"Retry-After": str(max(1, round(seconds))), "Retry-After-Ms": str(round(seconds * 1000))}
         return JSONResponse(self.body(), self.status, headers)
 

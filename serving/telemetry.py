@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -23,7 +24,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        more = {"registry": self.registry, "namespace": "triptych_serving"}
+        more: dict[str, Any] = {"registry": self.registry, "namespace": "triptych_serving"}
         self.stages = Histogram("stage_seconds", "Of a picture, by stage", ["stage"], buckets=SECONDS, **more)
         self.answers = Histogram("request_seconds", "Of a request", ["route", "status"], buckets=SECONDS, **more)
         self.pictures = Counter("pictures", "Handed out", ["version", "kind"], **more)
@@ -33,15 +34,18 @@ class Metrics:
 
     def watch(self, name: str, told: str, value: Callable[[], float]) -> None:
         """Show what ``value`` says whenever somebody looks."""
-        Gauge(name, told, **self._more).set_function(value)  # type: ignore[arg-type]
+        Gauge(name, told, **self._more).set_function(value)
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line; of an exception its kind and where it was raised, not its text, which may hold prompts."""
+    """One JSON object a line; of an exception kind and place, but not its text, which may hold a prompt."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
-        line = {"time": datetime.fromtimestamp(record.created, UTC).isoformat(), "level": record.levelname.lower()}
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname.lower(),
+        }
         line |= {"event": record.getMessage(), "request": REQUEST.get()} | getattr(record, "facts", {})
         if record.exc_info and record.exc_info[0]:
             where = traceback.extract_tb(record.exc_info[2])

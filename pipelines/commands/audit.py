@@ -30,9 +30,13 @@ def audit(
     ] = "text",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
     remote: Annotated[bool, typer.Option(help="Fetch evidence and images that lie elsewhere.")] = False,
-    redraw: Annotated[bool, typer.Option("--redraw", help="WHAT is a served picture: draw it again; with --prompt.")] = False,
+    redraw: Annotated[
+        bool, typer.Option("--redraw", help="WHAT is a served picture: draw it again; with --prompt.")
+    ] = False,
     prompt: Annotated[str, typer.Option(help="What the picture was asked for; its credentials do not say it.")] = "",
-    like: Annotated[bool, typer.Option("--like", help="WHAT is a picture without credentials: who drew its like?")] = False,
+    like: Annotated[
+        bool, typer.Option("--like", help="WHAT is a picture without credentials: who drew its like?")
+    ] = False,
 ) -> bool:
     """Find the way back: what stands behind it, and whether all of that holds."""
     from lineage.audit import UnknownError, write_page, write_text

@@ -41,7 +41,9 @@ def about_picture(what: str, found: Credentials, report: Report) -> Report:
 
     origin, who = found.origin, f"signed by {found.signer}"
     claims = {name: str(value) for name, value in origin.model_dump().items()} | {"signed by": found.signer}
-    reason = f"{who}, whose authority is this work folder's" if found.trusted else f"{who}, whom nobody here vouches for"
+    reason = (
+        f"{who}, whose authority is this work folder's" if found.trusted else f"{who}, whom nobody here vouches for"
+    )
     told = [Finding(part="picture", standing="holds" if found.trusted else "not proven", subject=what, reason=reason)]
     if report.version and (origin.model, origin.version) != (
         report.version.body.model,

@@ -57,9 +57,7 @@ class BuiltIn:
         if model in self._models:
             raise UnusableError(f"{model} is loaded already; unload it first")
         # Not in the worker: reading weights takes long, and pictures are drawn meanwhile.
-        self._models[model] = await asyncio.to_thread(
-            Model, model, folder, sampling, self._device, self._precision
-        )
+        self._models[model] = await asyncio.to_thread(Model, model, folder, sampling, self._device, self._precision)
 
     async def warm(self, model: str) -> None:
         """See `Backend.warm`."""

@@ -39,14 +39,27 @@ class Model:
             expected = {name: tuple(t.shape) for name, t in self.pipeline.transformer.state_dict().items()}
             check_weights(folder / "transformer", expected)
             self.encoders = self.family.encoders_digest()
-            self.pipeline.to(self.device, getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}.get(precision, "float16")))
+            self.pipeline.to(
+                self.device, getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}.get(precision, "float16"))
+            )
             self.weights = Weights(folder, self.pipeline)
             self.plan = Plan.of(self.family, sampling)
-        except (TrainingError, RefusedError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        except (
+            TrainingError,
+            RefusedError,
+            OSError,
+            ValueError,
+            RuntimeError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as error:
             raise UnusableError(f"the bundle at {folder} cannot be served: {error}") from error
         scheduler = self.pipeline.scheduler
         if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or scheduler.config.stochastic_sampling:
-            raise UnusableError(f"{folder} is sampled by {type(scheduler).__name__}; only FlowMatchEuler without noise is")
+            raise UnusableError(
+                f"{folder} is sampled by {type(scheduler).__name__}; only FlowMatchEuler without noise is"
+            )
         self.limits: dict[tuple[int, int], int] = {}
         """Rows of the largest useful batch, by height and width."""
         self.pictures_per_second = 0.0
@@ -146,7 +159,9 @@ class Batch:
         scales = torch.tensor([one.plan.guidance for one in self._order], device=device)
         self._scales = torch.cat([scales, scales[: self._guided]])
         together = min(one.plan.steps - one.step for one in self._order)
-        courses = [(one.timesteps[one.step :][:together], one.levels[one.step :][: together + 1]) for one in self._order]
+        courses = [
+            (one.timesteps[one.step :][:together], one.levels[one.step :][: together + 1]) for one in self._order
+        ]
         timesteps, levels = (torch.tensor(rows).T.contiguous().to(device) for rows in zip(*courses, strict=True))
         self._timesteps, self._levels = torch.cat([timesteps, timesteps[:, : self._guided]], dim=1), levels
         self._done = 0

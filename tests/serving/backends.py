@@ -1,4 +1,4 @@
-"""Backends of the tests: real ones, which draw. `Painter` fills a picture from what a file of weights and a seed say."""
+"""Backends of the tests: real ones, which draw; `Painter` fills a picture as a file of weights and a seed say."""
 
 from __future__ import annotations
 
@@ -133,8 +133,6 @@ class Portraits(Painter):
 
     async def _steps(self, model: str, drawing: Drawing) -> AsyncIterator[Drawn]:
         steps, began = drawing.sampling["num_inference_steps"], time.monotonic()
-        (picture,) = await asyncio.to_thread(
-            self.drawer.draw, [drawing.prompt], [drawing.seed], dict(drawing.sampling)
-        )
+        (picture,) = await asyncio.to_thread(self.drawer.draw, [drawing.prompt], [drawing.seed], dict(drawing.sampling))
         yield Drawn(picture, steps, steps, {"steps": time.monotonic() - began})
         self.drawn.append((model, drawing.id))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,7 +96,7 @@ def test_a_picture_that_was_changed_does_not_hold(keys: Path, format: str) -> No
     if format == "jpeg":
         at = len(content) - 200
     content[at] ^= 1
-    with pytest.raises(CredentialsError, match="do not hold: assertion.dataHash.mismatch"):
+    with pytest.raises(CredentialsError, match=r"do not hold: assertion.dataHash.mismatch"):
         read_credentials(bytes(content))
 
 
@@ -129,7 +128,7 @@ def test_a_key_is_made_once_and_renewed_when_its_certificate_runs_out(
 ) -> None:
     key, chain = make_content_key(tmp_path)
     first, root = chain.read_bytes(), (tmp_path / "authority.crt").read_bytes()
-    assert os.stat(key).st_mode & 0o077 == 0
+    assert key.stat().st_mode & 0o077 == 0
     assert make_content_key(tmp_path) == (key, chain)
     assert chain.read_bytes() == first
     used = signer(tmp_path)

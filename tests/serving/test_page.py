@@ -59,7 +59,7 @@ def text(browser: Chrome, selector: str) -> str:
 
 
 def wait(browser: Chrome, selector: str, wanted: str) -> None:
-    WebDriverWait(browser, 60).until(lambda seen: wanted in text(seen, selector))
+    WebDriverWait(browser, 180).until(lambda seen: wanted in text(seen, selector))
 
 
 def test_champion_beside_previous_by_keyboard_alone(browser: Chrome, avatars: Running) -> None:
@@ -97,13 +97,13 @@ def test_previews_are_shown_and_stop_stops(browser: Chrome, world: World) -> Non
         wait(browser, "#standing", "ready")
         browser.find_element(By.ID, "steps").send_keys("90")
         browser.find_element(By.ID, "draw").click()
-        shown = WebDriverWait(browser, 60).until(
+        shown = WebDriverWait(browser, 180).until(
             lambda seen: seen.find_element(By.CSS_SELECTOR, "#pictures img[alt^='Preview']")
         )
         assert str(shown.get_attribute("src")).startswith("data:image/png")
         browser.find_element(By.ID, "stop").click()
         wait(browser, "#said", "Stopped.")
-        WebDriverWait(browser, 60).until(lambda _: server.backend.active == 0)
+        WebDriverWait(browser, 180).until(lambda _: server.backend.active == 0)
 
 
 def test_what_is_wrong_is_told(browser: Chrome, world: World) -> None:
@@ -129,7 +129,7 @@ def test_a_key_is_asked_for_where_one_is_needed(browser: Chrome, world: World, t
         server.wait(version="1")
         browser.get(f"{server.url}/")
         field = browser.find_element(By.ID, "key")
-        WebDriverWait(browser, 60).until(lambda _: field.is_displayed())
+        WebDriverWait(browser, 180).until(lambda _: field.is_displayed())
         field.send_keys("0123456789abcdef", Keys.TAB)
         wait(browser, "#panels", "alignment")
         browser.find_element(By.ID, "draw").click()

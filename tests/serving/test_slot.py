@@ -403,7 +403,7 @@ CONTRADICTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("told", CONTRADICTIONS, ids=str)
 def test_settings_that_contradict_each_other_are_refused(world: World, told: dict[str, Any]) -> None:
-    with pytest.raises(LineageError, match="TRIPTYCH_SERVE_|go together|goes with|no nowhere"):
+    with pytest.raises(LineageError, match=r"TRIPTYCH_SERVE_|go together|goes with|no nowhere"):
         world.settings(**told)
 
 
@@ -442,5 +442,3 @@ def test_only_what_is_needed_stays_on_the_disk(world: World) -> None:
     kept = {path.name for path in settings.models.iterdir() if path.is_dir()}
     assert {hex_of(str(world.made[v].folder)) for v in "34"} <= kept
     assert len(kept) <= 3
-
-

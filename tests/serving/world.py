@@ -33,7 +33,7 @@ FIGURES = tuple(
     {"name": n, "incumbent": a, "candidate": b, "difference": b - a, "lower": 0.01, "upper": 0.2, "margin": 0.02}
     for n, a, b in (("alignment", 0.73, 0.98), ("realism", -0.12, -0.04), ("aesthetics", 0.56, 1.84))
 )
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 @dataclass
@@ -120,9 +120,7 @@ class Running:
         return requests.get(self.url + path, timeout=PATIENCE, **more)
 
     def draw(self, prompt: str = "a portrait", **more: Any) -> requests.Response:
-        return requests.post(
-            f"{self.url}/v1/images/generations", json={"prompt": prompt} | more, timeout=PATIENCE
-        )
+        return requests.post(f"{self.url}/v1/images/generations", json={"prompt": prompt} | more, timeout=PATIENCE)
 
     def status(self) -> dict[str, Any]:
         return dict(self.get("/health/ready").json())
