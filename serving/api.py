@@ -21,7 +21,7 @@ from lineage.digests import LineageError
 from serving.backend import Backend
 from serving.credentials import ContentSigner, make_content_key
 from serving.edge import Edge
-from serving.errors import BadRequestError, ServingError, UnknownError
+from serving.errors import BadRequestError, HungUpError, ServingError, UnknownError
 from serving.images import USAGE, ImageRequest, Job, plan
 from serving.service import Service
 from serving.settings import Settings
@@ -201,9 +201,10 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait((drawing, gone), return_when=asyncio.FIRST_COMPLETED)
         if not drawing.done():
-            request.state.facts["gone"] = True
             drawing.cancel()
-        return await drawing
+            await asyncio.wait((drawing,))
+            raise HungUpError("the caller hung up")
+        return drawing.result()
     finally:
         drawing.cancel()
         gone.cancel()

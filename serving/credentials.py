@@ -24,8 +24,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lineage.digests import LineageError
 
 if TYPE_CHECKING:
-    from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from PIL import Image
 
 LABEL = "org.triptych.drawing"
@@ -116,7 +114,12 @@ class ContentSigner:
         """Take up a key and certificate that were exchanged; what does not fit is not taken up."""
         from c2pa import C2paError, C2paSignerInfo, Signer
         from cryptography import x509
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+        from cryptography.hazmat.primitives.serialization import (
+            Encoding,
+            NoEncryption,
+            PrivateFormat,
+            load_pem_private_key,
+        )
 
         with self._lock:
             try:
@@ -124,14 +127,16 @@ class ContentSigner:
                 if written == self._read:
                     return
                 key, chain = (path.read_bytes() for path in self._paths)
-                certificate = x509.load_pem_x509_certificate(chain)
-                if load_pem_private_key(key, None).public_key() != certificate.public_key():
+                private, certificates = load_pem_private_key(key, None), x509.load_pem_x509_certificates(chain)
+                if private.public_key() != certificates[0].public_key():
                     raise ValueError("the certificate is of another key")
+                chain = b"".join(one.public_bytes(Encoding.PEM) for one in certificates)
+                key = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
                 info = C2paSignerInfo("es256", chain, key, self._timestamps or None)
                 self._signer = Signer.from_info(info)
             except (OSError, ValueError, TypeError, C2paError) as error:
                 raise CredentialsError(f"{self._paths[0]} and {self._paths[1]} cannot sign: {error}") from error
-            self._read, self.expires = written, certificate.not_valid_after_utc
+            self._read, self.expires = written, certificates[0].not_valid_after_utc
 
     def sign(self, content: bytes, origin: Origin) -> bytes:
         """An encoded picture with its manifest.
@@ -213,75 +218,52 @@ def read_credentials(content: bytes, authority: Path | None = None) -> Credentia
 def make_content_key(folder: Path) -> tuple[Path, Path]:
     """A content key, its certificate and an authority of this machine's own, in ``folder``; gives key and chain.
 
-    A key that is there is kept until a third of its certificate's life is left. The authority's certificate,
-    ``authority.crt``, is what others trust.
+    Both are in one file, so that they are exchanged at once. A key that is there is kept until a third of its
+    certificate's life is left. The authority's certificate, ``authority.crt``, is what others trust.
     """
     from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric import ec
+    from securesystemslib.signer import CryptoSigner
 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    names = ("authority.pem", "authority.crt", "content.pem", "content.crt")
-    authority, root, key, chain = (folder / name for name in names)
-    now = datetime.now(UTC)
-    if chain.exists() and x509.load_pem_x509_certificate(chain.read_bytes()).not_valid_after_utc - now > LIFE / 3:
-        return key, chain
+    authority, root, made = (folder / name for name in ("authority.pem", "authority.crt", "content.pem"))
+    if made.exists():
+        expires = x509.load_pem_x509_certificate(made.read_bytes()).not_valid_after_utc
+        if expires - datetime.now(UTC) > LIFE / 3:
+            return made, made
     if not root.exists():
-        made = ec.generate_private_key(ec.SECP256R1())
-        _write(authority, _pem(made))
-        _write(root, _text(_certificate("Triptych content authority of this machine", made, None, made)))
-    issuer = x509.load_pem_x509_certificate(root.read_bytes())
-    own, by = ec.generate_private_key(ec.SECP256R1()), _load(authority)
-    _write(key, _pem(own))
-    _write(chain, _text(_certificate("Triptych content key of this machine", own, issuer, by)) + root.read_bytes())
-    return key, chain
+        key = CryptoSigner.generate_ecdsa().private_bytes
+        _write(authority, key)
+        _write(root, _certificate("Triptych content authority of this machine", key, key))
+    key, issuer = CryptoSigner.generate_ecdsa().private_bytes, root.read_bytes()
+    own = _certificate("Triptych content key of this machine", key, authority.read_bytes(), issuer)
+    _write(made, key + own + issuer)
+    return made, made
 
 
-def _certificate(
-    name: str, key: EllipticCurvePrivateKey, issuer: x509.Certificate | None, by: EllipticCurvePrivateKey
-) -> x509.Certificate:
-    """An authority's certificate, or one for signing content (C2PA 2.4, 14.5) where there is an ``issuer``."""
+def _certificate(name: str, key: bytes, by: bytes, issuer: bytes = b"") -> bytes:
+    """An authority's certificate, or one for signing content (C2PA 2.4, 14.5) where there is an ``issuer``; all PEM."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-    subject = x509.Name(
-        [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Triptych"), x509.NameAttribute(NameOID.COMMON_NAME, name)]
-    )
-    now, uses = datetime.now(UTC), dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment"), False)
-    uses |= dict.fromkeys(("key_agreement", "encipher_only", "decipher_only"), False)
-    uses |= {"digital_signature": issuer is not None, "key_cert_sign": issuer is None, "crl_sign": issuer is None}
-    made = x509.CertificateBuilder(issuer.subject if issuer else subject, subject, key.public_key())
-    made = made.serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(minutes=5))
-    made = made.not_valid_after(now + (LIFE if issuer else AUTHORITY_LIFE))
-    made = made.add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-    made = made.add_extension(x509.KeyUsage(**uses), critical=True)
-    made = made.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    made = made.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(by.public_key()), critical=False)
-    if issuer:
+    leaf, now = bool(issuer), datetime.now(UTC)
+    named = ((NameOID.ORGANIZATION_NAME, "Triptych"), (NameOID.COMMON_NAME, name))
+    subject = x509.Name([x509.NameAttribute(*part) for part in named])
+    above = x509.load_pem_x509_certificate(issuer).subject if leaf else subject
+    public, signer = load_pem_private_key(key, None).public_key(), load_pem_private_key(by, None)
+    uses = x509.KeyUsage(leaf, False, False, False, False, not leaf, not leaf, False, False)
+    made = x509.CertificateBuilder(above, subject, public, x509.random_serial_number())  # type: ignore[arg-type]
+    made = made.not_valid_before(now - timedelta(minutes=5)).not_valid_after(now + (LIFE if leaf else AUTHORITY_LIFE))
+    made = made.add_extension(x509.BasicConstraints(ca=not leaf, path_length=None), critical=True)
+    made = made.add_extension(uses, critical=True)
+    made = made.add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+    over = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())  # type: ignore[arg-type]
+    made = made.add_extension(over, critical=False)
+    if leaf:
         purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
         made = made.add_extension(purposes, critical=False)
-    return made.sign(by, hashes.SHA256())
-
-
-def _load(path: Path) -> EllipticCurvePrivateKey:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    key = load_pem_private_key(path.read_bytes(), None)
-    assert isinstance(key, EllipticCurvePrivateKey)
-    return key
-
-
-def _pem(key: EllipticCurvePrivateKey) -> bytes:
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def _text(certificate: x509.Certificate) -> bytes:
-    from cryptography.hazmat.primitives.serialization import Encoding
-
-    return certificate.public_bytes(Encoding.PEM)
+    return made.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM)  # type: ignore[arg-type]
 
 
 def _write(path: Path, content: bytes) -> None:

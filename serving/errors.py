@@ -63,6 +63,12 @@ class TooLargeError(ServingError):
     status, kind, code = 413, "invalid_request_error", "request_too_large"
 
 
+class HungUpError(ServingError):
+    """The caller is gone; nobody reads this."""
+
+    status, kind, code = 499, "invalid_request_error", "client_closed_request"
+
+
 class BusyError(ServingError):
     """Too many wait already."""
 

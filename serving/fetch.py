@@ -20,6 +20,8 @@ from lineage.artifacts import WEIGHTS_FOLDER, Listed, check_loader, listing, wei
 from lineage.channel.champion import Champion, File
 from lineage.digests import PREFIX, LineageError, hex_of
 from lineage.model_signature import signed_files
+from training.errors import TrainingError
+from training.families import family_of
 
 SPARE = 64 * 2**20
 """Bytes of disk that are left free."""
@@ -144,12 +146,16 @@ def check_model(champion: Champion, folder: Path, signature: bytes | None, keys:
             if signed != {name: digest for name, digest in inner.items() if not Path(name).name.startswith(".git")}:
                 raise UntrueError(f"the model's signature is about other files than version {champion.version} has")
         flavors = yaml.safe_load((folder / "MLmodel").read_bytes())["flavors"]
-        return dict(flavors["python_function"]["config"]["sampling"])
+        sampling = dict(flavors["python_function"]["config"]["sampling"])
+        if not {"height", "width"} <= sampling.keys():
+            side = family_of(folder / WEIGHTS_FOLDER).resolution
+            sampling = {"height": side, "width": side} | sampling
+        return sampling | {name: sampling[name] for name in ("num_inference_steps", "guidance_scale")}
     except UntrueError:
         raise
     except LineageError as error:
         raise UntrueError(f"version {champion.version} of {champion.model}: {error}") from error
-    except (OSError, LookupError, TypeError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError, TrainingError) as error:
         raise UntrueError(f"MLmodel of version {champion.version} does not say how it was judged: {error}") from error
 
 

@@ -114,8 +114,11 @@ class Service:
         began, steps = time.monotonic(), job.sampling["num_inference_steps"]
         origin = job.origin(seed, steps if drawn.step >= drawn.steps else min(drawn.step, steps - 1))
         content = self.signer.sign(encode(drawn.image, job.format, job.quality), origin)
-        if self._pictures and origin.step == steps:
-            self._pictures.note(drawn.image, job.id, origin)
+        try:
+            if self._pictures and origin.step == steps:
+                self._pictures.note(drawn.image, job.id, origin)
+        except OSError as error:
+            say("the picture was not noted", logging.ERROR, reason=str(error))
         return base64.b64encode(content).decode(), time.monotonic() - began
 
     def close(self) -> None:

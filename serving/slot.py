@@ -75,8 +75,8 @@ class Slot:
         self.previous: Loaded | None = None
         self.trouble = ""
         """Why the channel was not believed last; empty: it was."""
-        self.refused: dict[str, str] = {}
-        """Version -> why it was not taken up."""
+        self.refused = ""
+        """Which version was not taken up, and why; empty: none."""
         self.expires: datetime | None = None
         self._channel = Channel(settings.root.read_bytes(), settings.channel, settings.state / "channel")
         self._keys = [read_public(path) for path in settings.model_keys]
@@ -96,7 +96,11 @@ class Slot:
         """Look at the channel, every `Settings.poll` seconds and when woken, until cancelled."""
         try:
             while True:
-                await self.look()
+                try:
+                    await self.look()
+                except Exception as error:
+                    self.trouble = f"the channel could not be read: {type(error).__name__}"
+                    say("following failed; it goes on", logging.ERROR, broken=True)
                 self._awake.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._awake.wait(), self.settings.poll)
@@ -124,6 +128,7 @@ class Slot:
         wanted = self._wanted(said)
         if wanted is None or self._draws(wanted):
             self._stop_taking()
+            self.refused = "" if wanted or self.settings.mode == "follow" else self.refused
         elif self.previous and self.previous.champion.folder == wanted.folder:
             self._stop_taking()
             self.previous.champion = wanted
@@ -151,7 +156,7 @@ class Slot:
             return said if said.version else None
         kept = said if said.version == self.settings.version else self._known.get(self.settings.version)
         if kept is None:
-            self.refused[self.settings.version] = "it is not champion, and was never fetched here"
+            self.refused = f"version {self.settings.version} is not champion, and was never fetched here"
         return kept if kept and not self._is_withdrawn(kept) else None
 
     def _draws(self, wanted: Champion) -> bool:
@@ -195,10 +200,10 @@ class Slot:
         began, folder = time.monotonic(), str(wanted.folder)
         try:
             loaded = await self._load(wanted, stop)
-        except (LineageError, BackendError) as error:
+        except (LineageError, BackendError, OSError) as error:
             count = self._tries.get(folder, (0, 0.0))[0] + 1
             self._tries[folder] = (count, time.monotonic() + min(SLOWEST, self.settings.poll * 2 ** (count - 1)))
-            self.refused[wanted.version] = str(error)
+            self.refused = f"version {wanted.version} was refused: {error}"
             untrue = isinstance(error, UntrueError | UnusableError)
             self.metrics.swaps.labels("refused" if untrue else "failed").inc()
             say("champion not taken up", logging.ERROR, version=wanted.version, digest=folder, reason=str(error))
@@ -247,7 +252,7 @@ class Slot:
         if before and self.memory() < loaded.bytes * ROOM:
             self.previous = None  # it stays on the disk
             self._retire(before)
-        self.refused.clear()
+        self.refused = ""
         self._known[loaded.champion.version] = loaded.champion
         self.metrics.swaps.labels("done").inc()
         self.metrics.model.clear()
@@ -329,7 +334,7 @@ class Slot:
         ready = self.current is not None and overdue <= self.settings.max_staleness
         problems = [self.trouble] if self.trouble else []
         problems += [f"the channel expired at {self.expires}: nobody vouches for the champion"] if overdue else []
-        problems += [f"version {version} was refused: {why}" for version, why in self.refused.items()]
+        problems += [self.refused] if self.refused else []
         return {
             "ready": ready,
             "state": "not ready" if not ready else "degraded" if problems else "ready",

@@ -38,7 +38,7 @@ class Painter:
         self._cancelled: set[str] = set()
 
     async def load(self, model: str, folder: Path, sampling: Mapping[str, Any]) -> None:
-        self.weights[model] = (folder / "weights.safetensors").read_bytes()
+        self.weights[model] = next(iter(sorted(folder.rglob("*.safetensors")))).read_bytes()
         self.digests[model] = digest_of(listing(folder))
 
     async def warm(self, model: str) -> None:

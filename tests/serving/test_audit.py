@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -17,6 +19,7 @@ from pipelines.commands.serve import SERVING
 from serving.credentials import ContentSigner, Origin, encode, make_content_key
 from serving.likeness import PictureLog
 from tests.audit.world import World, build
+from tests.serving.world import command_line, ready, until
 
 BASE = Path("examples/avatars/models/base")
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 3.0, "max_sequence_length": 1, "height": 64, "width": 64}
@@ -63,6 +66,23 @@ def test_a_picture_leads_to_the_lineage_of_its_version(
     assert "version 2 of portraits" in found.output
     assert "whose authority is this work folder's" in found.output
     assert f"digest         {world.candidates['2']}" in found.output
+
+
+def test_from_the_work_folder_to_a_picture_and_back(world: World, tmp_path: Path) -> None:
+    """`triptych serve` on a work folder needs nothing else, and what it draws leads back to the ledger."""
+    told = {"TRIPTYCH_SERVE_BACKEND": "tests.serving.backends:Painter"}
+    with command_line(tmp_path / "log", "--work-dir", str(world.folder), **told) as (url, _, log):
+        until(lambda: ready(url), bool)
+        assert requests.get(f"{url}/version", timeout=30).json()["signature"] == "checked"
+        asked = {"prompt": PROMPT, "seed": 5, "output_format": "jpeg"}
+        answer = requests.post(f"{url}/v1/images/generations", json=asked, timeout=60)
+        assert answer.status_code == 200, log.read_text()
+    (tmp_path / "picture.jpg").write_bytes(base64.b64decode(answer.json()["data"][0]["b64_json"]))
+    found = run(world, tmp_path / "picture.jpg")
+    assert found.exit_code == 0, found.output
+    assert "version 2 of portraits: champion" in found.output
+    assert run(world, tmp_path / "picture.jpg", "--like").exit_code == 0
+    (world.folder / SERVING / "pictures.jsonl").unlink()
 
 
 def test_a_signer_whom_nobody_here_trusts_proves_nothing(world: World, drawn: Image.Image, tmp_path: Path) -> None:

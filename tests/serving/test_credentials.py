@@ -51,7 +51,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def signer(keys: Path) -> ContentSigner:
-    return ContentSigner(keys / "content.pem", keys / "content.crt")
+    return ContentSigner(keys / "content.pem", keys / "content.pem")
 
 
 def signed(keys: Path, format: str = "png", **changes: Any) -> bytes:
@@ -148,11 +148,18 @@ def test_a_key_is_made_once_and_renewed_when_its_certificate_runs_out(
 
 def test_a_key_that_is_half_exchanged_is_not_taken_up(keys: Path, tmp_path: Path) -> None:
     make_content_key(tmp_path)
-    used = signer(tmp_path)
-    (tmp_path / "content.pem").write_bytes((keys / "content.pem").read_bytes())
+    key, chain = tmp_path / "tls.key", tmp_path / "tls.crt"
+    for path in (key, chain):
+        path.write_bytes((tmp_path / "content.pem").read_bytes())
+    used = ContentSigner(key, chain)
+    key.write_bytes((keys / "content.pem").read_bytes())
     with pytest.raises(CredentialsError, match="the certificate is of another key"):
         used.refresh()
     assert read_credentials(used.sign(encode(picture(), "png", None), ORIGIN), tmp_path / "authority.crt")
+    chain.write_bytes((keys / "content.pem").read_bytes())
+    used.refresh()
+    found = read_credentials(used.sign(encode(picture(), "png", None), ORIGIN), keys / "authority.crt")
+    assert found and found.trusted
 
 
 def test_threads_sign_at_once(keys: Path) -> None:

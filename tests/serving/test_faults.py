@@ -18,9 +18,7 @@ from openai import InternalServerError, OpenAI, RateLimitError
 
 from tests.channel.worlds import MODEL
 from tests.serving.backends import Painter, Slow, Stuck
-from tests.serving.world import World, events, serving, until
-
-ROOT = Path(__file__).parents[2]
+from tests.serving.world import ROOT, World, command_line, events, ready, serving, until
 
 
 @pytest.fixture
@@ -190,28 +188,11 @@ def process(one: World) -> Any:
 
 
 def start(one: World, **more: str) -> Any:
-    from tests.servers.governed import free_port
-
-    port, settings = free_port(), one.settings()
+    settings = one.settings()
     told = {"TRIPTYCH_SERVE_BACKEND": "tests.serving.backends:Slow", "TRIPTYCH_SERVE_STATE": str(settings.state)}
-    environment = os.environ | told | {"PYTHONPATH": str(ROOT), "TRIPTYCH_SERVE_POLL": "0.2"} | more
-    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "serve", "--port", str(port)]
-    command += ["--channel", settings.channel, "--root", str(settings.root)]
-    log = one.folder / "server.log"
-    with log.open("w") as stream:
-        ran = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, cwd=one.folder)
-        try:
-            yield f"http://127.0.0.1:{port}", ran, log
-        finally:
-            ran.kill()
-            ran.wait()
-
-
-def ready(url: str) -> bool:
-    try:
-        return requests.get(f"{url}/health/ready", timeout=5).ok
-    except requests.ConnectionError:
-        return False
+    asked = ["--channel", settings.channel, "--root", str(settings.root)]
+    with command_line(one.folder / "server.log", *asked, **told, **more) as running:
+        yield running
 
 
 def test_sigterm_lets_requests_finish_and_logs_no_prompt(process: Any) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +29,7 @@ from serving.settings import Settings, read_settings
 from tests.channel.worlds import DAY, MODEL, nobody
 from tests.channel.worlds import World as ChannelWorld
 from tests.channel.worlds import champion as document
+from tests.servers.governed import free_port
 from tests.serving.backends import Painter
 
 SAMPLING = {"num_inference_steps": 4, "guidance_scale": 3.0, "max_sequence_length": 1, "height": 64, "width": 64}
@@ -34,6 +38,7 @@ FIGURES = tuple(
     for n, a, b in (("alignment", 0.73, 0.98), ("realism", -0.12, -0.04), ("aesthetics", 0.56, 1.84))
 )
 PATIENCE = 180.0
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -155,6 +160,29 @@ def serving(settings: Settings, backend: Painter | None = None) -> Iterator[Runn
     finally:
         server.should_exit = True
         thread.join(PATIENCE)
+
+
+@contextmanager
+def command_line(log: Path, *asked: str, **told: str) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
+    """`triptych serve` as a process of its own; gives its address, the process and its log."""
+    port = free_port()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TRIPTYCH_SERVE_POLL": "0.2"} | told
+    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "serve", "--port", str(port), *asked]
+    with log.open("w") as stream:
+        ran = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, cwd=log.parent)
+        try:
+            yield f"http://127.0.0.1:{port}", ran, log
+        finally:
+            ran.kill()
+            ran.wait()
+
+
+def ready(url: str) -> bool:
+    """Whether the server at ``url`` draws."""
+    try:
+        return requests.get(f"{url}/health/ready", timeout=5).ok
+    except requests.ConnectionError:
+        return False
 
 
 def events(answer: requests.Response) -> list[dict[str, Any]]:
