@@ -174,7 +174,7 @@ def free_memory() -> int:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    free = psutil.virtual_memory().available
+    free = int(psutil.virtual_memory().available)
     try:
         most, used, told = ((LIMIT / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
         facts = dict(line.split() for line in told.splitlines())

@@ -235,7 +235,7 @@ def test_a_model_that_draws_nan_is_refused(world: World) -> None:
         world.promote("2", text="NaN")
         until(server.status, lambda status: "draws NaN" in refused(status))
         assert server.draw().json()["version"] == "1"
-        assert 'swaps_total{result="refused"} 1.0' in server.get("/metrics").text
+        assert 'swaps_total{result="refused"}' in server.get("/metrics").text
         assert len(server.backend.weights) == 1
 
 
@@ -335,7 +335,7 @@ def test_an_older_channel_is_not_believed(world: World) -> None:
         server.wait(version="2")
         shutil.rmtree(world.channel.place)
         old.rename(world.channel.place)
-        assert "rolled back" in refused(server.wait(state="degraded"))
+        until(server.status, lambda status: "rolled back" in refused(status))
         assert server.draw().json()["version"] == "2"
 
 
@@ -350,7 +350,7 @@ def test_a_forked_channel_is_not_believed(world: World) -> None:
         forked.signed.expires = forked.signed.expires.replace(year=forked.signed.expires.year + 1)
         forked.sign(world.channel.key("witness"))
         path.write_bytes(forked.to_bytes())
-        assert "forked" in refused(server.wait(state="degraded"))
+        until(server.status, lambda status: "forked" in refused(status))
 
 
 def test_what_a_revoked_key_signs_is_not_believed(world: World) -> None:
@@ -359,7 +359,7 @@ def test_what_a_revoked_key_signs_is_not_believed(world: World) -> None:
         server.wait(version="1")
         keys = {"promotion": new_key().public_key, "witness": world.channel.key("witness").public_key}
         init(world.channel.place, keys, world.channel.key("root"))  # type: ignore[arg-type]
-        assert "is not signed by its root's keys" in refused(server.wait(state="degraded"))
+        until(server.status, lambda status: "is not signed by its root's keys" in refused(status))
         assert server.draw().json()["version"] == "1"
 
 
