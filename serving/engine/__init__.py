@@ -1,1 +1,1 @@
-"""The built-in backend: pictures of different requests share each forward of the MM-DiT, and join and leave between steps."""
+"""The built-in backend: pictures of different requests share forwards, and join and leave between steps."""

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,6 @@ class BuiltIn:
         self._worker = Worker(threads, self._text)
         self._models: dict[str, Model] = {}
         self._pictures: dict[str, Picture] = {}
-        self._ended = asyncio.Condition()
 
     async def load(self, model: str, folder: Path, sampling: Mapping[str, Any]) -> None:
         """See `Backend.load`."""
@@ -76,6 +74,7 @@ class BuiltIn:
             raise RefusedError(f"a drawing with the id {drawing.id} is in work")
         one = self._pictures[drawing.id] = Picture(loaded, drawing)
         loaded.users += 1
+        loaded.idle.clear()
         try:
             self._worker.submit(one)
             while True:
@@ -86,6 +85,8 @@ class BuiltIn:
             self._leave(one, "nobody waits for it")
             del self._pictures[drawing.id]
             loaded.users -= 1
+            if not loaded.users:
+                loaded.idle.set()
 
     def _leave(self, one: Picture, why: str) -> None:
         one.ended = one.ended or BackendError(f"drawing {one.drawing.id}: {why}")
@@ -121,8 +122,7 @@ class BuiltIn:
         loaded = self._models.pop(model, None)
         if loaded is None:
             return
-        while loaded.users:
-            await asyncio.sleep(0.01)
+        await loaded.idle.wait()
         del loaded
         with contextlib.suppress(GoneError):
             await asyncio.wrap_future(self._worker.call(_free))

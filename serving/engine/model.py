@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,14 @@ from serving.engine.text import TextCache
 from serving.engine.weights import Weights
 from training.errors import TrainingError
 from training.families import family_of
-from training.families.drawing import is_finite, picture
+from training.families.drawing import BROKEN, is_finite, picture
 from training.families.family import CaptionBatch, check_weights, join_captions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Names of number formats, here and in torch."""
 
 
 class Model:
@@ -39,21 +41,10 @@ class Model:
             expected = {name: tuple(t.shape) for name, t in self.pipeline.transformer.state_dict().items()}
             check_weights(folder / "transformer", expected)
             self.encoders = self.family.encoders_digest()
-            self.pipeline.to(
-                self.device, getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}.get(precision, "float16"))
-            )
             self.weights = Weights(folder, self.pipeline)
+            self.pipeline.to(self.device, *([] if precision == "fp32" else [getattr(torch, PRECISIONS[precision])]))
             self.plan = Plan.of(self.family, sampling)
-        except (
-            TrainingError,
-            RefusedError,
-            OSError,
-            ValueError,
-            RuntimeError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ) as error:
+        except (TrainingError, RefusedError, *BROKEN) as error:
             raise UnusableError(f"the bundle at {folder} cannot be served: {error}") from error
         scheduler = self.pipeline.scheduler
         if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or scheduler.config.stochastic_sampling:
@@ -66,6 +57,9 @@ class Model:
         self._event: Any = None
         self.users = 0
         """Drawings that were asked for and have not ended."""
+        self.idle = asyncio.Event()
+        """Set while there are none."""
+        self.idle.set()
 
     @property
     def transformer(self) -> Any:

@@ -47,6 +47,10 @@ class Turns(Generic[T]):
             yield from list(group)
         yield from list(self.waiting)
 
+    def __bool__(self) -> bool:
+        """Whether anybody is in work or waits."""
+        return bool(self.groups or self.waiting)
+
     @property
     def active(self) -> int:
         """How many are in work."""

@@ -42,7 +42,7 @@ class Weights:
         import torch
 
         parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
-        self._memory = {name: dict(part.state_dict()) for name, part in parts.items()}
+        self._parts = parts
         self._others: dict[str, str] = {}
         self._files: list[_File] = []
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -55,35 +55,38 @@ class Weights:
 
     def _refuse_made_up(self, folder: Path) -> None:
         """Tied tensors lie in a file once, so it is their place in memory that must be some file's tensor's."""
-        for part, tensors in self._memory.items():
+        for part, tensors in self._memory().items():
             names = [name for file in self._files if file.part == part for name, _ in file.tensors]
-            found = {tensor.data_ptr() for name in names if (tensor := self._tensor(part, name)) is not None}
+            found = {tensor.data_ptr() for name in names if (tensor := _find(tensors, name)) is not None}
             absent = [name for name, tensor in tensors.items() if tensor.numel() and tensor.data_ptr() not in found]
             if absent:
                 raise UnusableError(f"the weights at {folder / part} lack {', '.join(absent[:3])}; fetch them again")
 
-    def _tensor(self, part: str, name: str) -> Tensor | None:
-        """A file's tensor in memory; transformers may have loaded it under a longer name."""
-        tensors = self._memory[part]
-        if name in tensors:
-            return tensors[name]
-        ends = (f".{name}", f".{name.partition('.')[2]}")
-        longer = [other for other in tensors if other.endswith(ends)]
-        return tensors[longer[0]] if len(longer) == 1 else None
+    def _memory(self) -> dict[str, dict[str, Tensor]]:
+        return {name: dict(part.state_dict()) for name, part in self._parts.items()}
 
     def digest(self) -> str:
         """The bundle's ``tree-sha256:``, or "" where a file's tensors are not in memory as they were in the file."""
-        digests = dict(self._others)
+        digests, memory = dict(self._others), self._memory()
         for file in self._files:
             hashed = hashlib.sha256(file.start)
             for name, kind in file.tensors:
-                tensor = self._tensor(file.part, name)
+                tensor = _find(memory[file.part], name)
                 content = None if tensor is None else _content(tensor, kind)
                 if content is None:
                     return ""
                 hashed.update(content)
             digests[file.name] = PREFIX + hashed.hexdigest()
         return digest_tree(digests)
+
+
+def _find(tensors: dict[str, Tensor], name: str) -> Tensor | None:
+    """A file's tensor in memory; transformers may have loaded it under a longer name."""
+    if name in tensors:
+        return tensors[name]
+    ends = (f".{name}", f".{name.partition('.')[2]}")
+    longer = [other for other in tensors if other.endswith(ends)]
+    return tensors[longer[0]] if len(longer) == 1 else None
 
 
 def _read(path: Path, name: str, part: str) -> _File:

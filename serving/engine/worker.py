@@ -1,4 +1,4 @@
-"""The one thread that computes: it admits pictures, takes a step with one group after another, and shows what is done."""
+"""The one thread that computes: it admits pictures, takes a step with each group in turn, and shows what is done."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Worker:
 
     def _turn(self) -> None:
         with self._changed:
-            while not (self._arrived or self._jobs or self.turns.active or self._stopped):
+            while not (self._arrived or self._jobs or self._stopped or self.turns):
                 self.occupancy = 0.0
                 self._changed.wait()
             while self._arrived:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
+"""What loading a bundle that is not whole ends in."""
+
 
 class Drawer:
     """A bundle, loaded in fp32 onto the GPU where there is one, with the family's own way to sample.
@@ -28,7 +31,7 @@ class Drawer:
         try:
             self._family = family_of(bundle)
             self._pipeline = self._family.load_pipeline()
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        except BROKEN as error:
             raise TrainingError(f"the bundle at {bundle} cannot be read: {error}; restore it") from error
         self._pipeline.to("cuda" if torch.cuda.is_available() else "cpu").set_progress_bar_config(disable=True)
 

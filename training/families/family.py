@@ -177,7 +177,12 @@ class Family(Stepwise):
 
     @abstractmethod
     def predict(
-        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float | Tensor
+        self,
+        backbone: Any,
+        noisy: Tensor,
+        timesteps: Tensor,
+        conditioning: Mapping[str, Tensor],
+        guidance: float | Tensor,
     ) -> Tensor:
         """The velocity that ``backbone`` predicts, as the pipeline asks for it.
 

@@ -26,7 +26,12 @@ class Flux(Family):
         return CaptionBatch({"embeddings": embeddings, "pooled": pooled}, truncated)
 
     def predict(
-        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float | Tensor
+        self,
+        backbone: Any,
+        noisy: Tensor,
+        timesteps: Tensor,
+        conditioning: Mapping[str, Tensor],
+        guidance: float | Tensor,
     ) -> Tensor:
         """See `Family.predict`."""
         from diffusers.pipelines.flux.pipeline_flux import FluxPipeline

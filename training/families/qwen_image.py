@@ -56,7 +56,12 @@ class QwenImage(Family):
         return {name: tensor[:, :length] for name, tensor in conditioning.items()}
 
     def predict(
-        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float | Tensor
+        self,
+        backbone: Any,
+        noisy: Tensor,
+        timesteps: Tensor,
+        conditioning: Mapping[str, Tensor],
+        guidance: float | Tensor,
     ) -> Tensor:
         """See `Family.predict`."""
         from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
@@ -76,16 +81,16 @@ class QwenImage(Family):
 
     def guide(self, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
         """As the pipeline: each token of the guided velocity gets the length that the conditional one has."""
+        import torch
+
         guided = super().guide(conditional, unconditional, scale)
         batch, channels, height, width = guided.shape
-
-        def tokens(latents: Tensor) -> Tensor:
-            return latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
-
-        def lengths(latents: Tensor) -> Tensor:
-            return tokens(latents).norm(dim=(1, 3, 5), keepdim=True)
-
-        return (tokens(guided) * (lengths(conditional) / lengths(guided))).reshape(guided.shape)
+        tokens = (batch, channels, height // 2, 2, width // 2, 2)
+        lengths = [
+            torch.linalg.vector_norm(velocity.reshape(tokens), dim=(1, 3, 5), keepdim=True)
+            for velocity in (conditional, guided)
+        ]
+        return (guided.reshape(tokens) * (lengths[0] / lengths[1])).reshape(guided.shape)
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """See `Stepwise.decode`; the VAE gives a film of one frame."""
@@ -101,4 +106,6 @@ class QwenImage(Family):
         """``guidance_scale`` is the pipeline's ``true_cfg_scale``, which needs a negative prompt to work on."""
         arguments = dict(sampling)
         scale = arguments.pop("guidance_scale", 1.0)
-        return arguments | ({"true_cfg_scale": scale, "negative_prompt": [QwenImage.unconditional] * count} if scale > 1 else {})
+        return arguments | (
+            {"true_cfg_scale": scale, "negative_prompt": [QwenImage.unconditional] * count} if scale > 1 else {}
+        )

@@ -81,7 +81,12 @@ class StableDiffusion3(Family):
         return conditioning | {"embeddings": embeddings}
 
     def predict(
-        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float | Tensor
+        self,
+        backbone: Any,
+        noisy: Tensor,
+        timesteps: Tensor,
+        conditioning: Mapping[str, Tensor],
+        guidance: float | Tensor,
     ) -> Tensor:
         """See `Family.predict`."""
         dtype = backbone.dtype

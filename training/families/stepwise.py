@@ -23,7 +23,7 @@ class Stepwise(ABC):
     mixes_lengths: ClassVar[bool] = False
     """Whether texts of different lengths may share a batch, because padding is masked."""
     even_levels: ClassVar[bool] = True
-    """Whether the pipeline has noise levels fall evenly from 1 to 1/n before they are shifted; else the scheduler says."""
+    """Whether the pipeline gives the scheduler levels that fall evenly from 1 to 1/n; else it chooses them itself."""
 
     config: dict[str, Any]
     vae_config: dict[str, Any]

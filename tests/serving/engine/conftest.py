@@ -13,7 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from serving.backend import Drawing, Drawn
+from serving.backend import Backend, Drawing, Drawn
 from serving.engine.backend import BuiltIn
 from tests.training.tiny_families import save_flux, save_qwen_image, save_sd3, save_sd3_with_t5
 from training.families.drawing import Drawer
@@ -53,8 +53,9 @@ def plain(bundles: Callable[[str], Path]) -> Callable[[Path, Drawing], NDArray[n
     drawers: dict[Path, Drawer] = {}
 
     def draw(bundle: Path, drawing: Drawing) -> NDArray[np.int16]:
-        drawer = drawers.setdefault(bundle, Drawer(bundle)) if bundle not in drawers else drawers[bundle]
-        return pixels(drawer.draw([drawing.prompt], [drawing.seed], drawing.sampling)[0])
+        if bundle not in drawers:
+            drawers[bundle] = Drawer(bundle)
+        return pixels(drawers[bundle].draw([drawing.prompt], [drawing.seed], drawing.sampling)[0])
 
     return draw
 
@@ -84,7 +85,7 @@ async def engine(*loaded: Path, rows: int = 8, sampling: Mapping[str, Any] = SAM
         await backend.close()
 
 
-async def picture(backend: BuiltIn, asked: Drawing, model: str = "0") -> Drawn:
+async def picture(backend: Backend, asked: Drawing, model: str = "0") -> Drawn:
     """The finished picture."""
     return [drawn async for drawn in backend.generate(model, asked)][-1]
 

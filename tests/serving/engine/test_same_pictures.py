@@ -44,8 +44,6 @@ def test_a_mixed_batch_draws_each_picture_as_plain_diffusers_alone(
     bundles: Callable[[str], Path], plain: Any, batches: list[int], family: str, size: tuple[int, int]
 ) -> None:
     bundle, (height, width) = bundles(family), size
-    if family.startswith("sd3") and width > 32:
-        pytest.skip("the tiny SD3 has positions for 32 px")
     asked = [drawing(str(n), **changes, height=height, width=width) for n, changes in enumerate(MIXED)]
 
     async def work() -> list[Any]:
