@@ -35,7 +35,7 @@ from serving.telemetry import Metrics, say
 
 ROOM = 1.5
 """Bytes of memory that a loaded model takes, for each byte of its weights."""
-SLOWEST = 900.0
+SLOWEST = 300.0
 """Seconds between two tries of a champion that was refused, at most."""
 SIGNATURE = "model.sig"
 
@@ -136,11 +136,6 @@ class Slot:
         else:
             self._take(wanted)
 
-    async def settled(self) -> None:
-        """Wait until what the last look began is done."""
-        while self._taking and not self._taking[1].done():
-            await asyncio.wait([self._taking[1]])
-
     def _read(self) -> Champion:
         """What the channel says now; runs in the reader's thread."""
         self._channel.refresh()
@@ -218,7 +213,8 @@ class Slot:
         kept = {str(one.champion.folder) for one in self.loaded()} | {str(wanted.folder)}
         await asyncio.to_thread(tidy, store, kept)
         folder = await asyncio.to_thread(fetch, wanted, store, self.settings.artifacts, stop)
-        signature = await self._document(SIGNATURE) if self._keys else None
+        read, run = self._channel.document, asyncio.get_running_loop().run_in_executor
+        signature = await run(self._reader, read, self.model, SIGNATURE) if self._keys else None
         sampling = await asyncio.to_thread(check_model, wanted, folder, signature, self._keys)
         loaded = Loaded(wanted, sampling, f"{wanted.model}@{wanted.version} #{next(self._loads)}")
         if self.previous and self.memory() < loaded.bytes * ROOM:
@@ -237,11 +233,6 @@ class Slot:
             raise UnusableError(f"version {wanted.version} does not load: {type(error).__name__}") from error
         (store / f"{hex_of(str(wanted.folder))}.json").write_bytes(wanted.content())
         return loaded
-
-    async def _document(self, name: str) -> bytes:
-        """A document of the model, read by the one thread that reads the channel."""
-        run = asyncio.get_running_loop().run_in_executor
-        return await run(self._reader, self._channel.document, self.model, name)
 
     def _swap(self, loaded: Loaded) -> None:
         """Draw with ``loaded`` from now on; keep the one before it where memory allows."""

@@ -35,7 +35,7 @@ def browser() -> Iterator[Chrome]:
         for switch in (
             *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
             *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *(f"--user-data-dir={profile}", "--window-size=1000,1150"),
+            *(f"--user-data-dir={profile}", "--window-size=1000,1400"),
         ):
             options.add_argument(switch)
         with Chrome(options, ChromeService(driver)) as chrome:
