@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import ExitStack, aclosing, asynccontextmanager
+from http import HTTPStatus
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,9 +19,9 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from lineage.digests import LineageError
-from serving.backend import Backend
+from serving.backend import Backend, BackendError
 from serving.credentials import ContentSigner, make_content_key
-from serving.edge import Edge
+from serving.edge import Edge, read_key
 from serving.errors import BadRequestError, HungUpError, ServingError, UnknownError
 from serving.images import USAGE, ImageRequest, Job, plan
 from serving.service import Service
@@ -84,7 +85,7 @@ def open_backend(settings: Settings) -> Backend:
         module, _, attribute = name.partition(":")
         kind = next(iter(found)).load() if found else getattr(import_module(module), attribute)
         made: Backend = kind(**settings.backend_options)
-    except (ImportError, AttributeError, TypeError) as error:
+    except (ImportError, AttributeError, TypeError, BackendError) as error:
         raise LineageError(f"the backend {name!r} cannot be loaded: {error}") from error
     return made
 
@@ -95,7 +96,7 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
     Raises:
         LineageError: the content key, the API key or the backend cannot be used.
     """
-    backend, metrics = backend or open_backend(settings), Metrics()
+    key, backend, metrics = read_key(settings.api_key), backend or open_backend(settings), Metrics()
     slot = Slot(settings, backend, metrics)
     if settings.content_key and settings.content_chain:
         signer = ContentSigner(settings.content_key, settings.content_chain, settings.content_timestamps)
@@ -127,7 +128,7 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
     _add_images(app, service)
     _add_models(app, slot)
     _add_operations(app, service, metrics)
-    app.add_middleware(Edge, settings=settings, metrics=metrics)
+    app.add_middleware(Edge, settings=settings, metrics=metrics, key=key)
     return app
 
 
@@ -150,8 +151,8 @@ async def _failed(_: Request, error: Exception) -> JSONResponse:
         at = ".".join(str(part) for part in first["loc"] if part != "body")
         error = BadRequestError(f"{at}: {first['msg']}" if at else str(first["msg"]), at or None)
     if isinstance(error, HTTPException):
-        status, error = error.status_code, ServingError(str(error.detail))
-        error.status, error.kind, error.code = status, "invalid_request_error", "not_found" if status == 404 else "http"
+        status, error = HTTPStatus(error.status_code), ServingError(str(error.detail))
+        error.status, error.kind, error.code = status, "invalid_request_error", status.name.lower()
     assert isinstance(error, ServingError)
     return error.answer()
 

@@ -257,7 +257,7 @@ def _certificate(name: str, key: bytes, by: bytes, issuer: bytes = b"") -> bytes
     made = made.not_valid_before(now - timedelta(minutes=5)).not_valid_after(now + (LIFE if leaf else AUTHORITY_LIFE))
     made = made.add_extension(x509.BasicConstraints(ca=not leaf, path_length=None), critical=True)
     made = made.add_extension(uses, critical=True)
-    made = made.add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+    made = made.add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)  # type: ignore[arg-type]
     over = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())  # type: ignore[arg-type]
     made = made.add_extension(over, critical=False)
     if leaf:

@@ -37,9 +37,8 @@ HEADERS = {
 class Edge:
     """Middleware around the application."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
-        self.app, self.settings, self.metrics = app, settings, metrics
-        self._key = _read_key(settings.api_key) if settings.api_key else b""
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, key: bytes) -> None:
+        self.app, self.settings, self.metrics, self._key = app, settings, metrics, key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -110,7 +109,14 @@ class Edge:
         return again
 
 
-def _read_key(path: Path) -> bytes:
+def read_key(path: Path | None) -> bytes:
+    """The API key in a file; empty: none is configured.
+
+    Raises:
+        LineageError: the file cannot be read, or the key is short.
+    """
+    if path is None:
+        return b""
     try:
         key = path.read_bytes().strip()
     except OSError as error:

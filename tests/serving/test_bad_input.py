@@ -94,7 +94,9 @@ def test_paths_that_are_not_there(running: Running, path: str) -> None:
 
 
 def test_methods_that_are_not_there(running: Running) -> None:
-    is_told(requests.put(running.url + PATH, timeout=10), 405)
+    answer = requests.put(running.url + PATH, timeout=10)
+    is_told(answer, 405)
+    assert answer.json()["error"]["code"] == "method_not_allowed"
 
 
 @pytest.mark.parametrize("id", ["a\u00e4".encode().decode("latin-1"), "x" * 65, "a b", '"}', ""])

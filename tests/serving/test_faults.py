@@ -155,9 +155,26 @@ def test_an_api_key_that_is_short_or_gone_is_refused_at_the_start(one: World, tm
 
     (tmp_path / "short").write_text("secret")
     for name, told in (("short", "shorter than 16"), ("gone", "cannot be read")):
-        app = create_app(one.settings(api_key=tmp_path / name), Painter())  # type: ignore[arg-type]
         with pytest.raises(LineageError, match=told):
-            app.build_middleware_stack()
+            create_app(one.settings(api_key=tmp_path / name), Painter())  # type: ignore[arg-type]
+
+
+STRANGE: list[tuple[dict[str, Any], str]] = [
+    ({"backend": "nowhere"}, "there is no backend 'nowhere'"),
+    ({"backend": "serving.nowhere:Class"}, "cannot be loaded"),
+    ({"backend": "serving.engine.backend:BuiltIn", "backend_options": {"precision": "int1"}}, "precision"),
+    ({"backend": "serving.engine.backend:BuiltIn", "backend_options": {"colour": 1}}, "colour"),
+    ({"content_key": Path("nowhere"), "content_chain": Path("nowhere")}, "cannot sign"),
+]
+
+
+@pytest.mark.parametrize(("told", "why"), STRANGE, ids=str)
+def test_what_cannot_be_used_is_told_at_the_start(one: World, told: dict[str, Any], why: str) -> None:
+    from lineage.digests import LineageError
+    from serving.api import create_app
+
+    with pytest.raises(LineageError, match=why):
+        create_app(one.settings(**told))
 
 
 def test_metrics_tell_of_stages_swaps_and_staleness(one: World) -> None:
