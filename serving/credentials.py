@@ -114,12 +114,7 @@ class ContentSigner:
         """Take up a key and certificate that were exchanged; what does not fit is not taken up."""
         from c2pa import C2paError, C2paSignerInfo, Signer
         from cryptography import x509
-        from cryptography.hazmat.primitives.serialization import (
-            Encoding,
-            NoEncryption,
-            PrivateFormat,
-            load_pem_private_key,
-        )
+        from cryptography.hazmat.primitives import serialization as pem
 
         with self._lock:
             try:
@@ -127,11 +122,11 @@ class ContentSigner:
                 if written == self._read:
                     return
                 key, chain = (path.read_bytes() for path in self._paths)
-                private, certificates = load_pem_private_key(key, None), x509.load_pem_x509_certificates(chain)
+                private, certificates = pem.load_pem_private_key(key, None), x509.load_pem_x509_certificates(chain)
                 if private.public_key() != certificates[0].public_key():
                     raise ValueError("the certificate is of another key")
-                chain = b"".join(one.public_bytes(Encoding.PEM) for one in certificates)
-                key = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+                chain = b"".join(one.public_bytes(pem.Encoding.PEM) for one in certificates)
+                key = private.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption())
                 info = C2paSignerInfo("es256", chain, key, self._timestamps or None)
                 self._signer = Signer.from_info(info)
             except (OSError, ValueError, TypeError, C2paError) as error:

@@ -83,18 +83,8 @@ class Job:
 
     def origin(self, seed: int, step: int) -> Origin:
         """What the credentials of a picture say."""
-        champion = self.loaded.champion
-        return Origin(
-            model=champion.model,
-            version=champion.version,
-            digest=str(champion.weights),
-            seed=seed,
-            sampling=dict(self.sampling),
-            step=step,
-            format=self.format,
-            quality=self.quality,
-            deterministic=self.deterministic,
-        )
+        how: dict[str, Any] = {"format": self.format, "quality": self.quality, "deterministic": self.deterministic}
+        return Origin(**self.named | how, seed=seed, sampling=dict(self.sampling), step=step)
 
     @property
     def named(self) -> dict[str, str]:
@@ -146,14 +136,6 @@ def plan(asked: ImageRequest, loaded: Loaded, settings: Settings, request: str) 
     if asked.output_compression is not None and format == "png":
         raise BadRequestError("output_compression is of jpeg and webp", "output_compression")
     first = secrets.randbits(32) if asked.seed is None else asked.seed
-    return Job(
-        id=request,
-        loaded=loaded,
-        prompt=asked.prompt,
-        seeds=tuple((first + number) % (MOST_SEED + 1) for number in range(count)),
-        sampling=sampling,
-        format=format,
-        quality=None if format == "png" else (100 if asked.output_compression is None else asked.output_compression),
-        partial_images=partial,
-        deterministic=bool(asked.deterministic),
-    )
+    seeds = tuple((first + number) % (MOST_SEED + 1) for number in range(count))
+    quality = None if format == "png" else (100 if asked.output_compression is None else asked.output_compression)
+    return Job(request, loaded, asked.prompt, seeds, sampling, format, quality, partial, bool(asked.deterministic))

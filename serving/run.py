@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,19 +21,12 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         self._service, self._leave = app.state.service, settings.leave
-        super().__init__(
-            uvicorn.Config(
-                app,
-                host=settings.host,
-                port=settings.port,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                ws="none",
-                h11_max_incomplete_event_size=HEADER_BYTES,
-                timeout_graceful_shutdown=round(settings.drain),
-            )
-        )
+        quiet: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "ws": "none"}
+        bounds: dict[str, Any] = {
+            "h11_max_incomplete_event_size": HEADER_BYTES,
+            "timeout_graceful_shutdown": round(settings.drain),
+        }
+        super().__init__(uvicorn.Config(app, settings.host, settings.port, **quiet, **bounds))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM and SIGINT: from now on "not ready"; after `Settings.leave` seconds no more connections."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
-from typing import cast
+from typing import Any, cast
 
 from serving import backend as drawing
 from serving.credentials import ContentSigner, encode
@@ -67,15 +67,9 @@ class Service:
             ServingError: why there is no picture, for the caller.
         """
         until = time.monotonic() + self.settings.deadline
-        asked = drawing.Drawing(
-            id=f"{job.id}-{number}-{secrets.token_hex(4)}",  # callers may name two requests alike
-            prompt=job.prompt,
-            seed=job.seeds[number],
-            sampling=job.sampling,
-            partial_images=job.partial_images,
-            deterministic=job.deterministic,
-            deadline=until,
-        )
+        id = f"{job.id}-{number}-{secrets.token_hex(4)}"  # callers may name two requests alike
+        how: dict[str, Any] = {"partial_images": job.partial_images, "deterministic": job.deterministic}
+        asked = drawing.Drawing(id, job.prompt, job.seeds[number], job.sampling, deadline=until, **how)
         made = cast("AsyncGenerator[drawing.Drawn]", self.backend.generate(job.loaded.name, asked))
         try:
             async with aclosing(made):
