@@ -18,7 +18,7 @@ from pipelines.cli import app
 from pipelines.commands.serve import SERVING
 from serving.credentials import ContentSigner, Origin, encode, make_content_key
 from serving.likeness import PictureLog
-from tests.audit.world import World, build
+from tests.audit.world import GATE, MODEL, TERMS, World, draw_pictures
 from tests.serving.world import command_line, ready, until
 
 BASE = Path("examples/avatars/models/base")
@@ -28,7 +28,13 @@ PROMPT = "a portrait, short blond hair"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return build(tmp_path_factory.mktemp("audited"))
+    """One run, whose candidate is champion."""
+    made = World(tmp_path_factory.mktemp("audited"))
+    draw_pictures(made.folder / "pictures")
+    made.home.open("tests")
+    made.home.set_policy(MODEL, TERMS, GATE.model_dump(mode="json"), "for tests")
+    made.retrain("run-1", [0, 1, 2, 5], 0.3)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +53,8 @@ def run(world: World, what: Path, *options: str) -> Result:
     return CliRunner().invoke(app, ["audit", str(what), "--work-dir", str(world.folder), *options])
 
 
-def origin(world: World, version: str = "2", **changes: object) -> Origin:
-    told = {"model": "portraits", "version": version, "digest": world.candidates["2"], "seed": 7}
+def origin(world: World, version: str = "1", **changes: object) -> Origin:
+    told = {"model": "portraits", "version": version, "digest": world.candidates["1"], "seed": 7}
     return Origin.model_validate(told | {"sampling": SAMPLING, "step": 2} | changes)
 
 
@@ -63,9 +69,9 @@ def test_a_picture_leads_to_the_lineage_of_its_version(
     found = run(world, served(signer, drawn, origin(world), tmp_path / "picture.png"))
     assert found.exit_code == 0, found.output
     assert "a picture drawn by" in found.output
-    assert "version 2 of portraits" in found.output
+    assert "version 1 of portraits" in found.output
     assert "whose authority is this work folder's" in found.output
-    assert f"digest         {world.candidates['2']}" in found.output
+    assert f"digest         {world.candidates['1']}" in found.output
 
 
 def test_from_the_work_folder_to_a_picture_and_back(world: World, tmp_path: Path) -> None:
@@ -80,7 +86,7 @@ def test_from_the_work_folder_to_a_picture_and_back(world: World, tmp_path: Path
     (tmp_path / "picture.jpg").write_bytes(base64.b64decode(answer.json()["data"][0]["b64_json"]))
     found = run(world, tmp_path / "picture.jpg")
     assert found.exit_code == 0, found.output
-    assert "version 2 of portraits: champion" in found.output
+    assert "version 1 of portraits: champion" in found.output
     assert run(world, tmp_path / "picture.jpg", "--like").exit_code == 0
     (world.folder / SERVING / "pictures.jsonl").unlink()
 
@@ -142,7 +148,7 @@ def test_it_is_drawn_again_and_compared(
     said = origin(world, "1", model="avatars", digest=avatars, format=format, quality=quality)
     path = served(signer, drawn, said, tmp_path / f"picture.{format}")
     found = run(world, path, "--redraw", "--prompt", PROMPT)
-    assert (found.exit_code, found.output) == (0, "the same picture, pixel by pixel\n"), found.output
+    assert (found.exit_code, found.stdout) == (0, "the same picture, pixel by pixel\n"), found.output
     other = run(world, path, "--redraw", "--prompt", "a portrait, long black hair, glasses")
     assert other.exit_code == 1
     assert "NOT the same" in other.output
@@ -154,7 +160,7 @@ def test_what_cannot_be_drawn_again(
     said = origin(world, "1", model="avatars", digest=avatars)
     preview = served(signer, drawn, said.model_copy(update={"step": 1}), tmp_path / "preview.png")
     assert "is a preview" in run(world, preview, "--redraw", "--prompt", PROMPT).output
-    strange = served(signer, drawn, said.model_copy(update={"digest": world.candidates["2"]}), tmp_path / "other.png")
+    strange = served(signer, drawn, said.model_copy(update={"digest": world.candidates["1"]}), tmp_path / "other.png")
     assert "have digest" in run(world, strange, "--redraw", "--prompt", PROMPT).output
     drawn.save(tmp_path / "bare.png")
     assert "needs a picture with content credentials" in run(world, tmp_path / "bare.png", "--redraw").output
@@ -170,5 +176,5 @@ def test_a_picture_without_credentials_is_found_by_its_likeness(
     PictureLog(world.folder / SERVING / "pictures.jsonl").note(drawn, "req_1", origin(world))
     found = run(world, tmp_path / "stripped.jpg", "--like")
     assert found.exit_code == 0
-    assert f"version 2 of portraits ({world.candidates['2']}), seed 7, request req_1" in found.output
+    assert f"version 1 of portraits ({world.candidates['1']}), seed 7, request req_1" in found.output
     assert run(world, Path("pyproject.toml"), "--like").exit_code == 2
