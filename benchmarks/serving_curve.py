@@ -255,7 +255,7 @@ class Bench:
             late.append(one.step - at)
         gc.collect()
         grown.append(_memory(self.device))
-        held = len(self.backend._pictures) + self.backend.load_now().active + self.model.users
+        held = len(self.backend._pictures) + self.backend.load_now().active + self.model.users.count
         print(
             f"{self.size.cancels} cancels: at most {max(late)} steps after the cancel (a step begun is finished), "
             f"{held} pictures left, memory grew by {(grown[-1] - grown[0]) / 2**20:.1f} MiB"

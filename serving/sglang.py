@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from lineage.digests import digest_json, digest_path
 from serving.backend import BackendError, Drawing, Drawn, GoneError, LateError, Load, RefusedError, UnusableError
+from serving.users import Users
 
 if TYPE_CHECKING:
     from training.families.family import Family
@@ -40,7 +41,7 @@ class _Home:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
     sums: dict[str, str] = field(default_factory=dict)
-    users: int = 0
+    users: Users = field(default_factory=Users)
     seconds: float = 0.0
     """Of the warm-up's picture."""
 
@@ -80,8 +81,7 @@ class SGLang:
             raise UnusableError(f"the bundle at {folder} cannot be served: {error}") from error
         home = min(self._homes, key=lambda one: bool(one.model))
         home.model = ""
-        while home.users:
-            await asyncio.sleep(0.01)
+        await home.users.gone()
         try:
             answer = await self._post(home, UPDATE, {"model_path": str(folder), "flush_cache": True})
             if answer.get("success") is not True:
@@ -125,19 +125,18 @@ class SGLang:
         if drawing.id in self._tasks:
             raise RefusedError(f"a drawing with the id {drawing.id} is in work")
         task = self._tasks[drawing.id] = asyncio.create_task(self._draw(home, drawing))
-        home.users += 1
-        try:
-            left = None if drawing.deadline is None else max(0.0, drawing.deadline - time.monotonic())
-            done, _ = await asyncio.wait({task}, timeout=left)
-            if not done:
-                raise LateError("the deadline passed before SGLang answered")
-            if task.cancelled():
-                raise BackendError(f"drawing {drawing.id} was cancelled")
-            yield task.result()
-        finally:
-            task.cancel()
-            home.users -= 1
-            del self._tasks[drawing.id]
+        with home.users:
+            try:
+                left = None if drawing.deadline is None else max(0.0, drawing.deadline - time.monotonic())
+                done, _ = await asyncio.wait({task}, timeout=left)
+                if not done:
+                    raise LateError("the deadline passed before SGLang answered")
+                if task.cancelled():
+                    raise BackendError(f"drawing {drawing.id} was cancelled")
+                yield task.result()
+            finally:
+                task.cancel()
+                del self._tasks[drawing.id]
 
     async def _draw(self, home: _Home, drawing: Drawing) -> Drawn:
         from PIL import Image
@@ -166,7 +165,7 @@ class SGLang:
     def load_now(self) -> Load:
         """See `Backend.load_now`: each server draws one picture at a time."""
         homes = [home for home in self._homes if home.model]
-        users = [home.users for home in homes]
+        users = [home.users.count for home in homes]
         active = sum(map(bool, users))
         pace = sum(1 / home.seconds for home in homes if home.seconds)
         return Load(active, sum(users) - active, len(homes), pace, active / max(1, len(homes)))
@@ -176,8 +175,7 @@ class SGLang:
         for home in self._homes:
             if home.model == model:
                 home.model = ""
-                while home.users:
-                    await asyncio.sleep(0.01)
+                await home.users.gone()
 
     async def close(self) -> None:
         """See `Backend.close`."""

@@ -73,24 +73,17 @@ class BuiltIn:
         if drawing.id in self._pictures:
             raise RefusedError(f"a drawing with the id {drawing.id} is in work")
         one = self._pictures[drawing.id] = Picture(loaded, drawing)
-        loaded.users += 1
-        loaded.idle.clear()
-        try:
-            self._worker.submit(one)
-            while True:
-                yield (drawn := await one.news())
-                if drawn.step == drawn.steps:
-                    return
-        finally:
-            self._leave(one, "nobody waits for it")
-            del self._pictures[drawing.id]
-            loaded.users -= 1
-            if not loaded.users:
-                loaded.idle.set()
-
-    def _leave(self, one: Picture, why: str) -> None:
-        one.ended = one.ended or BackendError(f"drawing {one.drawing.id}: {why}")
-        self._worker.wake()
+        with loaded.users:
+            try:
+                self._worker.submit(one)
+                while True:
+                    yield (drawn := await one.news())
+                    if drawn.step == drawn.steps:
+                        return
+            finally:
+                one.ended = one.ended or BackendError(f"nobody waits for {drawing.id}")
+                self._worker.wake()
+                del self._pictures[drawing.id]
 
     def cancel(self, drawing: str) -> None:
         """See `Backend.cancel`."""
@@ -122,7 +115,7 @@ class BuiltIn:
         loaded = self._models.pop(model, None)
         if loaded is None:
             return
-        await loaded.idle.wait()
+        await loaded.users.gone()
         del loaded
         with contextlib.suppress(GoneError):
             await asyncio.wrap_future(self._worker.call(_free))

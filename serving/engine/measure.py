@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,37 +22,39 @@ ROUNDS = 3
 async def measure(worker: Worker, model: Model, cache: TextCache, most: int, decode: float) -> None:
     """Find the largest useful batch for the size that ``model`` was judged at, and the pictures a second it gives.
 
-    Doubles the batch until rows a second grow no more, there are ``most`` rows, or memory does not hold more: a GPU's
-    is tried, main memory is asked before, because it ends processes.
+    Doubles the batch until two larger ones in a row gave no more rows a second, there are ``most`` rows, or memory does
+    not hold more: a GPU's is tried, main memory is asked before, because it ends processes. The smallest batch that is
+    nearly as good as the best is taken: larger ones only lengthen steps.
 
     Args:
         decode: seconds that decoding a picture takes.
     """
     import torch
 
-    plan, rows, best, pace = model.plan, model.plan.rows, model.plan.rows, 0.0
-    while rows <= most:
+    plan, rows, idle = model.plan, model.plan.rows, 0
+    paces: dict[int, float] = {}
+    while rows <= most and idle < 2:
         before = peak_bytes()
         try:
-            seconds = await _forward_seconds(worker, model, cache, rows)
+            pace = rows / await _forward_seconds(worker, model, cache, rows)
         except torch.OutOfMemoryError:
             break
-        if rows / seconds < GROWTH * pace:
-            break
-        best, pace = rows, rows / seconds
+        idle = 0 if pace > GROWTH * max(paces.values(), default=0.0) else idle + 1
+        paces[rows] = pace
         if model.device.type == "cpu" and 2 * (peak_bytes() - before) > spare_bytes():
             break
         rows *= 2
+    best = min((n for n, pace in paces.items() if GROWTH * pace >= max(paces.values())), default=plan.rows)
     model.limits[plan.height, plan.width] = best
-    pictures = best // plan.rows
-    if pace:
-        model.pictures_per_second = pictures / (plan.steps * best / pace + pictures * decode)
+    if paces:
+        pictures = best // plan.rows
+        model.pictures_per_second = pictures / (plan.steps * best / paces[best] + pictures * decode)
 
 
 async def _forward_seconds(worker: Worker, model: Model, cache: TextCache, rows: int) -> float:
     forward = await asyncio.wrap_future(worker.call(lambda: _forward(model, cache, rows)))
     times = [await asyncio.wrap_future(worker.call(forward)) for _ in range(ROUNDS + 1)]
-    return statistics.median(times[1:])
+    return min(times[1:])  # whatever else the machine does only adds
 
 
 def _forward(model: Model, cache: TextCache, rows: int) -> Callable[[], float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from serving.backend import BackendError, Drawn, RefusedError, UnusableError
 from serving.engine.picture import Picture, Plan
 from serving.engine.text import TextCache
 from serving.engine.weights import Weights
+from serving.users import Users
 from training.errors import TrainingError
 from training.families import family_of
 from training.families.drawing import BROKEN, is_finite, picture
@@ -55,11 +55,8 @@ class Model:
         """Rows of the largest useful batch, by height and width."""
         self.pictures_per_second = 0.0
         self._event: Any = None
-        self.users = 0
+        self.users = Users()
         """Drawings that were asked for and have not ended."""
-        self.idle = asyncio.Event()
-        """Set while there are none."""
-        self.idle.set()
 
     @property
     def transformer(self) -> Any:

@@ -61,7 +61,7 @@ def test_a_client_that_goes_frees_its_place_at_the_next_step(sd3: Path) -> None:
             at = one.step
             await stream.aclose()
             await idle(backend)
-            assert not backend._pictures and backend._models["0"].users == 0
+            assert not backend._pictures and backend._models["0"].users.count == 0
             return one.step - at
 
     # The preview reached us some steps after it was made; from the moment of leaving at most the step in work is done.
