@@ -128,6 +128,11 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
     _add_images(app, service)
     _add_models(app, slot)
     _add_operations(app, service, metrics)
+    made = app.openapi()  # from now on it is this one
+    for operation in (one for path in made["paths"].values() for one in path.values()):
+        operation["responses"].pop("422", None)  # a malformed request is 400 here
+    for name in ("HTTPValidationError", "ValidationError"):
+        made["components"]["schemas"].pop(name, None)
     app.add_middleware(Edge, settings=settings, metrics=metrics, key=key)
     return app
 

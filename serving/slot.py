@@ -86,7 +86,7 @@ class Slot:
         self._awake = asyncio.Event()
         self._loads = itertools.count(1)
         self._said: Champion | None = None
-        self._taking: tuple[str, asyncio.Task[None], threading.Event] | None = None
+        self._taking: tuple[Champion, asyncio.Task[None], threading.Event] | None = None
         self._tries: dict[str, tuple[int, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -177,13 +177,16 @@ class Slot:
 
     def _take(self, wanted: Champion) -> None:
         folder, now = str(wanted.folder), time.monotonic()
-        if self._taking and self._taking[0] == folder and not self._taking[1].done():
+        if (loading := self._loading()) and loading.folder == folder:
             return
         if now < self._tries.get(folder, (0, 0.0))[1]:
             return
         self._stop_taking()
         stop = threading.Event()
-        self._taking = (folder, asyncio.create_task(self._try(wanted, stop)), stop)
+        self._taking = (wanted, asyncio.create_task(self._try(wanted, stop)), stop)
+
+    def _loading(self) -> Champion | None:
+        return self._taking[0] if self._taking and not self._taking[1].done() else None
 
     def _stop_taking(self) -> None:
         if self._taking:
@@ -193,6 +196,12 @@ class Slot:
 
     async def _try(self, wanted: Champion, stop: threading.Event) -> None:
         began, folder = time.monotonic(), str(wanted.folder)
+        named: dict[str, Any] = {
+            "model": wanted.model,
+            "version": wanted.version,
+            "digest": wanted.weights,
+            "folder": folder,
+        }
         try:
             loaded = await self._load(wanted, stop)
         except (LineageError, BackendError, OSError) as error:
@@ -201,11 +210,11 @@ class Slot:
             self.refused = f"version {wanted.version} was refused: {error}"
             untrue = isinstance(error, UntrueError | UnusableError)
             self.metrics.swaps.labels("refused" if untrue else "failed").inc()
-            say("champion not taken up", logging.ERROR, version=wanted.version, digest=folder, reason=str(error))
+            say("champion not taken up", logging.ERROR, reason=str(error), **named)
             return
         self._tries.pop(folder, None)
         self._swap(loaded)
-        say("champion swapped", version=wanted.version, digest=folder, seconds=round(time.monotonic() - began, 3))
+        say("champion swapped", seconds=round(time.monotonic() - began, 3), **named)
 
     async def _load(self, wanted: Champion, stop: threading.Event) -> Loaded:
         """Fetch, check, load and warm a champion; frees what it took where that fails."""
@@ -322,7 +331,7 @@ class Slot:
     def status(self) -> dict[str, Any]:
         """Whether it draws, with what, and what is wrong."""
         overdue = self.overdue
-        ready = self.current is not None and overdue <= self.settings.max_staleness
+        loading, ready = self._loading(), self.current is not None and overdue <= self.settings.max_staleness
         problems = [self.trouble] if self.trouble else []
         problems += [f"the channel expired at {self.expires}: nobody vouches for the champion"] if overdue else []
         problems += [self.refused] if self.refused else []
@@ -334,6 +343,7 @@ class Slot:
             "version": self.current.champion.version if self.current else None,
             "digest": self.current.champion.weights if self.current else None,
             "previous": self.previous.champion.version if self.previous else None,
+            "loading": loading.version if loading else None,
             "expires": self.expires.isoformat() if self.expires else None,
             "overdue_seconds": overdue,
             "mode": self.settings.mode,

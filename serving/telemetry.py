@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -59,10 +60,11 @@ def say(event: str, level: int = logging.INFO, broken: bool = False, **facts: ob
 
 
 def start_log() -> None:
-    """Have this server's lines, and uvicorn's, go to stderr as JSON."""
+    """Have all that is logged here go to stderr as JSON, and no progress bar between the lines."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name in ("triptych.serving", "uvicorn", "uvicorn.error"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler] if name != "uvicorn.error" else [], name == "uvicorn.error"
-        logger.setLevel(logging.INFO)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for name in ("triptych.serving", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.INFO)

@@ -27,13 +27,17 @@ def serve(
 
     More settings are environment variables, TRIPTYCH_SERVE_…: docs/serving.md lists them.
     """
+    from lineage.artifacts import without_credentials
     from serving.run import serve as run
     from serving.settings import read_settings
 
     given: dict[str, Any] = {"host": host, "port": port}
     given |= {"model": subject.model} if subject.model else {}
     given |= {"version": version, "mode": "pinned"} if version else {}
-    run(read_settings(**given | _places(subject, channel, root)))
+    settings = read_settings(**given | _places(subject, channel, root))
+    where = without_credentials(settings.channel)
+    typer.echo(f"drawing with the champion of {where} on http://{host}:{port}; Ctrl-C ends it")
+    run(settings)
 
 
 def _places(subject: Subject, channel: str, root: Path | None) -> dict[str, Any]:

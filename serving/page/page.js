@@ -24,7 +24,7 @@ async function refresh() {
     const problems = status.problems.length ? ` (${status.problems[0]})` : "";
     byId("standing").textContent = status.version
       ? `${status.model}, version ${status.version}: ${status.state}${problems}`
-      : `No champion is loaded: ${status.state}${problems}`;
+      : `No champion is loaded: ${status.loading ? `version ${status.loading} is on its way` : status.state}${problems}`;
     const answer = await fetch("v1/models", { headers: headers() });
     byId("key-field").hidden = answer.status !== 401 && !byId("key").value;
     models = answer.ok ? (await answer.json()).data : [];

@@ -133,6 +133,15 @@ def test_an_error_nobody_expected_is_told_without_its_text(world: World, caplog:
         assert server.get("/health/live").ok
 
 
+def test_the_openapi_document_says_400_where_others_say_422(running: Running) -> None:
+    told = running.get("/openapi.json").json()
+    answers = told["paths"][PATH]["post"]["responses"]
+    assert "422" not in running.get("/openapi.json").text
+    assert {"200", "400", "401", "410", "413", "429", "503", "504"} <= answers.keys()
+    assert {"application/json", "text/event-stream"} <= answers["200"]["content"].keys()
+    assert "ImageRequest" in told["components"]["schemas"]
+
+
 def test_the_openapi_document_holds(running: Running) -> None:
     """schemathesis asks each operation of the document for what it allows, and for what it does not."""
     schema = schemathesis.openapi.from_url(f"{running.url}/openapi.json")
