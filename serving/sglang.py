@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lineage.digests import digest_json, digest_path
+from lineage.digests import LineageError, digest_json, digest_path
 from serving.backend import BackendError, Drawing, Drawn, GoneError, LateError, Load, RefusedError, UnusableError
+from serving.engine.model import PRECISIONS
 from serving.users import Users
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 UPDATE, CHECKSUM, IMAGES = "/update_weights_from_disk", "/get_weights_checksum", "/v1/images/generations"
 MODULE = "transformer"
 """The module whose sum is compared: what training changes. The server may have fused the parts of the others."""
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass
@@ -60,8 +60,10 @@ class SGLang:
     def __init__(self, urls: Sequence[str], precision: str = "bf16", timeout: float = 300.0) -> None:
         import httpx2
 
-        if not urls or precision not in DTYPES:
-            raise BackendError(f"urls must name a server and precision one of {', '.join(DTYPES)}; got {precision!r}")
+        if not urls or precision not in PRECISIONS:
+            raise BackendError(
+                f"urls must name a server and precision one of {', '.join(PRECISIONS)}; got {precision!r}"
+            )
         self._homes = [_Home(url.rstrip("/")) for url in urls]
         self._precision = precision
         self._client = httpx2.AsyncClient(timeout=timeout, trust_env=False)
@@ -77,7 +79,8 @@ class SGLang:
         try:
             family = family_of(folder)
             sums = {MODULE: await asyncio.to_thread(checksum, family, self._precision)}
-        except (TrainingError, OSError, ValueError, KeyError) as error:
+            digest = await asyncio.to_thread(digest_path, folder)
+        except (TrainingError, LineageError, OSError, ValueError, KeyError) as error:
             raise UnusableError(f"the bundle at {folder} cannot be served: {error}") from error
         home = min(self._homes, key=lambda one: bool(one.model))
         home.model = ""
@@ -94,7 +97,6 @@ class SGLang:
                 f"{home.url} holds other weights than {folder}: {MODULE} has the sum {found.get(MODULE)}, not "
                 f"{sums[MODULE]}; start it with --backend diffusers and in {self._precision}"
             )
-        digest = await asyncio.to_thread(digest_path, folder)
         self._homes[self._homes.index(home)] = _Home(home.url, model, family, dict(sampling), digest, sums)
 
     async def _sums(self, home: _Home) -> dict[str, str]:
@@ -251,7 +253,7 @@ def checksum(family: Family, precision: str) -> str:
     hashed = hashlib.sha256()
     for name in sorted(dict(empty.named_parameters())):
         with safe_open(places[name], framework="pt") as stream:
-            tensor = stream.get_tensor(name).to(getattr(torch, DTYPES[precision]))
+            tensor = stream.get_tensor(name).to(getattr(torch, PRECISIONS[precision]))
         hashed.update(name.encode())
         hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()

@@ -14,6 +14,7 @@ from serving.engine.measure import measure
 from serving.engine.model import PRECISIONS, Model
 from serving.engine.picture import Picture
 from serving.engine.text import TextCache
+from serving.engine.turns import HELD
 from serving.engine.worker import Worker
 
 
@@ -101,7 +102,7 @@ class BuiltIn:
     def load_now(self) -> Load:
         """See `Backend.load_now`."""
         models = list(self._models.values())
-        capacity = max((m.limit(m.plan.height, m.plan.width) // m.plan.rows or 1 for m in models), default=0)
+        capacity = max((HELD * m.limit(m.plan.height, m.plan.width) // m.plan.rows or 1 for m in models), default=0)
         return Load(
             active=self._worker.turns.active,
             waiting=self._worker.waiting(),

@@ -95,12 +95,19 @@ class Picture:
         """σ before each step, and after the last."""
         self.overtaken = 0
         """How many later ones were admitted before it."""
+        self.passed = 0
+        """Batches of its group, in a row, that it had no part in."""
         self.ended: BackendError | None = None
         """Why the worker must not go on with it."""
         self.asked = self.began = time.monotonic()
         self.seconds: dict[str, float] = {}
         self._loop = asyncio.get_running_loop()
         self._out: asyncio.Queue[Drawn | BackendError] = asyncio.Queue()
+
+    @property
+    def left(self) -> int:
+        """Steps that it still needs."""
+        return self.plan.steps - self.step
 
     def lap(self, stage: str) -> None:
         """Note the seconds since the last lap as those of ``stage``."""

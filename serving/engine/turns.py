@@ -8,6 +8,10 @@ from typing import Generic, Protocol, TypeVar
 
 MOST_GROUPS = 4
 """Groups in work at once. A group waits for one step of each other one between two of its own."""
+HELD = 4
+"""A group holds so many batches of pictures, so that a short one need not wait until a long one is done."""
+MOST_PASSED = 8
+"""Within a group those with the fewest steps left are stepped first; who was passed over so often goes before them."""
 MOST_OVERTAKEN = 32
 """A picture is overtaken by at most so many later ones for which there was a place; then nobody passes it."""
 
@@ -23,17 +27,22 @@ class Item(Protocol):
     def rows(self) -> int:
         """Rows of a batch that it fills."""
 
+    @property
+    def left(self) -> int:
+        """Steps that it still needs."""
+
     overtaken: int
+    passed: int
 
 
 T = TypeVar("T", bound=Item)
 
 
 class Turns(Generic[T]):
-    """Items wait in line, are admitted to the group of their key while that has rows left, and groups take turns.
+    """Items wait in line and are admitted to the group of their key; groups take turns, and so do items within one.
 
     Args:
-        limit: the most rows of a batch that an item may be part of.
+        limit: the most rows of a batch that an item may be part of. An item with more is a batch by itself.
     """
 
     def __init__(self, limit: Callable[[T], int]) -> None:
@@ -73,15 +82,23 @@ class Turns(Generic[T]):
         group = self.groups.get(item.key)
         if group is None:
             return len(self.groups) < MOST_GROUPS
-        return sum(other.rows for other in group) + item.rows <= self._limit(item)
+        return sum(other.rows for other in group) + item.rows <= HELD * self._limit(item)
 
     def next(self) -> list[T]:
-        """The group whose turn it is; it goes to the end of the line. Empty where nobody is in work."""
+        """A batch of the group whose turn it is, which goes to the end of the line; empty where nobody is in work."""
         if not self.groups:
             return []
         key = next(iter(self.groups))
         self.groups.move_to_end(key)
-        return self.groups[key]
+        chosen: list[T] = []
+        room = self._limit(self.groups[key][0])
+        for item in sorted(self.groups[key], key=_rank):
+            fits = item.rows <= room or not chosen
+            item.passed = 0 if fits else item.passed + 1
+            if fits:
+                chosen.append(item)
+                room -= item.rows
+        return chosen
 
     def remove(self, item: T) -> None:
         """Free the place of an item, in work or waiting."""
@@ -92,3 +109,7 @@ class Turns(Generic[T]):
                 del self.groups[item.key]
         elif item in self.waiting:
             self.waiting.remove(item)
+
+
+def _rank(item: Item) -> tuple[int, int]:
+    return -item.passed if item.passed >= MOST_PASSED else 0, item.left

@@ -90,6 +90,7 @@ class Clients(RuleBasedStateMachine):
         self.do(asyncio.wait([task]))
         self.check(name)
 
+    @precondition(lambda self: self.count % 4 == 3)
     @rule()
     def load_or_unload(self) -> None:
         if self.second:
@@ -108,13 +109,16 @@ class Clients(RuleBasedStateMachine):
             return
         assert np.abs(pixels(task.result().image) - self.plain(self.bundle, asked)).max() <= 1
 
+    async def settled(self) -> None:
+        await asyncio.wrap_future(self.backend._worker.call(lambda: None))
+
     def teardown(self) -> None:
         if self.tasks:
             self.do(asyncio.wait([task for _, task in self.tasks.values()]))
         for name in list(self.tasks):
             self.check(name)
         self.do(self.backend.unload("1"))
-        self.do(asyncio.wrap_future(self.backend._worker.call(lambda: None)))
+        self.do(self.settled())
         assert not self.backend._pictures and not self.backend._worker._batches
         assert not list(self.backend._worker.turns) and self.backend._models["0"].users.count == 0
         self.do(self.backend.close())

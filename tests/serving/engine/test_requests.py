@@ -336,11 +336,11 @@ def test_warming_up_measures_the_largest_useful_batch(sd3: Path) -> None:
     async def work() -> None:
         async with engine(sd3) as backend:
             backend._models["0"].limits = {}
-            assert backend.load_now().capacity == 1 and backend.load_now().pictures_per_second == 0
+            assert backend.load_now().capacity == 2 and backend.load_now().pictures_per_second == 0
             await backend.warm("0")
             rows, now = backend._models["0"].limits[32, 32], backend.load_now()
             assert 2 <= rows <= 64 and rows & (rows - 1) == 0
-            assert now.capacity == rows // 2 and now.pictures_per_second > 0
+            assert now.capacity == 4 * rows // 2 and now.pictures_per_second > 0
             assert backend._models["0"].limit(16, 32) == 2 * rows and backend._models["0"].limit(64, 64) == max(
                 1, rows // 4
             )
