@@ -169,7 +169,8 @@ def _add_images(app: FastAPI, service: Service) -> None:
     async def generate(asked: ImageRequest, request: Request) -> Response:
         """Draw pictures; with ``stream`` as server-sent events."""
         with ExitStack() as held:
-            loaded = held.enter_context(service.slot.using(service.slot.resolve(asked.model)))
+            loaded = service.slot.resolve(asked.model)
+            held.enter_context(loaded.users)
             job = plan(asked, loaded, service.settings, REQUEST.get())
             request.state.facts |= job.named | {"pictures": len(job.seeds), "seed": job.seeds[0]}
             if service.settings.log_prompts:

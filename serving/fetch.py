@@ -51,7 +51,7 @@ def fetch(champion: Champion, store: Path, artifacts: str, stop: threading.Event
     target = store / hex_of(champion.folder)
     partial = target.with_suffix(".partial")
     if target.exists():
-        if _files(target) == _named(champion):
+        if listing(target) == _named(champion):
             return target
         shutil.rmtree(target)  # it was changed where it lay; what is loaded is fetched anew
     partial.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def fetch(champion: Champion, store: Path, artifacts: str, stop: threading.Event
         raise FetchError(f"version {champion.version} needs {needed} bytes of disk, {store} has {free}: make room")
     for file in missing:
         _bring(champion, file, partial / file.name, artifacts, stop)
-    if _files(partial) != _named(champion):
+    if listing(partial) != _named(champion):
         shutil.rmtree(partial)
         raise UntrueError(f"{partial} holds files that version {champion.version} does not have; removed")
     partial.rename(target)
@@ -113,16 +113,12 @@ def _chunks(place: str, name: str) -> Iterator[bytes]:
         yield from open_place(place).chunks(name)
 
 
-def _files(folder: Path) -> list[tuple[str, int, str]]:
-    return [(one.name, one.size, one.digest) for one in listing(folder)]
-
-
-def _named(champion: Champion) -> list[tuple[str, int, str]]:
-    return [(one.name, one.size, one.digest) for one in champion.files]
+def _named(champion: Champion) -> list[Listed]:
+    return [Listed(one.name, one.digest, one.size) for one in champion.files]
 
 
 def _holds(path: Path, file: File) -> bool:
-    return path.is_file() and _files(path) == [("", file.size, file.digest)]
+    return path.is_file() and listing(path) == [Listed("", file.digest, file.size)]
 
 
 def check_model(champion: Champion, folder: Path, signature: bytes | None, keys: Sequence[Any]) -> dict[str, Any]:
@@ -135,7 +131,7 @@ def check_model(champion: Champion, folder: Path, signature: bytes | None, keys:
     Raises:
         UntrueError: the signature does not hold, or the folder brings code.
     """
-    files = [Listed(one.name, one.digest, one.size) for one in champion.files]
+    files = _named(champion)
     inner = {one.name.removeprefix(f"{WEIGHTS_FOLDER}/"): one.digest for one in files if WEIGHTS_FOLDER in one.name}
     try:
         if weights_digest(files) != champion.weights:

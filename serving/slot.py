@@ -15,8 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from serving.errors import GoneError, NotReadyError, UnknownError
 from serving.fetch import UntrueError, check_model, fetch, free_memory, tidy
 from serving.settings import Settings
 from serving.telemetry import Metrics, say
+from serving.users import Users
 
 ROOM = 1.5
 """Bytes of memory that a loaded model takes, for each byte of its weights."""
@@ -49,9 +50,8 @@ class Loaded:
     """What it was judged with."""
     name: str
     """What the backend calls it; each loading has its own."""
-    users: int = 0
-    """Requests that draw with it."""
-    retired: bool = False
+    users: Users = field(default_factory=Users)
+    """Requests that draw with it; each holds it, also past a swap."""
 
     @property
     def bytes(self) -> int:
@@ -259,11 +259,13 @@ class Slot:
         self.metrics.model.labels(self.model, loaded.champion.version, loaded.champion.weights).set(1)
 
     def _retire(self, loaded: Loaded) -> None:
-        loaded.retired = True
-        if not loaded.users:
-            task = asyncio.create_task(self.backend.unload(loaded.name))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        async def end() -> None:
+            await loaded.users.gone()
+            await self.backend.unload(loaded.name)
+
+        task = asyncio.create_task(end())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def lost(self, loaded: Loaded) -> None:
         """The backend does not have a model any more: load it again."""
@@ -307,17 +309,6 @@ class Slot:
         if self._withdrawn and self._said and self._wanted(self._said) is None:
             raise GoneError(f"the champion of {name} was withdrawn, and no other version is champion")
         raise NotReadyError(f"no champion of {name or 'any model'} is loaded yet")
-
-    @contextmanager
-    def using(self, loaded: Loaded) -> Iterator[Loaded]:
-        """Hold a model for a request, also past a swap."""
-        loaded.users += 1
-        try:
-            yield loaded
-        finally:
-            loaded.users -= 1
-            if loaded.retired:
-                self._retire(loaded)
 
     @property
     def overdue(self) -> float:
