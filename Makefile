@@ -10,7 +10,7 @@ EXTRAS := data,training,evaluation,registry,server,serving,avatars,cluster,conta
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine data retrain shuffled images ui lint test test-containers test-servers servers fuzz tiny-models clean
+.PHONY: help install engine data retrain shuffled serve images ui lint test test-containers test-servers servers fuzz tiny-models clean
 
 help: ## List all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ shuffled: install data ## The same on shuffled captions: the gate must reject it
 images: install ## Build both images of the steps, on the Docker engine that runs
 	$(BIN)/python -m infra.images.build
 
+serve: install ## Draw with the champion of the last run: an HTTP server and a page, http://127.0.0.1:8000
+	$(BIN)/triptych serve
+
 ui: install ## MLflow's pages on what the runs left
 	$(BIN)/triptych ui
 
@@ -62,10 +65,10 @@ test: install data ## All tests that need no container engine and no servers
 	$(BIN)/pytest -m 'not containers and not servers' --numprocesses 2 --dist loadgroup
 
 test-containers: install data engine servers ## The pipeline in containers, and all that needs Debian's services
-	$(BIN)/pytest -m 'containers or servers' tests/containers tests/servers
+	$(BIN)/pytest -m 'containers or servers' tests/containers tests/servers tests/serving
 
 test-servers: install servers ## The governed MLflow server alone: SQLite, PostgreSQL, S3, a browser
-	$(BIN)/pytest -m servers tests/servers
+	$(BIN)/pytest -m servers tests/servers tests/serving
 
 servers: # Debian's PostgreSQL and Chromium, where a root user lacks them
 	{ ls /usr/lib/postgresql/*/bin/initdb && command -v chromium && command -v chromedriver; } > /dev/null 2>&1 || \

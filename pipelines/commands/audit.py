@@ -30,15 +30,35 @@ def audit(
     ] = "text",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
     remote: Annotated[bool, typer.Option(help="Fetch evidence and images that lie elsewhere.")] = False,
+    redraw: Annotated[
+        bool, typer.Option("--redraw", help="WHAT is a served picture: draw it again; with --prompt.")
+    ] = False,
+    prompt: Annotated[str, typer.Option(help="What the picture was asked for; its credentials do not say it.")] = "",
+    like: Annotated[
+        bool, typer.Option("--like", help="WHAT is a picture without credentials: who drew its like?")
+    ] = False,
 ) -> bool:
     """Find the way back: what stands behind it, and whether all of that holds."""
     from pipelines.audit import UnknownError, write_page, write_text
     from pipelines.audit import audit as look_back
+    from pipelines.commands import picture
 
+    if like:
+        lines = picture.alike(what, subject)
+        typer.echo("\n".join(lines) or "no picture of the log looks like it")
+        return bool(lines)
+    signed = None if image else picture.credentials_of(what, subject)
+    if redraw:
+        if signed is None or not prompt:
+            raise RequestError("--redraw needs a picture with content credentials of a server, and --prompt")
+        same, told = picture.redraw(what, prompt, signed, subject)
+        typer.echo(told)
+        return same
     try:
-        found = look_back(what, sources_of(subject, remote), image)
+        found = look_back(signed.origin.digest if signed else what, sources_of(subject, remote), image)
     except UnknownError as error:
         raise RequestError(str(error)) from error
+    found = picture.about_picture(what, signed, found) if signed else found
     writers = {"text": write_text, "json": lambda r: r.model_dump_json(indent=2) + "\n", "html": write_page}
     content = writers[report](found)
     target = output or (Path("audit.html") if report == "html" else None)
