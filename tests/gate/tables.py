@@ -11,17 +11,18 @@ from components.gate.scores import Scores
 from components.gate.settings import AXES, GateSettings, Slice
 from lineage.scores import COLUMNS, MODELS, REFERENCES, Features, Kernel, SetMeasure, Sets
 
-PROMPTS = 80
+PROMPTS = 160
 ATTRIBUTES: dict[str, dict[str, str | bool]] = {
     f"p{i:03d}": {"glasses": i % 2 == 0, "skin": ("light", "brown", "dark")[i % 3]} for i in range(PROMPTS)
 }
 SEEDS = {prompt: [7] for prompt in ATTRIBUTES}
 RULES = GateSettings(
-    margins=dict.fromkeys(AXES, 0.02),
-    slices={"no glasses asked": Slice(measure="alignment/glasses", where={"glasses": False}, margin=0.05)},
-    resamples=1000,
+    margins=dict.fromkeys(AXES, 0.05),
+    slices={"no glasses asked": Slice(measure="alignment/glasses", where={"glasses": False}, margin=0.15)},
+    ranges=dict.fromkeys(AXES, (0.0, 1.0)),
+    resamples=4000,
 )
-SET_RULES = RULES.model_copy(update={"margins": {"alignment": 0.02, "realism/kid": 0.05, "aesthetics": 0.02}})
+SET_RULES = RULES.model_copy(update={"margins": {"alignment": 0.05, "realism/kid": 0.05, "aesthetics": 0.05}})
 MEASURES = (*AXES, "alignment/glasses")
 
 
