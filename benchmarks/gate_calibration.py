@@ -2,9 +2,9 @@
 
 Simulated pairs of models go through the gate's own figures and rule, at one decision's level of 0.025. Scores lie
 between 0 and 1. Per kind of scores, number of prompts and scenario it prints how often the candidate was promoted, with
-the exact (Clopper-Pearson) one-sided 95 % upper limit, or that the gate refuses so few prompts for such a margin; beside
-it what percentile bounds, as the gate had them once, would have promoted. Then power against sample size, before and
-now, as a plot. The last line is the largest upper limit: at most 0.05.
+the exact (Clopper-Pearson) one-sided 95 % upper limit, or that the gate refuses so few prompts for such a margin;
+beside it what percentile bounds, as the gate had them once, would have promoted. Then power against sample size, before
+and now, as a plot. The last line is the largest upper limit: at most 0.05.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Make = Callable[[np.random.Generator, int, Floats], Floats]
 """Generator, prompts and (A,) true differences -> (A, P) paired differences."""
 SIZES, RATES = (30, 50, 133, 200, 400, 1000), (0.005, 0.01, 0.02, 0.05)
 ONCE = GateSettings(margins=dict.fromkeys(AXES, 0.05), alpha=0.025, life=1, resamples=4000)
-SHIPPED = GateSettings(margins=dict.fromkeys(AXES, 0.05), resamples=4000)
+SHIPPED = GateSettings(margins=dict.fromkeys(AXES, 0.05))
 SPREAD, BATCH = 0.1, 250
 
 
@@ -93,8 +93,8 @@ GAIN = 0.4
 
 
 @cache
-def shared(prompts: int) -> Resampling:
-    return Resampling(prompts, ONCE.resamples, seed=0)
+def shared(prompts: int, resamples: int) -> Resampling:
+    return Resampling(prompts, resamples, seed=0)
 
 
 @cache
@@ -111,7 +111,8 @@ def figures_of(differences: Floats, margin: float, settings: GateSettings) -> It
     rows = differences.reshape(-1, prompts)
     groups = [Group(axis, axis, "axis", everyone, margin) for axis in AXES[:axes]] * count
     incumbent = np.where(rows < 0, np.minimum(1, np.maximum(0.5, -rows)), 0.0)
-    made = per_prompt_figures(groups, incumbent + rows, incumbent, shared(prompts), settings)
+    resampling = shared(prompts, settings.resamples)
+    made = per_prompt_figures(groups, incumbent + rows, incumbent, resampling, settings)
     return (made[start : start + axes] for start in range(0, len(made), axes))
 
 

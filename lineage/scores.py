@@ -8,8 +8,9 @@
 ``evaluation.json``
     The digests of everything that decides the scores. The gate reads ``scores`` and ``sets`` (digests of the two other
     files; ``sets`` only where there is one), ``evaluation_set`` with ``digest``, ``prompts`` (id -> attributes),
-    ``seeds`` (id -> list of seeds) and ``sealed`` (ids of prompts that only confirm), and for each model compared ``{"digest": …}`` under its name in `MODELS`. Where the
-    scores could not be made, ``unusable`` says why in plain words: the verdict is then invalid, for that reason.
+    ``seeds`` (id -> list of seeds) and ``sealed`` (ids of prompts that only confirm), and for each model compared
+    ``{"digest": …}`` under its name in `MODELS`. Where the scores
+    could not be made, ``unusable`` says why in plain words: the verdict is then invalid, for that reason.
 ``sets.safetensors``
     Features for measures that judge a model's pictures as a set, such as the kernel distance: see `SetMeasure`.
 """

@@ -152,13 +152,14 @@ def _terms(settings: EvaluationSettings) -> dict[str, Any]:
 
 def _describe(evaluation_set: EvaluationSet | None) -> dict[str, Any]:
     if evaluation_set is None:
-        return {"name": "", "version": 0, "digest": "", "prompts": {}, "seeds": {}}
+        return {"name": "", "version": 0, "digest": "", "prompts": {}, "seeds": {}, "sealed": []}
     return {
         "name": evaluation_set.description.name,
         "version": evaluation_set.description.version,
         "digest": evaluation_set.digest,
         "prompts": {prompt.id: prompt.attributes for prompt in evaluation_set.prompts},
         "seeds": {prompt.id: list(prompt.seeds) for prompt in evaluation_set.prompts},
+        "sealed": [prompt.id for prompt in evaluation_set.prompts if prompt.sealed],
     }
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lineage.digests import LineageError, digest_path
+from lineage.pictures import FORMATS
 
 
 class EvaluationError(LineageError):
@@ -30,6 +32,8 @@ class Prompt(BaseModel):
     text: str = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1)
     attributes: dict[str, str | bool]
+    sealed: bool = False
+    """Looked at only to confirm what the other prompts would promote."""
 
 
 class Sampling(BaseModel):
@@ -72,8 +76,12 @@ class EvaluationSet:
         return [(prompt, seed) for prompt in self.prompts for seed in prompt.seeds]
 
     def references(self) -> list[Image.Image]:
-        """The reference pictures, in the order of their names; none where the set has none."""
-        return [open_rgb(path) for path in sorted((self.root / "references").glob("*.png"))]
+        """Everything in ``references``, in the order of the names; none where the set has none.
+
+        Raises:
+            EvaluationError: something there is no picture.
+        """
+        return [open_rgb(path) for path in sorted((self.root / "references").glob("*"))]
 
     def heldout(self) -> list[tuple[Path, str]]:
         """(picture, caption) of every held-out picture; none where the set has none.
@@ -91,17 +99,17 @@ class EvaluationSet:
             raise EvaluationError(f"{listed} is malformed: {error!r}; each line needs file_name and text") from error
 
 
-def open_rgb(path: Path) -> Image.Image:
-    """A picture as RGB.
+def open_rgb(source: Path | BinaryIO) -> Image.Image:
+    """A picture as RGB, in one of `lineage.pictures.FORMATS`.
 
     Raises:
-        EvaluationError: it is missing or broken.
+        EvaluationError: it is missing, broken or of another format.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(source, formats=FORMATS) as image:
             return image.convert("RGB")
     except OSError as error:
-        raise EvaluationError(f"the picture {path} cannot be read: {error}") from error
+        raise EvaluationError(f"the picture {source} cannot be read: {error}") from error
 
 
 def read_evaluation_set(folder: str, limit: int | None = None) -> EvaluationSet:

@@ -44,7 +44,8 @@ class Figure(BaseModel):
     """One-sided lower bound of the candidate's own score."""
     candidate_upper: float
     detectable: float
-    """The true gain (of a slice or constraint: loss) that this sample size shows in 80 % of evaluations."""
+    """The true gain that would be shown in 80 % of such evaluations; of a slice or constraint, the margin that an equal
+    model would be shown to hold."""
 
     @property
     def within(self) -> bool:
@@ -95,8 +96,12 @@ def per_prompt_figures(
         [mean(row[group.members]) for row in (candidate[g], other[g], candidate[g] - other[g])]
         for g, group in enumerate(groups)
     ]
+    errors = [
+        _deviation((candidate[g] - other[g])[group.members]) / math.sqrt(group.members.sum())
+        for g, group in enumerate(groups)
+    ]
     own_bounds = [lower_bound(owned[0], settings.level), upper_bound(owned[1], settings.level)]
-    return _figures(groups, shown, between, own_bounds, settings)
+    return _figures(groups, shown, between, own_bounds, errors, settings)
 
 
 def set_level_figures(
@@ -114,7 +119,8 @@ def set_level_figures(
     # Weights vary a little less than a sample does, and no picture stands for those that nobody has seen.
     centre, wider = np.array(shown)[:, 2], math.sqrt((len(groups[0].members) + 1) / (len(groups[0].members) - 1))
     between = centre + (np.stack(resampled, axis=1) - centre) * wider
-    return _figures(groups, shown, [between, between], [np.array(shown)[:, 0]] * 2, s)
+    errors = [_deviation(column) for column in between.T]
+    return _figures(groups, shown, [between, between], [np.array(shown)[:, 0]] * 2, errors, s)
 
 
 def _figures(
@@ -122,18 +128,17 @@ def _figures(
     shown: Sequence[Sequence[float]],
     between: Sequence[Floats],
     own: Sequence[Floats],
+    errors: Sequence[float],
     settings: GateSettings,
 ) -> list[Figure]:
-    """Args: between: (B, G) twice, for bounds from below and from above; own: the candidate's bounds, (G,) twice."""
+    """Args: between: (B, G) twice, for bounds from below and from above; own: the candidate's bounds, (G,) twice;
+    errors: standard errors of the differences."""
     low, high = between
     lower, lower_gain = (lower_bound(low, level) for level in (settings.level, settings.gain_level))
     upper, upper_loss = (upper_bound(high, level) for level in (settings.level, settings.loss_level))
-    normal = NormalDist()
     figures = []
     for g, (group, (candidate, other, difference)) in enumerate(zip(groups, shown, strict=True)):
-        middle = (low[:, g] + high[:, g]) / 2
-        error = math.sqrt(mean((middle - mean(middle)) ** 2))
-        level = settings.gain_level if group.kind == "axis" else settings.level
+        reach = difference - float((lower_gain if group.kind == "axis" else lower)[g])
         figures.append(
             Figure(
                 name=group.name,
@@ -151,7 +156,11 @@ def _figures(
                 limit=group.limit,
                 candidate_lower=float(own[0][g]),
                 candidate_upper=float(own[1][g]),
-                detectable=(normal.inv_cdf(1 - level) + normal.inv_cdf(POWER)) * error,
+                detectable=reach + NormalDist().inv_cdf(POWER) * errors[g],
             )
         )
     return figures
+
+
+def _deviation(values: Floats) -> float:
+    return math.sqrt(mean((values - mean(values)) ** 2) * len(values) / (len(values) - 1))

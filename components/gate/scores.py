@@ -15,7 +15,17 @@ import pandas as pd
 from components.gate.resampling import Floats
 from components.gate.settings import axis_of
 from lineage.digests import LineageError, digest_path
-from lineage.scores import COLUMNS, DIVERSITY, EVALUATION_FILE, MODELS, REFERENCES, SETS_FILE, TABLE_FILE, Sets, read_sets
+from lineage.scores import (
+    COLUMNS,
+    DIVERSITY,
+    EVALUATION_FILE,
+    MODELS,
+    REFERENCES,
+    SETS_FILE,
+    TABLE_FILE,
+    Sets,
+    read_sets,
+)
 
 LARGEST = 1e150
 """Beyond it, sums of squares would not be finite."""

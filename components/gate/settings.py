@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 AXES = ("alignment", "realism", "aesthetics")
 RANGES = {"alignment": (0.0, 1.0), "memorisation": (-1.0, 0.0), "diversity": (0.0, 1.0)}
 """Between what a measure's scores lie where the settings say nothing of it; any other's: −1 to 1."""
+FEWEST = 4
+"""Resamples beyond a bound; fewer, and chance moves it."""
 Margin = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """The largest loss, in score units, that still counts as holding."""
 
@@ -114,6 +116,6 @@ class GateSettings(BaseModel):
             if low >= high:
                 raise ValueError(f"ranges: {measure} goes from {low:g} to {high:g}; say the lowest score first")
         rarest = self.gain_level * (self.resamples + 1)
-        if rarest - math.sqrt(rarest) < 1:
-            raise ValueError(f"resamples: {self.resamples} are too few for bounds at alpha / life = {self.level:g}")
+        if rarest - math.sqrt(rarest) < FEWEST:
+            raise ValueError(f"resamples: {self.resamples} are too few for bounds at {self.gain_level:.2g}")
         return self

@@ -54,7 +54,7 @@ def decide(scores: Scores, settings: GateSettings, decision: int = 1) -> Ruling:
         decision: which one on this evaluation set this is, from 1 on.
     """
     try:
-        ruling = rule(*_compare(scores, settings, scores.open))
+        ruling = rule(*_compare(scores, settings, scores.open, decision))
         if ruling.decision != "promote":
             return ruling
         if decision > settings.life:
@@ -63,7 +63,7 @@ def decide(scores: Scores, settings: GateSettings, decision: int = 1) -> Ruling:
             return ruling.model_copy(update={"decision": "hold", "reasons": (*reasons, *ruling.reasons)})
         if not scores.sealed:
             return ruling
-        sealed = rule(*_compare(scores, settings, sorted(scores.sealed)))
+        sealed = rule(*_compare(scores, settings, sorted(scores.sealed), decision))
     except UnusableScores as error:
         return Ruling(decision="invalid", reasons=(str(error),))
     if sealed.decision != "promote":
@@ -123,8 +123,8 @@ def _broken(figure: Figure) -> str:
 def _unproven(figure: Figure) -> str:
     if figure.within:
         return (
-            f"{figure.name}: a share of {-figure.candidate:.3f}: one over the limit of {figure.limit:g} cannot be ruled "
-            f"out with {figure.prompts} prompts"
+            f"{figure.name}: a share of {-figure.candidate:.3f}: one over the limit of {figure.limit:g} cannot be "
+            f"ruled out with {figure.prompts} prompts"
         )
     return f"{_interval(figure)}: a loss of {figure.margin:g} cannot be ruled out with {figure.prompts} prompts"
 
@@ -136,7 +136,9 @@ def _interval(figure: Figure) -> str:
     )
 
 
-def _compare(scores: Scores, settings: GateSettings, prompts: Sequence[str]) -> tuple[list[Figure], list[Figure]]:
+def _compare(
+    scores: Scores, settings: GateSettings, prompts: Sequence[str], decision: int
+) -> tuple[list[Figure], list[Figure]]:
     """The figures of ``prompts`` against the incumbent, and against the anchor."""
     if scores.unusable:
         raise UnusableScores(scores.unusable)
@@ -154,7 +156,7 @@ def _compare(scores: Scores, settings: GateSettings, prompts: Sequence[str]) -> 
     check_sets(scores, {group.measure for group in by_set})
     measures = scores.sets.measures if scores.sets else ()
     distances = {one.measure: Distances(one, scores, prompts) for one in measures if one.measure in settings.margins}
-    resampling = Resampling(len(prompts), settings.resamples, settings.seed)
+    resampling = Resampling(len(prompts), settings.resamples, settings.seed + decision)
     columns = {model: np.array([means[group.measure][model] for group in by_prompt]) for model in scores.models}
     compared = []
     for other in scores.models[1:]:

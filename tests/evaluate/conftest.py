@@ -37,7 +37,9 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("set") / "evaluation"
     shutil.copytree(EVALUATION, root)
     prompts = (root / "prompts.jsonl").read_text().splitlines()[:6]
-    (root / "prompts.jsonl").write_text("\n".join(prompts) + "\n")
+    asked = [json.loads(line) for line in prompts]
+    asked[0]["seeds"].append(7)
+    (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     described = json.loads((root / "set.json").read_text())
     described |= {"num_inference_steps": 2, "height": 32, "width": 32}
     (root / "set.json").write_text(json.dumps(described))

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from components.evaluate.evaluate import draw_shard, evaluate, evaluate_against
 from components.evaluate.evaluation_set import EvaluationError, read_evaluation_set
-from components.evaluate.scoring import measures, score_pictures
+from components.evaluate.judging import Judge
+from components.evaluate.scoring import load_scorers, measures, score_pictures
+from components.evaluate.settings import ScorerSettings
 from components.gate.scores import read_scores
 from components.gate.settings import AXES
 from components.gate.verdict import decide
@@ -29,7 +31,10 @@ from tests.runs import AVATARS
 ALL = [
     {"scorer": f"avatars-{axis}", "weights": str(SCORERS / f"{axis}.safetensors")}
     for axis in ("alignment", "realism", "aesthetics")
-] + [{"scorer": f"avatars-{name}", "weights": str(SCORERS / "realism.safetensors")} for name in ("kid", "memorisation")]
+] + [
+    {"scorer": f"avatars-{name}", "weights": str(SCORERS / "realism.safetensors")}
+    for name in ("kid", "memorisation", "diversity")
+]
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +62,13 @@ def said(target: Path) -> dict[str, Any]:
 def test_every_model_is_scored_on_every_sample(judged: Path, small_set: Path) -> None:
     table = pd.read_parquet(judged / "scores.parquet")
     assert set(table["model"]) == set(MODELS)
-    assert {"alignment", "alignment/glasses", "realism", "aesthetics", "memorisation"} <= set(table["measure"])
+    assert {"alignment", "alignment/glasses", "realism", "aesthetics", "memorisation", "diversity"} <= set(
+        table["measure"]
+    )
     assert not table.duplicated(["prompt", "seed", "model", "measure"]).any()
-    assert (table.groupby(["model", "measure"]).size() == 6).all()
+    counts = table.groupby(["measure", "model"]).size()
+    assert (counts["diversity"] == 2).all(), "of the prompt that has two seeds"
+    assert (counts.drop("diversity", level="measure") == 7).all()
     facts = said(judged)
     prompts = read_evaluation_set(str(small_set)).prompts
     assert facts["evaluation_set"]["seeds"] == {prompt.id: list(prompt.seeds) for prompt in prompts}
@@ -82,7 +91,7 @@ def test_features_of_sets_are_kept_for_the_gate(judged: Path) -> None:
     (kid,) = sets.measures
     assert (kid.measure, kid.kernel.name) == ("realism/avatars-kid", "polynomial")
     assert {who: len(rows) for who, rows in kid.features.items()} == {
-        **dict.fromkeys(MODELS, 6),
+        **dict.fromkeys(MODELS, 7),
         "references": 200,
     }
     assert said(judged)["reported"]["avatars-kid"].keys() == set(MODELS)
@@ -90,18 +99,42 @@ def test_features_of_sets_are_kept_for_the_gate(judged: Path) -> None:
 
 def test_the_gate_reads_what_evaluate_wrote(judged: Path) -> None:
     gate = read_configuration(AVATARS / "retrain.yaml").gate
-    few = gate.model_copy(update={"minimum_prompts": 2, "slices": {}})
-    ruling = decide(read_scores(judged)[0], few)
+    copies = gate.constraints["copies of training pictures"].model_copy(update={"margin": 1.0})
+    few = {"minimum_prompts": 2, "slices": {}, "constraints": {"copies": copies}}
+    margins = {"alignment": 1.0, "realism": 2.0, "aesthetics": 18.0}
+    wide = {"margins": margins, "ranges": {"aesthetics": (-9.0, 9.0)}}
+    ruling = decide(read_scores(judged)[0], gate.model_copy(update={**few, **wide}))
     assert ruling.decision != "invalid", ruling.reasons
     assert {*AXES, "memorisation"} == {figure.measure for figure in ruling.figures}
 
 
 def test_memorisation_says_what_it_compared(judged: Path) -> None:
     facts = said(judged)["memorisation"]
-    assert (facts["pairs"], facts["training"]) == (40, 40)
+    assert (facts["training"], facts["heldout"]) == (40, 400) and facts["distance"] > 0
     table = pd.read_parquet(judged / "scores.parquet")
     rows = table[(table["measure"] == "memorisation") & (table["model"] == "candidate")]
     assert set(rows["value"]) <= {0.0, -1.0} and -rows["value"].mean() == pytest.approx(facts["candidate"])
+
+
+def test_verbatim_training_pictures_are_all_found(small_set: Path, validated: Path, tmp_path: Path) -> None:
+    judge = Judge(load_scorers([ScorerSettings(**ALL[4])]), read_evaluation_set(str(small_set)), validated)
+    copies = sorted((AVATARS / "data" / "new").glob("*.png"))
+    listed = set(pd.read_parquet(validated / "manifest.parquet")["file_name"])
+    judge.score("candidate", [path for path in copies if path.name in listed][:7])
+    judge.score("incumbent", sorted((small_set / "references").iterdir())[:7])
+    facts = judge.finish(tmp_path)["memorisation"]
+    assert (facts["candidate"], facts["incumbent"]) == (1.0, 0.0)
+
+
+def test_references_are_read_whatever_their_names_end_in_and_nothing_else_passes(
+    small_set: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(small_set, tmp_path / "set")
+    Image.new("RGB", (8, 8)).save(root / "references" / "zz.jpg")
+    assert len(read_evaluation_set(str(root)).references()) == 201
+    Image.new("RGB", (8, 8)).save(root / "references" / "program.png", format="EPS")
+    with pytest.raises(EvaluationError, match=r"program\.png cannot be read"):
+        read_evaluation_set(str(root)).references()
 
 
 def test_scores_are_fresh_and_samples_are_not(

@@ -43,7 +43,7 @@ def test_weights_add_up_and_vary_as_dirichlet_s() -> None:
 def test_where_nothing_gains_a_bound_is_that_of_clopper_and_pearson(prompts: int, failures: int) -> None:
     lost = np.zeros(prompts)
     lost[:failures] = -1
-    outside, exact = (-beta.ppf(1 - level, failures + 1, prompts - failures) for level in (0.0015, 0.0025))
+    outside, exact = (-beta.ppf(1 - level, failures + 1, prompts - failures) for level in (0.0012, 0.003))
     assert outside < figure(lost).lower < exact
 
 
