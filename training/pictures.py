@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from lineage.digests import digest_json
-from lineage.pictures import FORMATS, PictureError, read_picture
+from lineage.pictures import PictureError, read_picture
 from training.errors import TrainingError
 
 COLUMNS = ["file_name", "sha256", "text", "uri"]
@@ -44,7 +44,7 @@ def open_picture(row: Mapping[str, Any]) -> Image.Image:
     except PictureError as error:
         raise TrainingError(str(error)) from error
     try:
-        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        picture = Image.open(io.BytesIO(content))
         picture.load()
     except (UnidentifiedImageError, OSError) as error:
         raise TrainingError(f"{name} at {uri} cannot be decoded: {error}; leave it out of the data") from error

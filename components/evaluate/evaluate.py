@@ -96,7 +96,7 @@ def evaluate(
         facts["leakage"] = judge.check_leakage(settings, training or {})
         files = {}
         for who, model in models.items():
-            folder, terms = draw(model, evaluation_set, settings.batch_size, store, who)
+            folder, terms = draw(model, evaluation_set, settings.batch_size, store, who, how=settings.drawing)
             files[who] = collect(folder, evaluation_set, settings.batch_size, target / "samples" / who)
             facts["machine"] = terms.machine
             judge.score(who, files[who])
@@ -138,7 +138,8 @@ def draw_shard(
             for who, (uri, digest) in others.items():
                 models[who] = fetch_weights(tracking_uri, uri, digest, Path(folder) / who)
             for who, model in models.items():
-                draw(model, evaluation_set, settings.batch_size, Path(state) / "samples", who, shard, shards)
+                where = Path(state) / "samples", who
+                draw(model, evaluation_set, settings.batch_size, *where, shard, shards, settings.drawing)
     except LineageError as error:
         return str(error)
     return ""

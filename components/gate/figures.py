@@ -43,6 +43,8 @@ class Figure(BaseModel):
     candidate_lower: float
     """One-sided lower bound of the candidate's own score."""
     candidate_upper: float
+    error: float
+    """Standard error of the difference."""
     detectable: float
     """The true gain that would be shown in 80 % of such evaluations; of a slice or constraint, the margin that an equal
     model would be shown to hold."""
@@ -156,6 +158,7 @@ def _figures(
                 limit=group.limit,
                 candidate_lower=float(own[0][g]),
                 candidate_upper=float(own[1][g]),
+                error=errors[g],
                 detectable=reach + NormalDist().inv_cdf(POWER) * errors[g],
             )
         )

@@ -54,7 +54,7 @@ def decide(scores: Scores, settings: GateSettings, decision: int = 1) -> Ruling:
         decision: which one on this evaluation set this is, from 1 on.
     """
     try:
-        ruling = rule(*_compare(scores, settings, scores.open, decision))
+        ruling = rule(*compare(scores, settings, scores.open, decision))
         if ruling.decision != "promote":
             return ruling
         if decision > settings.life:
@@ -63,7 +63,7 @@ def decide(scores: Scores, settings: GateSettings, decision: int = 1) -> Ruling:
             return ruling.model_copy(update={"decision": "hold", "reasons": (*reasons, *ruling.reasons)})
         if not scores.sealed:
             return ruling
-        sealed = rule(*_compare(scores, settings, sorted(scores.sealed), decision))
+        sealed = rule(*compare(scores, settings, sorted(scores.sealed), decision))
     except UnusableScores as error:
         return Ruling(decision="invalid", reasons=(str(error),))
     if sealed.decision != "promote":
@@ -136,10 +136,14 @@ def _interval(figure: Figure) -> str:
     )
 
 
-def _compare(
-    scores: Scores, settings: GateSettings, prompts: Sequence[str], decision: int
+def compare(
+    scores: Scores, settings: GateSettings, prompts: Sequence[str], decision: int = 1
 ) -> tuple[list[Figure], list[Figure]]:
-    """The figures of ``prompts`` against the incumbent, and against the anchor."""
+    """The figures of ``prompts`` against the incumbent, and against the anchor.
+
+    Raises:
+        UnusableScores: they cannot carry a verdict.
+    """
     if scores.unusable:
         raise UnusableScores(scores.unusable)
     if unset := missing_axes(settings.margins):

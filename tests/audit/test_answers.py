@@ -20,7 +20,7 @@ from lineage.entries import Entry, Judged, Moved
 from lineage.records import read_records
 from lineage.registry import Registry
 from lineage.stores import export, read_export
-from tests.audit.world import PROMPTS, BASE, HOSTILE, MODEL, REASON, REFUSED, SET, TEACHER, World
+from tests.audit.world import BASE, HOSTILE, MODEL, PROMPTS, REASON, REFUSED, SET, TEACHER, World
 
 
 def version_of(report: Report) -> Version:

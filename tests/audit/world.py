@@ -43,11 +43,11 @@ BASE, TEACHER, SET = (digest_bytes(name) for name in (b"base", b"teacher", b"set
 HOSTILE = "<script>alert('caption')</script>\x1b[2J"
 REASON = "<img src=x onerror=alert(1)> consent taken back"
 REFUSED = "width of at least 16 pixels: width is 4"
+PROMPTS = 14
 TERMS = {"evaluation_set": SET, "limit": PROMPTS}
 GATE = GateSettings(
     margins=dict.fromkeys(AXES, 0.2), ranges=dict.fromkeys(AXES, (0.0, 1.0)), alpha=0.49, life=5, minimum_prompts=2
 )
-PROMPTS = 14
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 3.0, "max_sequence_length": 1, "height": 8, "width": 8}
 
 

@@ -1,4 +1,4 @@
-"""A tiny random model, an evaluation set of six prompts, and the avatars' scorers."""
+"""A tiny random model, an evaluation set of six pictures, and the avatars' scorers."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The avatars' evaluation set with its first six prompts, drawn small and fast."""
+    """The avatars' evaluation set with its first five prompts, one of them with two seeds, drawn small and fast."""
     root = tmp_path_factory.mktemp("set") / "evaluation"
     shutil.copytree(EVALUATION, root)
-    prompts = (root / "prompts.jsonl").read_text().splitlines()[:6]
+    prompts = (root / "prompts.jsonl").read_text().splitlines()[:5]
     asked = [json.loads(line) for line in prompts]
     asked[0]["seeds"].append(7)
     (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))

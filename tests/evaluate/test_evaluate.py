@@ -68,7 +68,7 @@ def test_every_model_is_scored_on_every_sample(judged: Path, small_set: Path) ->
     assert not table.duplicated(["prompt", "seed", "model", "measure"]).any()
     counts = table.groupby(["measure", "model"]).size()
     assert (counts["diversity"] == 2).all(), "of the prompt that has two seeds"
-    assert (counts.drop("diversity", level="measure") == 7).all()
+    assert (counts.drop("diversity", level="measure") == 6).all()
     facts = said(judged)
     prompts = read_evaluation_set(str(small_set)).prompts
     assert facts["evaluation_set"]["seeds"] == {prompt.id: list(prompt.seeds) for prompt in prompts}
@@ -91,7 +91,7 @@ def test_features_of_sets_are_kept_for_the_gate(judged: Path) -> None:
     (kid,) = sets.measures
     assert (kid.measure, kid.kernel.name) == ("realism/avatars-kid", "polynomial")
     assert {who: len(rows) for who, rows in kid.features.items()} == {
-        **dict.fromkeys(MODELS, 7),
+        **dict.fromkeys(MODELS, 6),
         "references": 200,
     }
     assert said(judged)["reported"]["avatars-kid"].keys() == set(MODELS)
@@ -120,10 +120,10 @@ def test_verbatim_training_pictures_are_all_found(small_set: Path, validated: Pa
     judge = Judge(load_scorers([ScorerSettings(**ALL[4])]), read_evaluation_set(str(small_set)), validated)
     copies = sorted((AVATARS / "data" / "new").glob("*.png"))
     listed = set(pd.read_parquet(validated / "manifest.parquet")["file_name"])
-    judge.score("candidate", [path for path in copies if path.name in listed][:7])
-    judge.score("incumbent", sorted((small_set / "references").iterdir())[:7])
+    judge.score("candidate", [path for path in copies if path.name in listed][:6])
+    judge.score("incumbent", sorted((small_set / "references").iterdir())[:6])
     facts = judge.finish(tmp_path)["memorisation"]
-    assert (facts["candidate"], facts["incumbent"]) == (1.0, 0.0)
+    assert facts["candidate"] == 1.0 and facts["incumbent"] < 0.5
 
 
 def test_references_are_read_whatever_their_names_end_in_and_nothing_else_passes(

@@ -67,7 +67,7 @@ def with_sets(scored: Scores, candidate: float, incumbent: float, seed: int = 0,
     found = {
         "candidate": features(PROMPTS, candidate),
         "incumbent": features(PROMPTS, incumbent),
-        REFERENCES: features(100, 0.0),
+        REFERENCES: features(PROMPTS, 0.0),
     }
     rows = tuple((prompt, seed) for prompt, seeds in SEEDS.items() for seed in seeds)
     return replace(scored, sets=Sets(rows, (SetMeasure("realism/kid", Kernel(name="polynomial"), found),)))
