@@ -29,7 +29,7 @@ from components.gate.verdict import rule
 Floats = NDArray[np.float64]
 Make = Callable[[np.random.Generator, int, Floats], Floats]
 """Generator, prompts and (A,) true differences -> (A, P) paired differences."""
-SIZES, RATES = (30, 50, 133, 200, 400, 1000), (0.005, 0.01, 0.02, 0.05)
+SIZES, RATES = (30, 50, 133, 400, 1000), (0.005, 0.01, 0.02, 0.05)
 ONCE = GateSettings(margins=dict.fromkeys(AXES, 0.05), alpha=0.025, life=1, resamples=4000)
 SHIPPED = GateSettings(margins=dict.fromkeys(AXES, 0.05))
 SPREAD, BATCH = 0.1, 250
@@ -179,7 +179,7 @@ def draw(power: dict[tuple[float, int], Counts], pairs: int, target: Path) -> No
 def main() -> None:
     """Simulate, print, plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--pairs", type=int, default=2000, help="simulated pairs a cell")
+    parser.add_argument("--pairs", type=int, default=1000, help="simulated pairs a cell")
     parser.add_argument("--plot", type=Path, default=Path("docs/images/gate-power.png"))
     asked = parser.parse_args()
     worst = 0.0

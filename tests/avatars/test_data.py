@@ -66,7 +66,7 @@ def test_the_committed_evaluation_set_is_what_the_code_writes(tmp_path: Path) ->
 
 def test_prompts_carry_text_seeds_and_attributes() -> None:
     rows = [json.loads(line) for line in (EVALUATION / "prompts.jsonl").read_text("utf-8").splitlines()]
-    assert len({row["id"] for row in rows}) == len(rows) == 400
+    assert len({row["id"] for row in rows}) == len(rows) == 300
     for row in rows:
         assert row["text"] == Portrait.of(row["attributes"]).caption()
         assert len(row["seeds"]) == 1
