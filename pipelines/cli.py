@@ -9,6 +9,7 @@ from pipelines.commands.champion import models, policy_app, promote, reconcile, 
 from pipelines.commands.ledger import channel_app, ledger_app
 from pipelines.commands.request import Commands
 from pipelines.commands.run import compile_pipeline, retrain, ui, validate
+from pipelines.commands.scorers import scorers_app
 
 app = typer.Typer(
     cls=Commands,
@@ -20,7 +21,7 @@ app = typer.Typer(
 for command in (retrain, validate, models, ui, gate, audit, reproduce, promote, rollback, withdraw, reconcile):
     app.command()(command)
 app.command("compile")(compile_pipeline)
-for name, group in (("policy", policy_app), ("ledger", ledger_app), ("channel", channel_app)):
+for name, group in (("policy", policy_app), ("ledger", ledger_app), ("channel", channel_app), ("scorers", scorers_app)):
     app.add_typer(group, name=name)
 
 

@@ -1,8 +1,8 @@
 """The evaluation set: pinned prompts with their seeds and attributes, how to sample them, and pictures to compare with.
 
 A folder: ``set.json`` (name, version, sampling), ``prompts.jsonl`` (``id, text, seeds, attributes``), ``references/``
-(real pictures that the samples of set-level scorers are compared with), ``heldout/`` (real pictures with captions, in
-``metadata.jsonl``, that no model was trained on: what memorisation is measured against).
+(real pictures that the samples of set-level scorers are compared with), ``heldout/`` (real pictures that no model was
+trained on, with captions and, if they like, attributes in ``metadata.jsonl``: what memorisation is measured against).
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class EvaluationSet:
         """
         return [open_rgb(path) for path in sorted((self.root / "references").glob("*"))]
 
-    def heldout(self) -> list[tuple[Path, str]]:
-        """(picture, caption) of every held-out picture; none where the set has none.
+    def heldout(self) -> list[tuple[Path, Prompt]]:
+        """Every held-out picture with what it shows, as if it had been asked for; none where the set has none.
 
         Raises:
             EvaluationError: ``metadata.jsonl`` is malformed.
@@ -94,7 +94,9 @@ class EvaluationSet:
             return []
         try:
             rows = [json.loads(line) for line in listed.read_text("utf-8").splitlines()]
-            return [(listed.parent / row["file_name"], row["text"]) for row in rows]
+            said = [{"text": row["text"], "attributes": row.get("attributes", {})} for row in rows]
+            prompts = [Prompt(id=str(place), seeds=(0,), **told) for place, told in enumerate(said)]
+            return [(listed.parent / row["file_name"], prompt) for row, prompt in zip(rows, prompts, strict=True)]
         except (ValueError, KeyError, TypeError) as error:
             raise EvaluationError(f"{listed} is malformed: {error!r}; each line needs file_name and text") from error
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -16,7 +18,7 @@ from components.evaluate.evaluation_set import EvaluationError, EvaluationSet, o
 from components.evaluate.scoring import FeatureScorer, PictureScorer, Scorer, measures, rows, score_pictures
 from components.evaluate.settings import EvaluationSettings
 from lineage.pictures import manifest_rows, read_picture, trained_on
-from lineage.scores import DIVERSITY, REFERENCES, Kernel, SetMeasure, write_sets
+from lineage.scores import COLUMNS, DIVERSITY, REFERENCES, Kernel, SetMeasure, write_sets
 from training.leakage import ALIKE, find_leakage, likeness, probe_pictures, refusal, teacher_features, teachers
 
 MANIFEST = "manifest.parquet"
@@ -107,6 +109,7 @@ class Judge:
         ]
         if sets:
             facts["sets"] = write_sets(target, [(prompt.id, seed) for prompt, seed in self._set.samples], sets)
+        facts["agreement"] = agreement(self.rows, set(self._measures.values()))
         return {**facts, **({MEMORISATION: self._memorisation} if self._memorisation else {})}
 
     def _compare(self, scorer: FeatureScorer, measure: str, who: str, images: Sequence[Image.Image]) -> None:
@@ -147,6 +150,17 @@ class Judge:
             raise EvaluationError(f"scorer {scorer.name}: {error}") from error
         self._memorisation = {"training": len(trained), "heldout": len(heldout), "distance": usual}
         return {"training": training}
+
+
+def agreement(rows: Sequence[Mapping[str, Any]], measures: Collection[str]) -> dict[str, float]:
+    """Pair of measures -> Spearman's correlation of their differences between candidate and incumbent, by picture."""
+    table = pd.DataFrame([row for row in rows if row["measure"] in measures], columns=list(COLUMNS))
+    by_model = table.set_index(["model", "prompt", "seed", "measure"])["value"].unstack("measure")
+    if not {"candidate", "incumbent"} <= set(table["model"]):
+        return {}
+    found = (by_model.loc["candidate"] - by_model.loc["incumbent"]).corr("spearman").round(3)
+    pairs = combinations(found.columns, 2)
+    return {f"{one} and {other}": float(found.at[one, other]) for one, other in pairs if found.at[one, other] ** 2 >= 0}
 
 
 def _describe(scorer: Scorer, measure: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -69,7 +70,7 @@ def judge(
     statement = make_statement(VERDICT, {"candidate": candidate}, predicate)
     digest = write_statement(statement, verdict / VERDICT_FILE, signer)
     draw_pareto(ruling, past_versions(about.state, about.store, pinned), verdict / PICTURE)
-    (verdict / PAGE).write_text(_page(ruling, budget, (verdict / PICTURE).read_bytes()))
+    (verdict / PAGE).write_text(_page(ruling, [budget, *_agreement(facts)], (verdict / PICTURE).read_bytes()))
     return ruling, Judged(
         run=about.run,
         model=about.store.model_name,
@@ -88,8 +89,13 @@ def _budget(decisions: int, settings: GateSettings) -> str:
     return f"decision {decisions} of {settings.life} on this evaluation set: {spent:.2g} of {settings.alpha:g} spent"
 
 
-def _page(ruling: Ruling, budget: str, picture: bytes) -> str:
-    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in (*ruling.reasons, budget))
+def _agreement(facts: Mapping[str, Any]) -> list[str]:
+    found = facts.get("agreement", {})
+    return [f"judges' differences correlate: {pair} {value:+.2f}" for pair, value in sorted(found.items())]
+
+
+def _page(ruling: Ruling, notes: list[str], picture: bytes) -> str:
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in (*ruling.reasons, *notes))
     image = base64.b64encode(picture).decode()
     shown = f'<img alt="the axes" style="max-width:100%" src="data:image/png;base64,{image}">'
     return f"<h2>{ruling.decision}</h2><ul>{reasons}</ul>{shown}\n"

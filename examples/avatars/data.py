@@ -98,7 +98,8 @@ def write_evaluation(out: Path = EVALUATION) -> None:
         listed = []
         for portrait in portraits("heldout", HELDOUT):
             portrait.draw().save(folder / "heldout" / file_name(portrait))
-            listed.append({"file_name": file_name(portrait), "text": portrait.caption()})
+            said = {"text": portrait.caption(), "attributes": portrait.attributes()}
+            listed.append({"file_name": file_name(portrait), **said})
         (folder / "heldout" / METADATA).write_text("".join(json.dumps(row) + "\n" for row in listed), "utf-8")
         (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts), "utf-8")
         facts = {"name": "avatars", "version": "3", **SAMPLING}
