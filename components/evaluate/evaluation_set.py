@@ -8,6 +8,8 @@ trained on, with captions and, if they like, attributes in ``metadata.jsonl``: w
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,8 +17,11 @@ from typing import BinaryIO
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lineage.digests import LineageError, digest_path
+from lineage.digests import LineageError, digest_bytes, digest_path
 from lineage.pictures import FORMATS
+
+TRIES = 30
+"""Of drawing prompts; the one that is most even over their attributes counts."""
 
 
 class EvaluationError(LineageError):
@@ -114,8 +119,13 @@ def open_rgb(source: Path | BinaryIO) -> Image.Image:
         raise EvaluationError(f"the picture {source} cannot be read: {error}") from error
 
 
-def read_evaluation_set(folder: str, limit: int | None = None) -> EvaluationSet:
+def read_evaluation_set(
+    folder: str, limit: int | None = None, rotate: int | None = None, decision: int = 1
+) -> EvaluationSet:
     """Read an evaluation set, or ``limit`` of its prompts spread evenly over it.
+
+    Args:
+        rotate: so many prompts and new seeds, drawn by ``decision``, which one on this set this is.
 
     Raises:
         EvaluationError: a file is missing or malformed; the message names it and the line.
@@ -140,4 +150,30 @@ def read_evaluation_set(folder: str, limit: int | None = None) -> EvaluationSet:
     if limit is not None and limit < len(prompts):
         prompts = [prompts[i * len(prompts) // limit] for i in range(limit)]
         digest = f"{digest}:{limit}"
+    if rotate is not None and rotate < len(prompts):
+        prompts = _rotated(prompts, rotate, decision)
+        digest = f"{digest}:{rotate}:{decision}"
     return EvaluationSet(root, description, tuple(prompts), digest)
+
+
+def _rotated(prompts: Sequence[Prompt], count: int, decision: int) -> list[Prompt]:
+    """``count`` of the open prompts, evenly over their attributes, with seeds of this decision; and all sealed ones."""
+
+    def drawn(prompt: Prompt, number: int) -> int:
+        return int(digest_bytes(f"{decision}:{prompt.id}:{number}".encode())[-7:], 16)
+
+    def uneven(chosen: Sequence[Prompt]) -> float:
+        found = Counter(pair for prompt in chosen for pair in prompt.attributes.items())
+        return sum(
+            (found[pair] / count - total / len(asked)) ** 2 * len(asked) / total for pair, total in every.items()
+        )
+
+    asked = [prompt for prompt in prompts if not prompt.sealed]
+    every = Counter(pair for prompt in asked for pair in prompt.attributes.items())
+    tries = (sorted(asked, key=lambda prompt: drawn(prompt, -number))[:count] for number in range(1, TRIES + 1))
+    chosen = min(tries, key=uneven)
+    fresh = {
+        prompt.id: prompt.model_copy(update={"seeds": tuple(drawn(prompt, n) for n in range(len(prompt.seeds)))})
+        for prompt in chosen
+    }
+    return [fresh.get(prompt.id, prompt) for prompt in prompts if prompt.sealed or prompt.id in fresh]

@@ -45,6 +45,9 @@ class EvaluationSettings(BaseModel):
     drawing: DrawingSettings = DrawingSettings()
     limit: int | None = Field(default=None, ge=1)
     """Use only this many prompts, spread evenly over the set; for trying, not for promoting."""
+    rotate: int | None = Field(default=None, ge=2)
+    """Ask only so many of the prompts, drawn anew for each decision, evenly over their attributes, with seeds of their
+    own; for large sets. Sealed prompts are asked always, as they are."""
     grid: int = Field(default=16, ge=1, le=64)
     """Prompts shown side by side in the sample grid."""
     allow_teacher_leakage: bool = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,71 +122,53 @@ def prompt_means(
     if strangers := sorted({str(model) for model in table["model"]} - set(scores.models)):
         raise UnusableScores(f"there are scores of {strangers[0]!r}; only {', '.join(scores.models)} are compared")
     table = table[table["measure"].isin(set(ranges))]
-    again = table[table.duplicated(KEYS)]
-    if len(again):
-        _, prompt, seed, measure = (again.iloc[0][key] for key in ("model", "prompt", "seed", "measure"))
+    if (again := table.duplicated(KEYS)).any():
+        measure, _, prompt, seed = table[again].iloc[0][KEYS]
         raise UnusableScores(f"two scores of {measure} for prompt {prompt}, seed {seed}")
-    found = dict(zip(table[KEYS].itertuples(index=False, name=None), table["value"], strict=True))
-    pictures = _pictures(scores)
-    _check_pictures(found, scores, ranges, pictures)
+    found, expected = table.set_index(KEYS)["value"], _expected(scores, ranges)
+    if len(different := expected.symmetric_difference(found.index, sort=False)):
+        measure, model, prompt, seed = first = min(different, key=repr)
+        raise UnusableScores(
+            f"{measure}: candidate and incumbent are not scored on the prompts and seeds of the evaluation set, and "
+            f"only on them: the {model} {'lacks' if first in expected else 'has'} prompt {prompt}, seed {seed} "
+            f"({len(different)} such differences)"
+        )
+    values = pd.to_numeric(found, errors="coerce").reindex(expected)
+    for key in values.index[~(values.abs() <= LARGEST)][:1]:
+        raise UnusableScores(f"{key[0]} of the {key[1]} is {found[key]} for prompt {key[2]}")
     means: dict[str, dict[str, Floats]] = {}
-    for measure, (low, high) in ranges.items():
-        for model in scores.models:
-            held = np.zeros(len(prompts))
-            for place, prompt in enumerate(prompts):
-                if scores.is_scored(prompt, measure):
-                    keys = [(measure, model, prompt, seed) for seed in pictures[prompt]]
-                    values = [_number(found[key], key) for key in keys]
-                    if not declared & {measure, axis_of(measure)} and not low <= min(values) <= max(values) <= high:
-                        raise UnusableScores(
-                            f"{measure} of the {model} is {min(values):g} to {max(values):g} for prompt {prompt}, and "
-                            f"gate.ranges does not say between what its scores lie"
-                        )
-                    held[place] = math.fsum(min(max(value, low), high) for value in values) / len(values)
-            means.setdefault(measure, {})[model] = held
+    for (measure, model), of in values.groupby(level=KEYS[:2]):
+        low, high = ranges[measure]
+        if not declared & {measure, axis_of(measure)} and not of.between(low, high).all():
+            raise UnusableScores(
+                f"{measure} of the {model} is between {of.min():g} and {of.max():g}, and gate.ranges does not say "
+                "between what its scores lie"
+            )
+        # In the order of seeds, and summed with compensation: the same on any machine.
+        held = of.clip(low, high).groupby(level="prompt").mean()
+        means.setdefault(measure, {})[model] = held.reindex(prompts, fill_value=0.0).to_numpy(np.float64)
     return means
 
 
 KEYS = ["measure", "model", "prompt", "seed"]
 
 
+def _expected(scores: Scores, measures: Collection[str]) -> pd.MultiIndex:
+    pictures = [(prompt, seed) for prompt, seeds in _pictures(scores).items() for seed in seeds]
+    keys = [
+        (measure, model, prompt, seed)
+        for measure in measures
+        for model in scores.models
+        for prompt, seed in pictures
+        if scores.is_scored(prompt, measure)
+    ]
+    return pd.MultiIndex.from_tuples(keys, names=KEYS)
+
+
 def _pictures(scores: Scores) -> dict[str, list[int]]:
     if set(scores.seeds) != set(scores.attributes) or not all(scores.seeds.values()):
         raise UnusableScores(f"{EVALUATION_FILE} does not name the seeds of every prompt; evaluate anew")
     return {prompt: sorted(scores.seeds[prompt]) for prompt in scores.prompts}
-
-
-def _check_pictures(
-    found: Collection[tuple[str, str, str, int]],
-    scores: Scores,
-    measures: Collection[str],
-    pictures: Mapping[str, Sequence[int]],
-) -> None:
-    expected = {
-        (measure, model, prompt, seed)
-        for measure in measures
-        for model in scores.models
-        for prompt, seeds in pictures.items()
-        if scores.is_scored(prompt, measure)
-        for seed in seeds
-    }
-    if different := expected ^ set(found):
-        measure, model, prompt, seed = min(different, key=repr)
-        only = "lacks" if (measure, model, prompt, seed) in expected else "has"
-        raise UnusableScores(
-            f"{measure}: candidate and incumbent are not scored on the prompts and seeds of the evaluation set, and "
-            f"only on them: the {model} {only} prompt {prompt}, seed {seed} ({len(different)} such differences)"
-        )
-
-
-def _number(value: Any, key: tuple[str, str, str, int]) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not abs(number) <= LARGEST:
-        raise UnusableScores(f"{key[0]} of the {key[1]} is {value} for prompt {key[2]}")
-    return number
 
 
 def check_sets(scores: Scores, measures: Collection[str]) -> None:

@@ -38,7 +38,8 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(EVALUATION, root)
     prompts = (root / "prompts.jsonl").read_text().splitlines()[:5]
     asked = [json.loads(line) for line in prompts]
-    asked[0]["seeds"].append(7)
+    for place, row in enumerate(asked):
+        row["seeds"] = [*row["seeds"][:1], *([7] if place == 0 else [])]
     (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     described = json.loads((root / "set.json").read_text())
     described |= {"num_inference_steps": 2, "height": 32, "width": 32}

@@ -22,6 +22,7 @@ from components.evaluate.settings import ScorerSettings
 from components.gate.scores import read_scores
 from components.gate.settings import AXES
 from components.gate.verdict import decide
+from examples.avatars.data import EVALUATION
 from lineage.digests import digest_path
 from lineage.scores import MODELS, read_sets
 from pipelines.configuration import read_configuration
@@ -221,7 +222,7 @@ class Fussy:
 def test_the_picture_that_a_scorer_raises_on_is_named(small_set: Path) -> None:
     samples = read_evaluation_set(str(small_set)).samples
     images = [Image.new("RGB", (1, 1) if place == 4 else (8, 8)) for place in range(len(samples))]
-    with pytest.raises(EvaluationError, match=r"fussy failed on prompt 004-\w+, seed 10004: ZeroDivisionError"):
+    with pytest.raises(EvaluationError, match=r"fussy failed on prompt 003-\w+, seed 10003: ZeroDivisionError"):
         score_pictures(Fussy(), "realism", images, samples)
 
 
@@ -250,3 +251,21 @@ def test_a_share_is_drawn_where_evaluate_finds_it(models: dict[str, Path], small
         draw_shard(*where, "", 0, 2)
     gone = {"incumbent": (str(tmp_path / "gone"), "sha256:0")}
     assert "nothing is at" in draw_shard(*where[:2], gone, models["candidate"], str(tmp_path / "state"), 0, 2)
+
+
+def test_each_decision_asks_other_prompts_with_other_seeds_evenly_over_their_attributes(tmp_path: Path) -> None:
+    root = shutil.copytree(EVALUATION, tmp_path / "set")
+    lines = [json.loads(line) for line in (root / "prompts.jsonl").read_text().splitlines()]
+    lines[7]["sealed"] = True
+    (root / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    whole = {prompt.id: prompt for prompt in read_evaluation_set(str(root)).prompts}
+    first, second = (read_evaluation_set(str(root), rotate=90, decision=decision) for decision in (1, 2))
+    assert first.digest != second.digest and first.digest.startswith(read_evaluation_set(str(root)).digest)
+    assert {p.id for p in first.prompts} != {p.id for p in second.prompts}
+    for asked in (first, second):
+        assert len({p.id for p in asked.prompts}) == len(asked.prompts) == 91
+        assert all(len(p.seeds) == len(whole[p.id].seeds) for p in asked.prompts)
+        assert [p.seeds == whole[p.id].seeds for p in asked.prompts].count(True) == 1, "the sealed one's"
+        skins = [p.attributes["skin"] for p in asked.prompts]
+        assert all(26 <= skins.count(skin) <= 34 for skin in set(skins))
+    assert read_evaluation_set(str(root), rotate=90, decision=1) == first

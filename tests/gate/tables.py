@@ -17,13 +17,13 @@ ATTRIBUTES: dict[str, dict[str, str | bool]] = {
 }
 SEEDS = {prompt: [7] for prompt in ATTRIBUTES}
 RULES = GateSettings(
-    margins=dict.fromkeys(AXES, 0.05),
-    slices={"no glasses asked": Slice(measure="alignment/glasses", where={"glasses": False}, margin=0.15)},
+    margins=dict.fromkeys(AXES, 0.1),
+    slices={"no glasses asked": Slice(measure="alignment/glasses", where={"glasses": False}, margin=0.2)},
     ranges=dict.fromkeys(AXES, (0.0, 1.0)),
     alpha=0.2,
     resamples=4000,
 )
-SET_RULES = RULES.model_copy(update={"margins": {"alignment": 0.05, "realism/kid": 0.05, "aesthetics": 0.05}})
+SET_RULES = RULES.model_copy(update={"margins": {"alignment": 0.1, "realism/kid": 0.05, "aesthetics": 0.1}})
 MEASURES = (*AXES, "alignment/glasses")
 
 

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 from components.gate.margins import as_settings, measure_margins
 from components.gate.scores import UnusableScores
-from components.gate.verdict import decide
 from lineage.digests import digest_path
 from lineage.scores import EVALUATION_FILE, TABLE_FILE
 from pipelines.cli import app

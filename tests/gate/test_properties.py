@@ -163,7 +163,7 @@ SPOILED: dict[str, tuple[Callable[[Scores], Scores], str]] = {
             attributes={p: a for p, a in ATTRIBUTES.items() if p < "p020"},
             seeds={p: [7] for p in ATTRIBUTES if p < "p020"},
         ),
-        "has 20 prompts; a margin of 0.05 on scores from 0 to 1 needs 90",
+        "has 20 prompts; a margin of 0.1 on scores from 0 to 1 needs 44",
     ),
     "a failed evaluation": (lambda s: replace(s, unusable="the champion no longer loads"), "the champion no longer"),
 }

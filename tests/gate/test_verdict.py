@@ -21,9 +21,9 @@ GUARDED = RULES.model_copy(update={"constraints": {"memorisation": Constraint(ma
     [
         ({"alignment": 0.1}, "promote", "gain: alignment"),
         ({}, "hold", "no gain"),
-        ({"alignment": 0.1, "realism": -0.012}, "hold", "trade-off: realism"),
-        ({"alignment": 0.1, "realism": -0.1}, "reject", "realism"),
-        ({"alignment": 0.1, "alignment_glasses": -0.2}, "reject", "no glasses asked"),
+        ({"alignment": 0.1, "realism": -0.05}, "hold", "trade-off: realism"),
+        ({"alignment": 0.1, "realism": -0.2}, "reject", "realism"),
+        ({"alignment": 0.1, "alignment_glasses": -0.4}, "reject", "no glasses asked"),
         ({"alignment": -0.3, "realism": 0.3, "aesthetics": 0.3}, "reject", "alignment"),
     ],
 )
@@ -34,7 +34,7 @@ def test_decisions(shifts: dict[str, float], decision: str, reason: str) -> None
 
 
 def test_a_slice_that_gets_worse_within_its_margin_is_a_trade_off() -> None:
-    ruling = decide(scores(alignment=0.1, alignment_glasses=-0.05), RULES)
+    ruling = decide(scores(alignment=0.1, alignment_glasses=-0.1), RULES)
     assert ruling.decision == "hold"
     assert ruling.reasons[0].startswith("trade-off: no glasses asked")
 
@@ -52,7 +52,7 @@ def test_scores_beyond_a_range_that_nobody_declared_are_invalid() -> None:
     made, wide = scores(alignment=0.1, realism=30.0), {axis: 1.0 for axis in AXES}
     undeclared = RULES.model_copy(update={"ranges": {}, "margins": wide, "slices": {}})
     assert "gate.ranges does not say between what its scores lie" in decide(made, undeclared).reasons[0]
-    declared = undeclared.model_copy(update={"ranges": {"realism": (0.0, 1.0)}})
+    declared = undeclared.model_copy(update={"ranges": {"realism": (0.0, 1.0), "aesthetics": (0.0, 2.0)}})
     assert decide(made, declared).figures[1].candidate == 1.0, "as much as a score may count"
 
 
@@ -73,8 +73,7 @@ def sealed(made: Scores, alignment: float) -> Scores:
 
 
 def test_sealed_prompts_confirm_what_the_others_would_promote_and_tell_nothing_else() -> None:
-    rules = RULES.model_copy(update={"margins": dict.fromkeys(AXES, 0.1)})
-    rules = rules.model_copy(
+    rules = RULES.model_copy(
         update={"slices": {"x": RULES.slices["no glasses asked"].model_copy(update={"margin": 0.3})}}
     )
     good = decide(sealed(scores(alignment=0.1), 0.0), rules)
@@ -88,7 +87,7 @@ def test_sealed_prompts_confirm_what_the_others_would_promote_and_tell_nothing_e
 
 
 def test_too_little_evidence_is_inconclusive() -> None:
-    ruling = decide(scores(noise=0.3, alignment=0.02), RULES)
+    ruling = decide(scores(noise=0.5, alignment=0.02), RULES)
     assert ruling.decision == "hold"
     assert "inconclusive" in ruling.reasons[0]
 
@@ -97,7 +96,7 @@ def test_an_average_cannot_hide_harm_to_a_slice() -> None:
     made = scores(alignment=0.05)
     harmed = [prompt for prompt, has in ATTRIBUTES.items() if not has["glasses"]]
     rows = (made.table["measure"] == "alignment/glasses") & (made.table["model"] == "candidate")
-    made.table.loc[rows & made.table["prompt"].isin(harmed), "value"] -= 0.2
+    made.table.loc[rows & made.table["prompt"].isin(harmed), "value"] -= 0.4
     made.table.loc[rows & ~made.table["prompt"].isin(harmed), "value"] += 0.3
     assert decide(made, RULES).decision == "reject"
 
@@ -105,7 +104,7 @@ def test_an_average_cannot_hide_harm_to_a_slice() -> None:
 def test_no_gain_says_what_gain_would_have_been_seen() -> None:
     ruling = decide(scores(), RULES)
     assert "would each have been seen in 80 % of evaluations" in ruling.reasons[1]
-    assert all(0 < figure.detectable < 0.05 for figure in ruling.figures)
+    assert all(0 < figure.detectable < 0.1 for figure in ruling.figures)
 
 
 @pytest.mark.parametrize(
