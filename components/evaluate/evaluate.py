@@ -64,15 +64,23 @@ def evaluate_against(
     target.mkdir(parents=True, exist_ok=True)
     known = {"candidate": {"digest": digest_path(candidate)}, **{who: {"digest": d} for who, (_, d) in others.items()}}
     with tempfile.TemporaryDirectory() as folder:
-        models = {"candidate": candidate}
         try:
-            for who, (uri, digest) in others.items():
-                models[who] = fetch_weights(tracking_uri, uri, digest, Path(folder) / who)
+            models = _fetch(tracking_uri, others, candidate, Path(folder))
         except LineageError as error:
             nothing = {"evaluation_set": _describe(None), "scorers": [], "terms": _terms(settings)}
-            return _fail(target, {**nothing, **known}, f"the {who}: {error}")
+            return _fail(target, {**nothing, **known}, str(error))
         store = Path(state or folder) / "samples"
         return evaluate(settings, models, target, store, training, validated, decision)
+
+
+def _fetch(tracking_uri: str, others: Mapping[str, tuple[str, str]], candidate: Path, folder: Path) -> dict[str, Path]:
+    models = {"candidate": candidate}
+    for who, (uri, digest) in others.items():
+        try:
+            models[who] = fetch_weights(tracking_uri, uri, digest, folder / who)
+        except LineageError as error:
+            raise EvaluationError(f"the {who}: {error}") from error
+    return models
 
 
 def evaluate(
@@ -146,9 +154,7 @@ def draw_shard(
     try:
         evaluation_set = read_evaluation_set(settings.evaluation_set, settings.limit, settings.rotate, decision)
         with tempfile.TemporaryDirectory() as folder:
-            models = {"candidate": candidate}
-            for who, (uri, digest) in others.items():
-                models[who] = fetch_weights(tracking_uri, uri, digest, Path(folder) / who)
+            models = _fetch(tracking_uri, others, candidate, Path(folder))
             for who, model in models.items():
                 where = Path(state) / "samples", who
                 draw(model, evaluation_set, settings.batch_size, *where, shard, shards, settings.drawing)
