@@ -38,7 +38,8 @@ SPREAD, BATCH = 0.1, 250
 def correlated(generator: np.random.Generator, prompts: int, count: int) -> Floats:
     """(count, P), standard normal, correlated by 0.5."""
     common = generator.normal(size=(1, prompts))
-    return np.sqrt(0.5) * (common + generator.normal(size=(count, prompts)))
+    made: Floats = np.sqrt(0.5) * (common + generator.normal(size=(count, prompts)))
+    return made
 
 
 def rare(rate: float, clustered: bool = False) -> Make:
@@ -51,13 +52,15 @@ def rare(rate: float, clustered: bool = False) -> Make:
         draw = generator.random((len(shifts), prompts))
         lost = draw < np.where(shifts[:, None] < 0, share, share / 2)
         gained = (draw > 1 - share / 2) & (shifts[:, None] == 0)
-        return np.where(shifts[:, None] > 0, 0.5 + 0.0 * draw, gained * 1.0 - lost)
+        made: Floats = np.where(shifts[:, None] > 0, 0.5 + 0.0 * draw, gained * 1.0 - lost)
+        return made
 
     return make
 
 
 def normal(generator: np.random.Generator, prompts: int, shifts: Floats) -> Floats:
-    return SPREAD * correlated(generator, prompts, len(shifts)) + shifts[:, None]
+    made: Floats = SPREAD * correlated(generator, prompts, len(shifts)) + shifts[:, None]
+    return made
 
 
 def skewed(sigma: float) -> Make:
@@ -68,7 +71,8 @@ def skewed(sigma: float) -> Make:
 
     def make(generator: np.random.Generator, prompts: int, shifts: Floats) -> Floats:
         drawn = np.exp(sigma * correlated(generator, prompts, len(shifts)))
-        return centre - np.minimum(drawn * scale, 0.9) + shifts[:, None]
+        made: Floats = centre - np.minimum(drawn * scale, 0.9) + shifts[:, None]
+        return made
 
     return make
 
@@ -77,7 +81,8 @@ def binary(generator: np.random.Generator, prompts: int, shifts: Floats) -> Floa
     """Right or wrong, for both models alike hard: about a third of the prompts differ."""
     hard, own = correlated(generator, prompts, len(shifts)), generator.normal(size=(len(shifts), prompts))
     right = [norm.cdf(latent) for latent in (hard, 0.8 * hard + 0.6 * own)]
-    return (right[1] < 0.4 + shifts[:, None]) * 1.0 - (right[0] < 0.4)
+    made: Floats = (right[1] < 0.4 + shifts[:, None]) * 1.0 - (right[0] < 0.4)
+    return made
 
 
 KINDS: dict[str, tuple[Make, float]] = {

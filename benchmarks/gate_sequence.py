@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.gate_calibration import Floats, promoted_before, upper_limit
 from components.gate.figures import per_prompt_figures
@@ -42,7 +43,8 @@ def tries(generator: np.random.Generator, shifts: Sequence[float]) -> Floats:
     """(TRIES, A, P): differences to one champion, whose own luck on each prompt is part of every one of them."""
     champion = OWN / np.sqrt(2) * generator.normal(size=(len(AXES), PROMPTS))
     own = OWN / np.sqrt(2) * generator.normal(size=(TRIES, len(AXES), PROMPTS))
-    return own - champion + np.array(shifts)[:, None]
+    made: Floats = own - champion + np.array(shifts)[:, None]
+    return made
 
 
 def ever_promoted(differences: Floats) -> bool:
@@ -87,9 +89,9 @@ class Chain:
         return true
 
     @staticmethod
-    def _scores(generator: np.random.Generator, gained: Floats, skins: Floats) -> Floats:
+    def _scores(generator: np.random.Generator, gained: Floats, skins: NDArray[np.int64]) -> Floats:
         scores: Floats = STEADY / np.sqrt(2) * generator.normal(size=(len(AXES), PROMPTS))
-        scores[0] += gained[skins.astype(int)]
+        scores[0] += gained[skins]
         return scores
 
 

@@ -91,7 +91,8 @@ def spread(features: Features, groups: Sequence[int]) -> Features:
     same = np.equal.outer(groups, groups) & ~np.eye(len(unit), dtype=bool)
     counts = same.sum(axis=1)
     apart = ((1 - unit @ unit.T) * same).sum(axis=1)
-    return np.divide(apart, counts, out=np.full(len(unit), np.nan), where=counts > 0)
+    means: Features = np.divide(apart, counts, out=np.full(len(unit), np.nan), where=counts > 0)
+    return means
 
 
 def vendi(features: Features) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -158,9 +159,12 @@ def agreement(rows: Sequence[Mapping[str, Any]], measures: Collection[str]) -> d
     by_model = table.set_index(["model", "prompt", "seed", "measure"])["value"].unstack("measure")
     if not {"candidate", "incumbent"} <= set(table["model"]):
         return {}
-    found = (by_model.loc["candidate"] - by_model.loc["incumbent"]).corr("spearman").round(3)
-    pairs = combinations(found.columns, 2)
-    return {f"{one} and {other}": float(found.at[one, other]) for one, other in pairs if found.at[one, other] ** 2 >= 0}
+    moved = pd.DataFrame(by_model.loc["candidate"] - by_model.loc["incumbent"])
+    found = {
+        f"{one} and {other}": round(float(moved[one].corr(moved[other], "spearman")), 3)
+        for one, other in combinations(moved.columns, 2)
+    }
+    return {pair: value for pair, value in found.items() if not math.isnan(value)}
 
 
 def _describe(scorer: Scorer, measure: str) -> dict[str, Any]:

@@ -113,4 +113,4 @@ def _against(one: Scores, other: Scores) -> Scores:
 
 def _round_up(value: float) -> float:
     digits = 1 - math.floor(math.log10(value)) if value > 0 else 0
-    return math.ceil(value * 10**digits) / 10**digits
+    return math.ceil(value * 10.0**digits) / 10.0**digits

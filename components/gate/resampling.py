@@ -87,7 +87,8 @@ def rank(resamples: int, alpha: float) -> int:
 def lower_bound(resampled: Floats, alpha: float) -> Floats:
     """(G,): the one-sided lower α bound of each column of ``resampled`` (B, G)."""
     place = rank(len(resampled), alpha)
-    return np.partition(resampled, place, axis=0)[place]
+    bound: Floats = np.partition(resampled, place, axis=0)[place]
+    return bound
 
 
 def upper_bound(resampled: Floats, alpha: float) -> Floats:

@@ -126,7 +126,7 @@ def prompt_means(
         measure, _, prompt, seed = table[again].iloc[0][KEYS]
         raise UnusableScores(f"two scores of {measure} for prompt {prompt}, seed {seed}")
     found, expected = table.set_index(KEYS)["value"], _expected(scores, ranges)
-    if len(different := expected.symmetric_difference(found.index, sort=False)):
+    if different := set(expected) ^ set(found.index):
         measure, model, prompt, seed = first = min(different, key=repr)
         raise UnusableScores(
             f"{measure}: candidate and incumbent are not scored on the prompts and seeds of the evaluation set, and "
@@ -137,16 +137,17 @@ def prompt_means(
     for key in values.index[~(values.abs() <= LARGEST)][:1]:
         raise UnusableScores(f"{key[0]} of the {key[1]} is {found[key]} for prompt {key[2]}")
     means: dict[str, dict[str, Floats]] = {}
-    for (measure, model), of in values.groupby(level=KEYS[:2]):
-        low, high = ranges[measure]
-        if not declared & {measure, axis_of(measure)} and not of.between(low, high).all():
-            raise UnusableScores(
-                f"{measure} of the {model} is between {of.min():g} and {of.max():g}, and gate.ranges does not say "
-                "between what its scores lie"
-            )
-        # In the order of seeds, and summed with compensation: the same on any machine.
-        held = of.clip(low, high).groupby(level="prompt").mean()
-        means.setdefault(measure, {})[model] = held.reindex(prompts, fill_value=0.0).to_numpy(np.float64)
+    for measure, (low, high) in ranges.items():
+        for model in scores.models:
+            of = values.xs((measure, model), level=("measure", "model"))
+            if not declared & {measure, axis_of(measure)} and not of.between(low, high).all():
+                raise UnusableScores(
+                    f"{measure} of the {model} is between {of.min():g} and {of.max():g}, and gate.ranges does not say "
+                    "between what its scores lie"
+                )
+            # In the order of seeds, and summed with compensation: the same on any machine.
+            held = of.clip(low, high).groupby(level="prompt").mean().reindex(list(prompts), fill_value=0.0)
+            means.setdefault(measure, {})[model] = held.to_numpy(np.float64)
     return means
 
 

@@ -59,8 +59,8 @@ def decide(scores: Scores, settings: GateSettings, decision: int = 1) -> Ruling:
             return ruling
         if decision > settings.life:
             spent = f"this is decision {decision} on an evaluation set that was meant for {settings.life}: it can show"
-            reasons = (f"{spent} nothing any more, and would have said: {ruling.decision}; make a new set",)
-            return ruling.model_copy(update={"decision": "hold", "reasons": (*reasons, *ruling.reasons)})
+            told = f"{spent} nothing any more, and would have said: {ruling.decision}; make a new set"
+            return ruling.model_copy(update={"decision": "hold", "reasons": (told, *ruling.reasons)})
         if not scores.sealed:
             return ruling
         sealed = rule(*compare(scores, settings, sorted(scores.sealed), decision))
@@ -68,10 +68,10 @@ def decide(scores: Scores, settings: GateSettings, decision: int = 1) -> Ruling:
         return Ruling(decision="invalid", reasons=(str(error),))
     if sealed.decision != "promote":
         # No figure of them: the next candidate could be made for it.
-        reasons = (f"the {len(scores.sealed)} sealed prompts do not confirm it", *ruling.reasons)
-        return ruling.model_copy(update={"decision": "hold", "reasons": reasons})
-    reasons = (*ruling.reasons, f"confirmed on {len(scores.sealed)} sealed prompts")
-    return ruling.model_copy(update={"reasons": reasons, "sealed": sealed.figures})
+        told = f"the {len(scores.sealed)} sealed prompts do not confirm it"
+        return ruling.model_copy(update={"decision": "hold", "reasons": (told, *ruling.reasons)})
+    told = f"confirmed on {len(scores.sealed)} sealed prompts"
+    return ruling.model_copy(update={"reasons": (*ruling.reasons, told), "sealed": sealed.figures})
 
 
 def rule(figures: Sequence[Figure], anchor: Sequence[Figure] = ()) -> Ruling:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -30,7 +32,7 @@ PROMPTS = [Prompt(id=str(place), text=f"picture {place}", seeds=(0,), attributes
 class Sharpness:
     name, axis, higher_is_better, backbone, digest = "sharpness", "realism", True, "none", "sha256:0"
 
-    def score(self, images: list[Image.Image], prompts: list[Prompt]) -> dict[str, np.ndarray]:
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> dict[str, NDArray[np.float64]]:
         return {
             "realism": np.array([np.abs(np.diff(np.asarray(image.convert("L"), float))).mean() for image in images])
         }
@@ -39,7 +41,7 @@ class Sharpness:
 class Blind(Sharpness):
     name = "blind"
 
-    def score(self, images: list[Image.Image], prompts: list[Prompt]) -> dict[str, np.ndarray]:
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> dict[str, NDArray[np.float64]]:
         return {"realism": np.ones(len(images))}
 
 
