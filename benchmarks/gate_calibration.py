@@ -1,18 +1,16 @@
-"""How often the gate promotes what it should not: `python -m benchmarks.gate_calibration [--pairs N] [--processes N]`.
+"""How often the gate promotes what it should not: `python -m benchmarks.gate_calibration [--pairs N]`.
 
-Simulated pairs of models go through the gate's own figures and rule, 1,000 resamples from one shared draw. Per kind of
-scores and scenario it prints how often the candidate was promoted, with the exact (Clopper–Pearson) one-sided 95 %
-upper limit; half a margin's loss and very skewed scores are shown, not bounded. Then power against effect and sample
-size, as a plot.
-The last line is the largest upper limit of the bounded scenarios: at most 0.05.
+Simulated pairs of models go through the gate's own figures and rule, at one decision's level of 0.025. Scores lie
+between 0 and 1. Per kind of scores, number of prompts and scenario it prints how often the candidate was promoted, with
+the exact (Clopper-Pearson) one-sided 95 % upper limit, or that the gate refuses so few prompts for such a margin;
+beside it what percentile bounds, as the gate had them once, would have promoted. Then power against sample size, before
+and now, as a plot. The last line is the largest upper limit: at most 0.05.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -20,167 +18,193 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, norm, t
+from scipy.stats import beta, norm
 
-from components.gate.figures import per_prompt_figures
+from components.gate.figures import Figure, per_prompt_figures
 from components.gate.resampling import Resampling
 from components.gate.settings import AXES, GateSettings
 from components.gate.slices import Group
 from components.gate.verdict import rule
 
-PROMPTS, MARGIN, BETWEEN_AXES, BATCH = 400, 0.2, 0.5, 100
-"""Of the avatars: 400 prompts, a margin of 0.2 standard deviations of the difference."""
-SCENARIOS = {
-    "all axes equal": (0.0, 0.0, 0.0),
-    "one at −margin, others far better": (-MARGIN, 5 * MARGIN, 5 * MARGIN),
-    "one at −margin/2, others far better": (-MARGIN / 2, 5 * MARGIN, 5 * MARGIN),
-}
-SIZES, EFFECTS = (100, 200, 400, 1000), (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 Floats = NDArray[np.float64]
+Make = Callable[[np.random.Generator, int, Floats], Floats]
+"""Generator, prompts and (A,) true differences -> (A, P) paired differences."""
+SIZES, RATES = (30, 50, 133, 400, 1000), (0.005, 0.01, 0.02, 0.05)
+ONCE = GateSettings(margins=dict.fromkeys(AXES, 0.05), alpha=0.025, life=1, resamples=4000)
+SHIPPED = GateSettings(margins=dict.fromkeys(AXES, 0.05))
+SPREAD, BATCH = 0.1, 250
 
 
-def differences(kind: str, latent: Floats, shifts: Floats) -> Floats:
-    """Of candidate and incumbent, in standard deviations, with means of exactly ``shifts`` (A, 1).
-
-    Args:
-        latent: (2, A, P), standard normal, correlated between axes; the two models' own parts.
-    """
-    first, second = latent
-    if kind == "correlated":
-        return first + shifts
-    if kind == "heavy-tailed":
-        return t.ppf(norm.cdf(first), 3) / np.sqrt(3) + shifts
-    if kind in SPREAD:  # many small gains and a few large losses: the harder side for a lower bound
-        variance = SPREAD[kind] ** 2
-        spread = np.sqrt((np.exp(variance) - 1) * np.exp(variance))
-        return -(np.exp(SPREAD[kind] * first) - np.exp(variance / 2)) / spread + shifts
-    scale = 0.5  # binary: right or wrong, each prompt for both models alike hard
-    incumbent, candidate = 0.4, 0.4 + scale * np.clip(shifts, -0.75, 1.0)
-    other = 0.7 * first + np.sqrt(1 - 0.7**2) * second
-    return ((norm.cdf(other) < candidate).astype(float) - (norm.cdf(first) < incumbent)) / scale
+def correlated(generator: np.random.Generator, prompts: int, count: int) -> Floats:
+    """(count, P), standard normal, correlated by 0.5."""
+    common = generator.normal(size=(1, prompts))
+    made: Floats = np.sqrt(0.5) * (common + generator.normal(size=(count, prompts)))
+    return made
 
 
-KINDS = ("correlated", "binary", "heavy-tailed", "skewed", "very skewed")
-SPREAD = {"skewed": 0.5, "very skewed": 1.0}
-"""Log-normal differences of skewness −1.75 and −6.2; the latter is beyond what 400 prompts bound, and is shown."""
+def rare(rate: float, clustered: bool = False) -> Make:
+    """Almost every prompt is drawn alike by both; a failure costs all. At a loss only failures, otherwise gains too."""
+
+    def make(generator: np.random.Generator, prompts: int, shifts: Floats) -> Floats:
+        # In strata of 8 prompts, one of ten has all the failures.
+        strata = np.arange(prompts) // 8 % 10 == 0 if clustered else np.ones(prompts, dtype=bool)
+        share = rate * strata / strata.mean()
+        draw = generator.random((len(shifts), prompts))
+        lost = draw < np.where(shifts[:, None] < 0, share, share / 2)
+        gained = (draw > 1 - share / 2) & (shifts[:, None] == 0)
+        made: Floats = np.where(shifts[:, None] > 0, 0.5 + 0.0 * draw, gained * 1.0 - lost)
+        return made
+
+    return make
 
 
-@dataclass(frozen=True)
-class Task:
-    kind: str
-    shifts: tuple[float, float, float]
-    prompts: int
-    pairs: int
-    seed: int
+def normal(generator: np.random.Generator, prompts: int, shifts: Floats) -> Floats:
+    made: Floats = SPREAD * correlated(generator, prompts, len(shifts)) + shifts[:, None]
+    return made
+
+
+def skewed(sigma: float) -> Make:
+    """Many small gains and a few large losses; log-normal, cut at what a score from 0 to 1 can lose."""
+    samples = np.exp(sigma * np.random.default_rng(0).normal(size=2_000_000))
+    scale = SPREAD / samples.std()
+    centre = float(np.minimum(samples * scale, 0.9).mean())
+
+    def make(generator: np.random.Generator, prompts: int, shifts: Floats) -> Floats:
+        drawn = np.exp(sigma * correlated(generator, prompts, len(shifts)))
+        made: Floats = centre - np.minimum(drawn * scale, 0.9) + shifts[:, None]
+        return made
+
+    return make
+
+
+def binary(generator: np.random.Generator, prompts: int, shifts: Floats) -> Floats:
+    """Right or wrong, for both models alike hard: about a third of the prompts differ."""
+    hard, own = correlated(generator, prompts, len(shifts)), generator.normal(size=(len(shifts), prompts))
+    right = [norm.cdf(latent) for latent in (hard, 0.8 * hard + 0.6 * own)]
+    made: Floats = (right[1] < 0.4 + shifts[:, None]) * 1.0 - (right[0] < 0.4)
+    return made
+
+
+KINDS: dict[str, tuple[Make, float]] = {
+    **{f"rare failures, {rate:.1%}": (rare(rate), rate) for rate in RATES},
+    **{f"in strata of 8, {rate:.1%}": (rare(rate, clustered=True), rate) for rate in RATES},
+    "normal": (normal, 0.05),
+    "binary": (binary, 0.05),
+    "skewed (-1.8)": (skewed(0.5), 0.05),
+    "very skewed (-6.2)": (skewed(1.0), 0.05),
+}
+"""Kind -> how it is made, and its margin: the true loss where there is one."""
+GAIN = 0.4
 
 
 @cache
-def shared(prompts: int) -> Resampling:
-    return Resampling(np.zeros(prompts, dtype=np.int64), 1000, seed=0)
+def shared(prompts: int, resamples: int) -> Resampling:
+    return Resampling(prompts, resamples, seed=0)
 
 
-def judge(task: Task) -> Counter[str]:
-    """The decisions on so many pairs."""
-    generator = np.random.default_rng(task.seed)
-    settings = GateSettings(margins=dict.fromkeys(AXES, MARGIN), resamples=1000)
-    between = np.linalg.cholesky(np.full((3, 3), BETWEEN_AXES) + (1 - BETWEEN_AXES) * np.eye(3))
-    everyone = np.ones(task.prompts, dtype=np.bool_)
-    groups = [Group(axis, axis, "axis", everyone, MARGIN) for axis in AXES]
-    made = [
-        differences(
-            task.kind,
-            between @ generator.normal(size=(2, 3, task.prompts)),
-            np.array(task.shifts)[generator.permutation(3), None],
-        )
-        for _ in range(task.pairs)
-    ]
-    candidate = np.concatenate(made)
-    figures = per_prompt_figures(
-        groups * task.pairs, candidate, np.zeros_like(candidate), shared(task.prompts), settings
-    )
-    return Counter(rule(figures[3 * pair : 3 * pair + 3]).decision for pair in range(task.pairs))
+@cache
+def drawn_again(prompts: int) -> NDArray[np.float32]:
+    """(B, P): how often each of B bootstrap samples holds each prompt."""
+    shares = np.full(prompts, 1 / prompts)
+    return np.random.default_rng(0).multinomial(prompts, shares, ONCE.resamples).astype(np.float32)
 
 
-def promoted(run: Callable[[list[Task]], list[Counter[str]]], cells: dict[object, Task]) -> dict[object, int]:
-    """Cell -> how many of its pairs were promoted."""
-    tasks = [
-        (cell, Task(task.kind, task.shifts, task.prompts, min(BATCH, task.pairs - start), seed))
-        for cell, task in cells.items()
-        for seed, start in enumerate(range(0, task.pairs, BATCH), start=1000 * task.seed)
-    ]
-    found: Counter[object] = Counter(dict.fromkeys(cells, 0))
-    for (cell, _), decisions in zip(tasks, run([task for _, task in tasks]), strict=True):
-        found[cell] += decisions["promote"]
-    return found
+def figures_of(differences: Floats, margin: float, settings: GateSettings) -> Iterator[Sequence[Figure]]:
+    """(N, A, P) -> for each of N pairs of models, the figures of the A axes."""
+    count, axes, prompts = differences.shape
+    everyone = np.ones(prompts, dtype=np.bool_)
+    rows = differences.reshape(-1, prompts)
+    groups = [Group(axis, axis, "axis", everyone, margin) for axis in AXES[:axes]] * count
+    incumbent = np.where(rows < 0, np.minimum(1, np.maximum(0.5, -rows)), 0.0)
+    resampling = shared(prompts, settings.resamples)
+    made = per_prompt_figures(groups, incumbent + rows, incumbent, resampling, settings)
+    return (made[start : start + axes] for start in range(0, len(made), axes))
+
+
+def promoted_before(differences: Floats, margin: float) -> int:
+    """How many of N pairs percentile bounds promote, by the former rule."""
+    count, axes, prompts = differences.shape
+    means = drawn_again(prompts) @ differences.reshape(-1, prompts).T.astype(np.float32) / prompts
+    holding, deciding = (int(level * (ONCE.resamples + 1)) - 1 for level in (0.025, 0.025 / axes))
+    ordered = np.partition(means, [deciding, holding, -1 - deciding], axis=0).reshape(-1, count, axes)
+    holds, gains, losses = ordered[holding] > -margin, ordered[deciding] > 0, ordered[-1 - deciding] < 0
+    return int((holds.all(axis=1) & gains.any(axis=1) & ~losses.any(axis=1)).sum())
+
+
+@dataclass(frozen=True)
+class Counts:
+    before: int
+    now: int
+    shipped: int
+
+
+def promoted(make: Make, margin: float, prompts: int, shifts: Sequence[float], pairs: int, seed: int) -> Counts:
+    """How many of so many pairs are promoted."""
+    generator, before, now, shipped = np.random.default_rng(seed), 0, 0, 0
+    for start in range(0, pairs, BATCH):
+        drawn = [make(generator, prompts, np.array(shifts)) for _ in range(min(BATCH, pairs - start))]
+        differences = np.stack(drawn)
+        before += promoted_before(differences, margin)
+        now += sum(rule(f).decision == "promote" for f in figures_of(differences, margin, ONCE))
+        if seed >= 1000:
+            shipped += sum(rule(f).decision == "promote" for f in figures_of(differences, margin, SHIPPED))
+    return Counts(before, now, shipped)
 
 
 def upper_limit(count: int, pairs: int) -> float:
-    """Clopper–Pearson's one-sided 95 % upper limit of a share."""
+    """Clopper-Pearson's one-sided 95 % upper limit of a share."""
     return 1.0 if count == pairs else float(beta.ppf(0.95, count + 1, pairs - count))
 
 
-def draw(power: dict[object, int], losses: dict[object, int], pairs: int, target: Path) -> None:
-    """The power of several sample sizes, and how often losses below the margin pass."""
+def draw(power: dict[tuple[float, int], Counts], pairs: int, target: Path) -> None:
+    """Power against sample size."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    canvas, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2))
-    for size in SIZES:
-        left.plot(
-            EFFECTS, [power[size, effect] / pairs for effect in EFFECTS], "o-", markersize=3, label=f"{size} prompts"
-        )
-    left.set(xlabel="true gain on one axis, in standard deviations of the paired difference", ylabel="promoted")
-    left.legend(fontsize=8)
-    shares = [loss / MARGIN for loss in LOSSES]
-    for kind in KINDS:
-        right.plot(shares, [losses[kind, loss] / pairs for loss in LOSSES], "o-", markersize=3, label=kind)
-    right.axhline(0.05, color="#b3372f", linestyle=":", linewidth=1)
-    right.set(xlabel="true loss on one axis, in margins; others far better", ylabel=f"promoted ({PROMPTS} prompts)")
-    right.legend(fontsize=8)
+    gains = sorted({gain for gain, _ in power})
+    canvas, panels = pyplot.subplots(1, len(gains), figsize=(11, 4), sharey=True)
+    for panel, gain in zip(panels, gains, strict=True):
+        sizes = sorted(size for other, size in power if other == gain)
+        for label, style, of in (
+            ("before: percentile bounds, every decision at 0.025", "o:", "before"),
+            ("now, one decision at 0.025", "s--", "now"),
+            ("now, as shipped: 20 decisions at 0.05 in all", "D-", "shipped"),
+        ):
+            shares = [getattr(power[gain, size], of) / pairs for size in sizes]
+            panel.plot(sizes, shares, style, markersize=4, label=label)
+        panel.set(xlabel="prompts", title=f"true gain of {gain / SPREAD:g} σ on one axis", xscale="log")
+    panels[0].set_ylabel("promoted")
+    panels[0].legend(fontsize=7)
     canvas.tight_layout()
     canvas.savefig(target, dpi=110)
-
-
-LOSSES = tuple(MARGIN * share for share in (0.0, 0.25, 0.5, 0.75, 1.0))
 
 
 def main() -> None:
     """Simulate, print, plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--pairs", type=int, default=2000, help="simulated pairs a scenario")
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--pairs", type=int, default=1000, help="simulated pairs a cell")
     parser.add_argument("--plot", type=Path, default=Path("docs/images/gate-power.png"))
     asked = parser.parse_args()
-    with ProcessPoolExecutor(asked.processes) as pool:
-
-        def run(tasks: list[Task]) -> list[Counter[str]]:
-            return list(pool.map(judge, tasks))
-
-        cells: dict[object, Task] = {
-            (kind, name): Task(kind, shifts, PROMPTS, asked.pairs, number)
-            for number, (kind, (name, shifts)) in enumerate(product(KINDS, SCENARIOS.items()))
-        }
-        counts = promoted(run, cells)
-        fewer = max(1, asked.pairs // 4)
-        sized: dict[object, Task] = {
-            (size, effect): Task("correlated", (effect, 0.0, 0.0), size, fewer, 100 + number)
-            for number, (size, effect) in enumerate(product(SIZES, EFFECTS))
-        }
-        lost: dict[object, Task] = {
-            (kind, loss): Task(kind, (-loss, 5 * MARGIN, 5 * MARGIN), PROMPTS, fewer, 200 + number)
-            for number, (kind, loss) in enumerate(product(KINDS, LOSSES))
-        }
-        draw(promoted(run, sized), promoted(run, lost), fewer, asked.plot)
-    print(f"{'scores':14}{'scenario':38}{'promoted':>10}{'upper limit':>13}   of {asked.pairs} pairs each")
     worst = 0.0
-    for (kind, name), count in ((cell, counts[cell]) for cell in product(KINDS, SCENARIOS)):
-        limit = upper_limit(count, asked.pairs)
-        bounded = "/2" not in name and kind != "very skewed"
-        worst = max(worst, limit) if bounded else worst
-        print(f"{kind:14}{name:38}{count / asked.pairs:10.4f}{limit:13.4f}" + ("" if bounded else "   not bounded"))
-    print(f"power and losses: {asked.plot}")
+    print(f"{'scores':24}{'prompts':>8}  {'scenario':28}{'before':>8}{'now':>8}{'upper limit':>13}   of {asked.pairs}")
+    for number, ((kind, (make, margin)), prompts) in enumerate(product(KINDS.items(), SIZES)):
+        for scenario, shifts in ("one at -margin, others better", (-margin, GAIN, GAIN)), ("all equal", (0.0,) * 3):
+            if prompts < ONCE.prompts_for(margin, "alignment"):
+                print(f"{kind:24}{prompts:8}  {scenario:28}   refused: needs {ONCE.prompts_for(margin, 'alignment')}")
+                continue
+            found = promoted(make, margin, prompts, shifts, asked.pairs, number)
+            limit = upper_limit(found.now, asked.pairs)
+            worst = max(worst, limit)
+            shares = f"{found.before / asked.pairs:8.4f}{found.now / asked.pairs:8.4f}{limit:13.4f}"
+            print(f"{kind:24}{prompts:8}  {scenario:28}{shares}", flush=True)
+    fewer, power = max(1, asked.pairs // 4), {}
+    for number, (gain, prompts) in enumerate(product((0.02, 0.05), SIZES[1:])):
+        power[gain, prompts] = promoted(normal, 0.05, prompts, (gain, 0.0, 0.0), fewer, 1000 + number)
+        print(f"power, gain {gain / SPREAD:g} σ, {prompts} prompts: {power[gain, prompts]} of {fewer}")
+    draw(power, fewer, asked.plot)
+    print(f"power: {asked.plot}")
     print(f"largest upper limit of false promotion: {worst:.4f}")
 
 

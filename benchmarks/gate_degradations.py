@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from components.encode_features.pictures import encode_pictures
 from components.evaluate.evaluate import evaluate
-from components.evaluate.evaluation_set import read_evaluation_set
+from components.evaluate.evaluation_set import EvaluationSet, read_evaluation_set
 from components.evaluate.sampling import Terms, draw
 from components.gate.scores import read_scores
 from components.gate.verdict import decide
@@ -141,6 +141,48 @@ def half_steps(bench: Bench) -> Path:
     return target
 
 
+def redrawn(bench: Bench, case: str, change: Callable[[Path, EvaluationSet], None]) -> Path:
+    """The champion, its samples changed before they are put where evaluate finds them."""
+    target = copied(bench, case)
+    settings = bench.configuration.evaluation
+    whole = read_evaluation_set(settings.evaluation_set, settings.limit)
+    drawn, _ = draw(bench.champion, whole, settings.batch_size, bench.out / "samples", "champion")
+    place = Terms.of(target, whole, settings.batch_size, settings.drawing).folder(bench.out / "samples")
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(drawn, place)
+    change(place, whole)
+    for listed in place.glob("0*.json"):
+        names = json.loads(listed.read_text())
+        listed.write_text(json.dumps({name: digest_file(place / name) for name in names}))
+    return target
+
+
+def copier(bench: Bench, share: float) -> Path:
+    """The champion, but a share of its samples are verbatim training pictures."""
+    source = Path(bench.configuration.data.source)
+
+    def change(place: Path, whole: EvaluationSet) -> None:
+        pictures = bench.rows(source)
+        for number, (prompt, seed) in enumerate(whole.samples):
+            if number * share % 1 < share:
+                shutil.copyfile(source / pictures[number]["file_name"], place / f"{prompt.id}-{seed}.png")
+
+    return redrawn(bench, f"copier-{share:.0%}".removesuffix("%"), change)
+
+
+def collapsed(bench: Bench) -> Path:
+    """The champion, but every seed of a prompt gives the picture of the first, and so does every prompt of ten."""
+
+    def change(place: Path, whole: EvaluationSet) -> None:
+        for number, (prompt, seed) in enumerate(whole.samples):
+            first, seeds = whole.samples[number - number % 10][0], prompt.seeds
+            known = f"{first.id}-{first.seeds[0]}.png" if len(seeds) == 1 else f"{prompt.id}-{seeds[0]}.png"
+            if known != f"{prompt.id}-{seed}.png":
+                shutil.copyfile(place / known, place / f"{prompt.id}-{seed}.png")
+
+    return redrawn(bench, "collapsed", change)
+
+
 @dataclass(frozen=True)
 class Case:
     """A candidate, and what the gate may say about it."""
@@ -156,6 +198,9 @@ CASES: Mapping[str, Case] = {
     "noise": Case(noise, WORSE),
     "half-steps": Case(half_steps, WORSE),
     "starved": Case(starved, ("reject",)),
+    "copier-10": Case(lambda bench: copier(bench, 0.1), WORSE),
+    "copier-50": Case(lambda bench: copier(bench, 0.5), ("reject",)),
+    "collapsed": Case(collapsed, WORSE),
     "better": Case(better, ("promote",)),
 }
 

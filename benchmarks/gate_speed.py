@@ -1,6 +1,6 @@
 """The gate's time and memory: `python -m benchmarks.gate_speed [--prompts N] [--resamples N]`.
 
-A whole decision by `decide` (checks, 10,000 paired resamples, 3 axes, 1,000 prompts) beside its resampling alone;
+A whole decision by `decide` (checks, 10,000 resamples, 3 axes, 1,000 prompts) beside its resampling alone;
 medians of five rounds in turn. The last line is the decision's seconds (at most 1) and the process's peak memory
 (at most 1 GiB), imports and all.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from components.gate.resampling import Resampling, bounds
+from components.gate.resampling import Resampling, lower_bound
 from components.gate.scores import Scores
 from components.gate.settings import AXES, GateSettings
 from components.gate.verdict import decide
@@ -52,12 +52,12 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=10_000)
     asked = parser.parse_args()
     scores = make_scores(asked.prompts)
-    settings = GateSettings(margins=dict.fromkeys(AXES, 0.1), resamples=asked.resamples)
+    wide = dict.fromkeys(AXES, (-5.0, 5.0))
+    settings = GateSettings(margins=dict.fromkeys(AXES, 0.1), ranges=wide, resamples=asked.resamples)
     values = np.random.default_rng(0).normal(size=(asked.prompts, len(AXES)))
 
     def resample() -> None:
-        strata = np.zeros(asked.prompts, dtype=np.int64)
-        bounds(Resampling(strata, asked.resamples, 0).sums(values), settings.alpha)
+        lower_bound(Resampling(asked.prompts, asked.resamples, 0).sums(values, 10.0), settings.level)
 
     rounds = [(seconds(lambda: decide(scores, settings)), seconds(resample)) for _ in range(ROUNDS)]
     whole, alone = (statistics.median(times) for times in zip(*rounds, strict=True))

@@ -2,13 +2,15 @@
 
 ``scores.parquet``
     One row a score: `COLUMNS`. Higher is better in every measure. A measure is an axis (``alignment``), a part of one
-    (``alignment/glasses``, ``aesthetics/pickscore``), or ``memorisation``: −1 for a picture that lies nearer to a
-    training image than to any of the held-out ones, 0 for any other.
+    (``alignment/glasses``, ``aesthetics/pickscore``), ``memorisation``: −1 for a picture that lies nearer to a training
+    picture than pictures that nobody trained on do, 0 for any other, or ``diversity``: how far a picture lies from the
+    others of its prompt, for prompts with two seeds at least.
 ``evaluation.json``
     The digests of everything that decides the scores. The gate reads ``scores`` and ``sets`` (digests of the two other
-    files; ``sets`` only where there is one), ``evaluation_set`` with ``digest``, ``prompts`` (id -> attributes) and
-    ``seeds`` (id -> list of seeds), and for each model compared ``{"digest": …}`` under its name in `MODELS`. Where the
-    scores could not be made, ``unusable`` says why in plain words: the verdict is then invalid, for that reason.
+    files; ``sets`` only where there is one), ``evaluation_set`` with ``digest``, ``prompts`` (id -> attributes),
+    ``seeds`` (id -> list of seeds) and ``sealed`` (ids of prompts that only confirm), and for each model compared
+    ``{"digest": …}`` under its name in `MODELS`. Where the scores
+    could not be made, ``unusable`` says why in plain words: the verdict is then invalid, for that reason.
 ``sets.safetensors``
     Features for measures that judge a model's pictures as a set, such as the kernel distance: see `SetMeasure`.
 """
@@ -29,7 +31,8 @@ from lineage.digests import LineageError, digest_path
 
 COLUMNS = ("prompt", "seed", "model", "measure", "value")
 MODELS = ("candidate", "incumbent", "anchor")
-"""Who is scored; ``anchor``, the last version that a person approved, only where it is another than the incumbent."""
+"""Who is scored; ``anchor``, whom no candidate may be worse than, only where it is another than the incumbent."""
+DIVERSITY = "diversity"
 TABLE_FILE, EVALUATION_FILE, SETS_FILE = "scores.parquet", "evaluation.json", "sets.safetensors"
 REFERENCES = "references"
 Features = NDArray[np.float32]
@@ -114,5 +117,6 @@ def read_sets(path: Path) -> Sets:
 
 def stated(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """What a verdict repeats of ``evaluation.json``: all but what the evaluation set's digest stands for anyway."""
-    whole = {name: value for name, value in evaluation["evaluation_set"].items() if name not in ("prompts", "seeds")}
+    short = {"prompts", "seeds", "sealed"}
+    whole = {name: value for name, value in evaluation["evaluation_set"].items() if name not in short}
     return {**evaluation, "evaluation_set": whole}

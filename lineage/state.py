@@ -94,9 +94,14 @@ class State(BaseModel):
         return past[-1] if past and past[-1].candidate not in self.withdrawn else None
 
     def anchor(self, model: str) -> Champion | None:
-        """The last version that a person made champion, if it was not withdrawn; else the one approved before it."""
-        approved = reversed(self.approved.get(model, []))
-        return next((champion for champion in approved if champion.candidate not in self.withdrawn), None)
+        """The last version that a person made champion; where nobody did, the first champion. None is withdrawn."""
+        known = [*reversed(self.approved.get(model, [])), *self.champions.get(model, [])]
+        return next((champion for champion in known if champion.candidate not in self.withdrawn), None)
+
+    def decisions(self, evaluation: str) -> int:
+        """How many verdicts were given on an evaluation set; parts of it, which it names after its digest, count."""
+        of = [judged for judged in self.verdicts.values() if judged.decision != "invalid"]
+        return sum(_whole_set(judged.evaluation) == _whole_set(evaluation) != "" for judged in of)
 
     def decided(self, model: str) -> int | None:
         """Index of the entry that decided who is champion of ``model``; None where nothing ever did."""
@@ -134,3 +139,7 @@ class State(BaseModel):
     def keys_of(self, role: Role) -> list[Key]:
         """The keys of a role, past ones included, that were not distrusted from their first entry on."""
         return [known.key for known in self.keys.values() if known.role == role and known.counted]
+
+
+def _whole_set(evaluation: str) -> str:
+    return ":".join(evaluation.split(":")[:2])

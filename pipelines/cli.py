@@ -9,6 +9,7 @@ from pipelines.commands.champion import models, policy_app, promote, reconcile, 
 from pipelines.commands.ledger import channel_app, ledger_app
 from pipelines.commands.request import Commands
 from pipelines.commands.run import compile_pipeline, prune, retrain, ui, validate
+from pipelines.commands.scorers import scorers_app
 from pipelines.commands.serve import serve
 
 app = typer.Typer(
@@ -23,7 +24,7 @@ CHAMPIONS = (audit, reproduce, promote, rollback, withdraw, reconcile)
 for command in RUNS + CHAMPIONS:
     app.command()(command)
 app.command("compile")(compile_pipeline)
-for name, group in (("policy", policy_app), ("ledger", ledger_app), ("channel", channel_app)):
+for name, group in (("policy", policy_app), ("ledger", ledger_app), ("channel", channel_app), ("scorers", scorers_app)):
     app.add_typer(group, name=name)
 
 

@@ -49,7 +49,7 @@ def rejudge(place: Path, settings: GateSettings | None = None) -> Rejudged:
         rules = settings or GateSettings.model_validate(predicate["gate"])
     except (KeyError, ValidationError) as error:
         raise LineageError(f"the settings in {path} cannot be used: {error}; name others by --config") from error
-    ruling = decide(scores, rules)
+    ruling = decide(scores, rules, int(predicate.get("decisions", 1)))
     now = {"gate": rules.model_dump(mode="json"), "evaluation": stated(facts), **ruling.model_dump(mode="json")}
     # Through JSON, which has one kind of number and of list. What the verdict does not say at all is not compared.
     differs = [name for name, value in json.loads(json.dumps(now)).items() if predicate.get(name, value) != value]

@@ -36,7 +36,7 @@ def print_outcome(console: Console, finished: Finished, root: Path, model_name: 
     if gate["figures"]:
         console.print(_figures_table(gate["figures"], "incumbent", plan["incumbent_name"]))
     if gate.get("anchor"):
-        console.print(_figures_table(gate["anchor"], "approved", "the last version that a person approved"))
+        console.print(_figures_table(gate["anchor"], "anchor", "the anchor"))
     say(console, f"verdict: {gate['decision']}", f"bold {STYLES[gate['decision']]}")
     for reason in gate["reasons"]:
         say(console, f"  {reason}")

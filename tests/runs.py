@@ -47,8 +47,13 @@ def cut_down(folder: Path, source: Path, **changes: dict[str, Any]) -> Path:
         # Short training costs a little everywhere; these wide margins are for testing the machinery.
         "gate": {
             "margins": {"alignment": 0.1, "realism": 0.1, "aesthetics": 1.0},
-            "constraints": {"copies of training pictures": {"margin": 0.5}},
-            "resamples": 2000,
+            "constraints": {
+                "copies of training pictures": {"margin": 0.5, "limit": 0.5},
+                "one picture for all seeds": {"margin": 0.15},
+            },
+            "alpha": 0.4,
+            "life": 10,
+            "minimum_prompts": 20,
         },
     }
     for name in ("no glasses asked", "no beard asked"):

@@ -21,7 +21,7 @@ def draw_samples(
     """Draw one of ``shards`` shares of all models' samples into the run's state folder."""
     from pathlib import Path
 
-    from components.evaluate.evaluate import draw_shard, opponents
+    from components.evaluate.evaluate import decision_of, draw_shard, opponents
     from components.evaluate.settings import EvaluationSettings
     from lineage.records import RunContext, recording
 
@@ -31,7 +31,7 @@ def draw_samples(
         settings = EvaluationSettings.model_validate(evaluation)
         record.input("candidate", candidate.path)
         where = context.tracking_uri, others, Path(candidate.path), context.state
-        record.facts["trouble"] = draw_shard(settings, *where, shard, shards)
+        record.facts["trouble"] = draw_shard(settings, *where, shard, shards, decision_of(settings, context))
 
 
 @step
@@ -52,7 +52,7 @@ def evaluate(
     """Sample candidate and incumbent on the same prompts and seeds and score both; returns the scores' digest."""
     from pathlib import Path
 
-    from components.evaluate.evaluate import evaluate_against, opponents
+    from components.evaluate.evaluate import decision_of, evaluate_against, opponents
     from components.evaluate.settings import EvaluationSettings
     from lineage.records import RunContext, recording
 
@@ -65,6 +65,8 @@ def evaluate(
         for who, (_, digest) in others.items():
             record.input(who, digest)
         where = context.tracking_uri, others, Path(candidate.path), Path(scores.path), context.state
-        record.facts |= evaluate_against(settings, *where, training, Path(validated.path))
+        record.facts |= evaluate_against(
+            settings, *where, training, Path(validated.path), decision_of(settings, context)
+        )
         Path(grid.path).write_bytes((Path(scores.path) / "grid.html").read_bytes())
         return record.output("scores", scores.path)

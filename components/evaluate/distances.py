@@ -1,4 +1,4 @@
-"""Distances between features: of a set of samples from the references, and of a sample from what was trained on.
+"""Distances between features: of a set of samples from the references, of a sample from what was trained on or drawn.
 
 Features are (N, d) float64, one row a picture.
 """
@@ -15,8 +15,9 @@ Features = NDArray[np.float64]
 
 SUBSETS = 20
 CMMD_BANDWIDTH, CMMD_SCALE = 10.0, 1000.0
-MOST_CANDIDATES = 20
-"""Training pictures looked at for each held-out one when the two are matched."""
+USUAL = 0.01
+"""Of pictures that nobody trained on, so many count as copies all the same."""
+BLOCK = 8192
 
 
 def kid(features: Features, references: Features) -> float:
@@ -60,45 +61,42 @@ def frechet(features: Features, references: Features) -> float:
 DISTANCES: dict[str, Callable[[Features, Features], float]] = {"kid": kid, "cmmd": cmmd, "frechet": frechet}
 
 
-def nearer_to_training(samples: Features, training: Features, heldout: Features) -> Features:
-    """(N,): 1 where a sample's nearest training picture is nearer than its nearest held-out one, else 0.
+def nearest(features: Features, others: Features) -> Features:
+    """(N,): how far each of ``features`` lies from the nearest of ``others``, in blocks of `BLOCK` of these."""
+    found = np.full(len(features), np.inf)
+    own = (features**2).sum(1)
+    for start in range(0, len(others), BLOCK):
+        block = others[start : start + BLOCK]
+        squares = own + ((block**2).sum(1)[:, None] - 2 * block @ features.T).min(axis=0)
+        np.minimum(found, squares, out=found)
+    distances: Features = np.sqrt(found.clip(0))
+    return distances
 
-    ``training`` and ``heldout`` have equally many rows: by chance alone half of the samples are nearer to either.
+
+def usual_distance(heldout: Features, training: Features) -> float:
+    """The distance below which `USUAL` of pictures that nobody trained on have their nearest training picture.
+
+    Raises:
+        ValueError: there are too few of them to know.
     """
-    if training.shape != heldout.shape:
-        raise ValueError(f"{len(training)} training pictures cannot be compared with {len(heldout)} held-out ones")
-    return (_nearest(samples, training) < _nearest(samples, heldout)).astype(np.float64)
+    place = int(USUAL * (len(heldout) + 1)) - 1
+    if place < 0:
+        raise ValueError(f"{len(heldout)} held-out pictures are too few: {round(1 / USUAL)} at least")
+    return float(np.sort(nearest(heldout, training))[place])
 
 
-def _nearest(samples: Features, others: Features) -> Features:
-    squares = (samples**2).sum(1)[:, None] + (others**2).sum(1)[None, :] - 2 * samples @ others.T
-    nearest: Features = squares.min(axis=1)
-    return nearest
+def spread(features: Features, groups: Sequence[int]) -> Features:
+    """(N,): the mean of 1 - cosine to the other pictures of the same group; NaN for one that is alone in its group."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    same = np.equal.outer(groups, groups) & ~np.eye(len(unit), dtype=bool)
+    counts = same.sum(axis=1)
+    apart = ((1 - unit @ unit.T) * same).sum(axis=1)
+    means: Features = np.divide(apart, counts, out=np.full(len(unit), np.nan), where=counts > 0)
+    return means
 
 
-def match_captions(training: Sequence[str], heldout: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Pair training with held-out pictures whose captions say the same things, as far as there are any.
-
-    The smaller side is used whole. The pairing has the highest sum of Jaccard similarities of the captions' phrases.
-
-    Returns:
-        Indices into ``training`` and into ``heldout``, equally many.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    step = max(1, len(training) // (MOST_CANDIDATES * len(heldout)))
-    considered = list(range(0, len(training), step))
-    said = [[{p.strip() for p in text.lower().split(",")} for text in texts] for texts in (training, heldout)]
-    known = {phrase: place for place, phrase in enumerate(sorted({p for side in said for set_ in side for p in set_}))}
-
-    def table(sets: Sequence[set[str]]) -> Features:
-        rows = np.zeros((len(sets), len(known)))
-        for row, phrases in zip(rows, sets, strict=True):
-            row[[known[phrase] for phrase in phrases]] = 1
-        return rows
-
-    a, b = table([said[0][place] for place in considered]), table(said[1])
-    both = a @ b.T
-    similarity = both / (a.sum(1)[:, None] + b.sum(1)[None, :] - both)
-    rows, columns = linear_sum_assignment(similarity, maximize=True)
-    return [considered[row] for row in rows], columns.tolist()
+def vendi(features: Features) -> float:
+    """The Vendi score (D. Friedman and A. Dieng, arXiv 2210.02410) by cosine: how many different pictures."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    shares = np.linalg.eigvalsh(unit.T @ unit / len(unit)).clip(1e-15)
+    return float(np.exp(-(shares * np.log(shares)).sum()))

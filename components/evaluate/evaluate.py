@@ -24,6 +24,7 @@ from components.evaluate.settings import EvaluationSettings
 from lineage.artifacts import fetch_weights
 from lineage.digests import LineageError, digest_path
 from lineage.policy import by_content
+from lineage.records import RunContext
 from lineage.scores import COLUMNS, EVALUATION_FILE, TABLE_FILE
 
 
@@ -35,6 +36,13 @@ def opponents(
     return {"incumbent": (incumbent_uri, incumbent_digest), **anchor}
 
 
+def decision_of(settings: EvaluationSettings, context: RunContext) -> int:
+    """Which decision on its evaluation set the run will make, where prompts and seeds depend on it; otherwise 1."""
+    if settings.rotate is None:
+        return 1
+    return 1 + context.open_ledger().state.decisions(digest_path(settings.evaluation_set))
+
+
 def evaluate_against(
     settings: EvaluationSettings,
     tracking_uri: str,
@@ -44,25 +52,35 @@ def evaluate_against(
     state: str = "",
     training: Mapping[str, Any] | None = None,
     validated: Path | None = None,
+    decision: int = 1,
 ) -> dict[str, Any]:
     """Fetch whom the candidate is compared with, checked by digest, and compare; see `evaluate`.
 
     Args:
         others: ``incumbent`` (and ``anchor``) -> URI and digest of its weights.
         state: the folder that keeps samples for later; empty: none does.
+        decision: see `decision_of`.
     """
     target.mkdir(parents=True, exist_ok=True)
     known = {"candidate": {"digest": digest_path(candidate)}, **{who: {"digest": d} for who, (_, d) in others.items()}}
     with tempfile.TemporaryDirectory() as folder:
-        models = {"candidate": candidate}
         try:
-            for who, (uri, digest) in others.items():
-                models[who] = fetch_weights(tracking_uri, uri, digest, Path(folder) / who)
+            models = _fetch(tracking_uri, others, candidate, Path(folder))
         except LineageError as error:
             nothing = {"evaluation_set": _describe(None), "scorers": [], "terms": _terms(settings)}
-            return _fail(target, {**nothing, **known}, f"the {who}: {error}")
+            return _fail(target, {**nothing, **known}, str(error))
         store = Path(state or folder) / "samples"
-        return evaluate(settings, models, target, store, training, validated)
+        return evaluate(settings, models, target, store, training, validated, decision)
+
+
+def _fetch(tracking_uri: str, others: Mapping[str, tuple[str, str]], candidate: Path, folder: Path) -> dict[str, Path]:
+    models = {"candidate": candidate}
+    for who, (uri, digest) in others.items():
+        try:
+            models[who] = fetch_weights(tracking_uri, uri, digest, folder / who)
+        except LineageError as error:
+            raise EvaluationError(f"the {who}: {error}") from error
+    return models
 
 
 def evaluate(
@@ -72,6 +90,7 @@ def evaluate(
     store: Path,
     training: Mapping[str, Any] | None = None,
     validated: Path | None = None,
+    decision: int = 1,
 ) -> dict[str, Any]:
     """Fill ``target`` with samples, ``scores.parquet``, ``grid.png`` (also as HTML) and ``evaluation.json``.
 
@@ -88,7 +107,7 @@ def evaluate(
     facts: dict[str, Any] = {"evaluation_set": _describe(None), "scorers": [], "terms": _terms(settings)}
     facts |= {who: {"digest": digest_path(model)} for who, model in models.items()}
     try:
-        evaluation_set = read_evaluation_set(settings.evaluation_set, settings.limit)
+        evaluation_set = read_evaluation_set(settings.evaluation_set, settings.limit, settings.rotate, decision)
         facts["evaluation_set"] = _describe(evaluation_set)
         facts["sampling"] = evaluation_set.description.sampling.model_dump()
         judge = Judge(load_scorers(settings.scorers), evaluation_set, validated)
@@ -96,7 +115,7 @@ def evaluate(
         facts["leakage"] = judge.check_leakage(settings, training or {})
         files = {}
         for who, model in models.items():
-            folder, terms = draw(model, evaluation_set, settings.batch_size, store, who)
+            folder, terms = draw(model, evaluation_set, settings.batch_size, store, who, how=settings.drawing)
             files[who] = collect(folder, evaluation_set, settings.batch_size, target / "samples" / who)
             facts["machine"] = terms.machine
             judge.score(who, files[who])
@@ -120,6 +139,7 @@ def draw_shard(
     state: str,
     shard: int,
     shards: int,
+    decision: int = 1,
 ) -> str:
     """Draw one share of every model's samples into the store, for `evaluate_against` to find.
 
@@ -132,13 +152,12 @@ def draw_shard(
     if not state:
         raise EvaluationError("samples can be shared out only where steps share a state folder; set shards to 1")
     try:
-        evaluation_set = read_evaluation_set(settings.evaluation_set, settings.limit)
+        evaluation_set = read_evaluation_set(settings.evaluation_set, settings.limit, settings.rotate, decision)
         with tempfile.TemporaryDirectory() as folder:
-            models = {"candidate": candidate}
-            for who, (uri, digest) in others.items():
-                models[who] = fetch_weights(tracking_uri, uri, digest, Path(folder) / who)
+            models = _fetch(tracking_uri, others, candidate, Path(folder))
             for who, model in models.items():
-                draw(model, evaluation_set, settings.batch_size, Path(state) / "samples", who, shard, shards)
+                where = Path(state) / "samples", who
+                draw(model, evaluation_set, settings.batch_size, *where, shard, shards, settings.drawing)
     except LineageError as error:
         return str(error)
     return ""
@@ -152,13 +171,14 @@ def _terms(settings: EvaluationSettings) -> dict[str, Any]:
 
 def _describe(evaluation_set: EvaluationSet | None) -> dict[str, Any]:
     if evaluation_set is None:
-        return {"name": "", "version": 0, "digest": "", "prompts": {}, "seeds": {}}
+        return {"name": "", "version": 0, "digest": "", "prompts": {}, "seeds": {}, "sealed": []}
     return {
         "name": evaluation_set.description.name,
         "version": evaluation_set.description.version,
         "digest": evaluation_set.digest,
         "prompts": {prompt.id: prompt.attributes for prompt in evaluation_set.prompts},
         "seeds": {prompt.id: list(prompt.seeds) for prompt in evaluation_set.prompts},
+        "sealed": [prompt.id for prompt in evaluation_set.prompts if prompt.sealed],
     }
 
 

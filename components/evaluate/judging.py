@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from components.evaluate.distances import DISTANCES, match_captions, nearer_to_training
+from components.evaluate.distances import DISTANCES, nearest, spread, usual_distance, vendi
 from components.evaluate.evaluation_set import EvaluationError, EvaluationSet, open_rgb
 from components.evaluate.scoring import FeatureScorer, PictureScorer, Scorer, measures, rows, score_pictures
 from components.evaluate.settings import EvaluationSettings
 from lineage.pictures import manifest_rows, read_picture, trained_on
-from lineage.scores import REFERENCES, Kernel, SetMeasure, write_sets
+from lineage.scores import COLUMNS, DIVERSITY, REFERENCES, Kernel, SetMeasure, write_sets
 from training.teach.leakage import ALIKE, find_leakage, likeness, probe_pictures, refusal, teacher_features, teachers
 
 MANIFEST = "manifest.parquet"
 MEMORISATION = "memorisation"
+DECODED = 512
+"""Training pictures decoded at once."""
 KERNELS = {"kid": Kernel(name="polynomial"), "cmmd": Kernel(name="rbf", sigma=10.0, scale=1000.0)}
 """The metrics that a gate can decide by; others are only reported."""
 
@@ -43,7 +48,10 @@ class Judge:
         self._memorisation: dict[str, Any] = {}
         for scorer in scorers:
             if isinstance(scorer, FeatureScorer) and scorer.metric == MEMORISATION:
-                self._features[scorer.name] = self._matched(scorer, validated)
+                self._features[scorer.name] = self._trained(scorer, validated)
+            elif isinstance(scorer, FeatureScorer) and scorer.metric == DIVERSITY:
+                if not any(len(prompt.seeds) > 1 for prompt in evaluation_set.prompts):
+                    raise EvaluationError(f"{scorer.name} needs prompts with two seeds, and the set has none")
             elif isinstance(scorer, FeatureScorer) and scorer.metric in DISTANCES:
                 pictures = evaluation_set.references()
                 if len(pictures) < 2:
@@ -102,6 +110,7 @@ class Judge:
         ]
         if sets:
             facts["sets"] = write_sets(target, [(prompt.id, seed) for prompt, seed in self._set.samples], sets)
+        facts["agreement"] = agreement(self.rows, set(self._measures.values()))
         return {**facts, **({MEMORISATION: self._memorisation} if self._memorisation else {})}
 
     def _compare(self, scorer: FeatureScorer, measure: str, who: str, images: Sequence[Image.Image]) -> None:
@@ -111,28 +120,51 @@ class Judge:
             raise EvaluationError(f"scorer {scorer.name} failed on the {who}'s pictures: {error!r}") from error
         if len(seen) != len(images) or not np.isfinite(seen).all():
             raise EvaluationError(f"scorer {scorer.name} gave no finite features for each of {len(images)} pictures")
-        known = self._features[scorer.name]
+        samples = self._set.samples
         if scorer.metric == MEMORISATION:
-            near = nearer_to_training(seen, known["training"], known["heldout"])
-            self._memorisation[who] = float(near.mean())
-            self.rows += rows({measure: -near}, self._set.samples, who)
-            return
-        known[who] = seen
-        self._reported.setdefault(scorer.name, {})[who] = DISTANCES[scorer.metric](seen, known[REFERENCES])
+            copied = nearest(seen, self._features[scorer.name]["training"]) < self._memorisation["distance"]
+            self._memorisation[who] = float(copied.mean())
+            self.rows += rows({measure: -copied.astype(np.float64)}, samples, who)
+        elif scorer.metric == DIVERSITY:
+            places = {prompt.id: place for place, prompt in enumerate(self._set.prompts)}
+            apart = spread(seen, [places[prompt.id] for prompt, _ in samples])
+            several = [place for place, (prompt, _) in enumerate(samples) if len(prompt.seeds) > 1]
+            self.rows += rows({measure: apart[several]}, [samples[place] for place in several], who)
+            self._reported.setdefault("vendi", {})[who] = vendi(seen)
+        else:
+            known = self._features[scorer.name]
+            known[who] = seen
+            self._reported.setdefault(scorer.name, {})[who] = DISTANCES[scorer.metric](seen, known[REFERENCES])
 
-    def _matched(self, scorer: FeatureScorer, validated: Path | None) -> dict[str, NDArray[np.float64]]:
-        """Features of training pictures and as many held-out ones with captions alike."""
+    def _trained(self, scorer: FeatureScorer, validated: Path | None) -> dict[str, NDArray[np.float64]]:
+        """Features of all training pictures; notes how near to them pictures lie that nobody trained on."""
         heldout = self._set.heldout()
         if not heldout or validated is None:
             lacking = "the pictures that the candidate was trained on" if heldout else "a heldout folder in the set"
             raise EvaluationError(f"scorer {scorer.name} needs {lacking}")
         trained = [row for row in manifest_rows(validated / MANIFEST) if trained_on(row)]
-        ours, theirs = match_captions([row["text"] for row in trained], [text for _, text in heldout])
-        self._memorisation = {"pairs": len(ours), "training": len(trained)}
-        return {
-            "training": scorer.features([_trained_on(trained[place]) for place in ours]),
-            "heldout": scorer.features([open_rgb(heldout[place][0]) for place in theirs]),
-        }
+        parts = [trained[start : start + DECODED] for start in range(0, len(trained), DECODED)]
+        training = np.concatenate([scorer.features([_trained_on(row) for row in part]) for part in parts])
+        try:
+            usual = usual_distance(scorer.features([open_rgb(path) for path, _ in heldout]), training)
+        except ValueError as error:
+            raise EvaluationError(f"scorer {scorer.name}: {error}") from error
+        self._memorisation = {"training": len(trained), "heldout": len(heldout), "distance": usual}
+        return {"training": training}
+
+
+def agreement(rows: Sequence[Mapping[str, Any]], measures: Collection[str]) -> dict[str, float]:
+    """Pair of measures -> Spearman's correlation of their differences between candidate and incumbent, by picture."""
+    table = pd.DataFrame([row for row in rows if row["measure"] in measures], columns=list(COLUMNS))
+    by_model = table.set_index(["model", "prompt", "seed", "measure"])["value"].unstack("measure")
+    if not {"candidate", "incumbent"} <= set(table["model"]):
+        return {}
+    moved = pd.DataFrame(by_model.loc["candidate"] - by_model.loc["incumbent"])
+    found = {
+        f"{one} and {other}": round(float(moved[one].corr(moved[other], "spearman")), 3)
+        for one, other in combinations(moved.columns, 2)
+    }
+    return {pair: value for pair, value in found.items() if not math.isnan(value)}
 
 
 def _describe(scorer: Scorer, measure: str) -> dict[str, Any]:
@@ -148,7 +180,6 @@ def _trained_on(row: Mapping[str, Any]) -> Image.Image:
         LineageError: it is gone, was changed since, or is no picture.
     """
     try:
-        with Image.open(io.BytesIO(read_picture(row))) as picture:
-            return picture.convert("RGB")
-    except OSError as error:
-        raise EvaluationError(f"{row['file_name']} at {row['uri']} cannot be decoded: {error}") from error
+        return open_rgb(io.BytesIO(read_picture(row)))
+    except EvaluationError as error:
+        raise EvaluationError(f"{row['file_name']} at {row['uri']}: {error}") from error

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from components.evaluate.evaluation_set import Prompt
+from components.evaluate.evaluation_set import Prompt, open_rgb
 
 
 def draw_sample_grid(
@@ -17,7 +17,6 @@ def draw_sample_grid(
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from PIL import Image
 
     count = min(count, len(samples))
     chosen = [i * len(samples) // count for i in range(count)]
@@ -31,8 +30,7 @@ def draw_sample_grid(
     for place, index in enumerate(chosen):
         for offset, model in enumerate(models):
             panel = axes[place // columns * len(models) + offset][place % columns]
-            with Image.open(files[model][index]) as image:
-                panel.imshow(image, interpolation="nearest")
+            panel.imshow(open_rgb(files[model][index]), interpolation="nearest")
             title = "\n".join(textwrap.wrap(samples[index][0].text, 30)) if offset == 0 else ""
             panel.set_title(title, fontsize=5.5)
             if place % columns == 0:

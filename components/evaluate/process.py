@@ -13,14 +13,15 @@ have to mount it into a container. ``ran`` is what the process says about itself
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,22 +32,6 @@ from components.evaluate.evaluation_set import EvaluationError, Prompt
 from lineage.digests import digest_file, digest_json, digest_path
 
 CONTRACT: Literal["triptych.scorer/1"] = "triptych.scorer/1"
-
-
-class Picture(BaseModel):
-    """One picture to score."""
-
-    image: str
-    prompt: str
-    attributes: Mapping[str, Any]
-
-
-class Request(BaseModel):
-    """What the process is asked."""
-
-    contract: Literal["triptych.scorer/1"] = CONTRACT
-    scorer: str
-    pictures: list[Picture]
 
 
 class Response(BaseModel):
@@ -98,9 +83,9 @@ class ProcessScorer:
             pictures = []
             for place, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
                 image.save(folder / f"{place:05d}.png")
-                pictures.append(Picture(image=f"{place:05d}.png", prompt=prompt.text, attributes=prompt.attributes))
-            asked = Request(scorer=self.name, pictures=pictures)
-            (folder / "request.json").write_text(asked.model_dump_json())
+                pictures.append({"image": f"{place:05d}.png", "prompt": prompt.text, "attributes": prompt.attributes})
+            asked = {"contract": CONTRACT, "scorer": self.name, "pictures": pictures}
+            (folder / "request.json").write_text(json.dumps(asked))
             self._run(folder)
             return self._read(folder / "response.json", len(pictures))
 

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from components.evaluate.evaluation_set import EvaluationError, EvaluationSet, Prompt
+from components.evaluate.settings import DrawingSettings
 from lineage.digests import code_digest, digest_file, digest_json, digest_path, hex_of, packages_digest
 from lineage.progress import track
 from training.errors import TrainingError
 from training.families.drawing import Drawer
 
-DTYPE = "float32"
+PLAIN = DrawingSettings()
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,16 @@ class Terms:
     batch_size: int
     code: str
     packages: str
-    dtype: str
+    loaded: str
     machine: str
 
     @classmethod
-    def of(cls, model: Path, evaluation_set: EvaluationSet, batch_size: int) -> Terms:
+    def of(cls, model: Path, evaluation_set: EvaluationSet, batch_size: int, how: DrawingSettings = PLAIN) -> Terms:
         """The terms under which ``model`` draws ``evaluation_set`` here and now."""
         code, machine = code_digest("components.evaluate", "training.families"), digest_json(describe_machine())
         weights, packages = digest_path(model), packages_digest()
-        return cls(weights, evaluation_set.digest, batch_size, code, packages, DTYPE, machine)
+        loaded = " ".join(f"{name}={value}" for name, value in how.model_dump().items())
+        return cls(weights, evaluation_set.digest, batch_size, code, packages, loaded, machine)
 
     def folder(self, store: Path) -> Path:
         """Where the store keeps what was drawn under these terms."""
@@ -72,6 +74,7 @@ def draw(
     who: str,
     shard: int = 0,
     shards: int = 1,
+    how: DrawingSettings = PLAIN,
 ) -> tuple[Path, Terms]:
     """Draw what is missing of one shard; gives the store's folder and the terms that it stands for.
 
@@ -81,7 +84,7 @@ def draw(
     Raises:
         EvaluationError: the model does not load, or draws something that is not a picture (NaN).
     """
-    terms = Terms.of(model, evaluation_set, batch_size)
+    terms = Terms.of(model, evaluation_set, batch_size, how)
     folder = terms.folder(store)
     batches = _batches(evaluation_set, batch_size)
     missing = [n for n in range(shard, len(batches), shards) if not _is_whole(folder, n, batches[n])]
@@ -89,7 +92,7 @@ def draw(
         return folder, terms
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "terms.json", json.dumps(asdict(terms), indent=2).encode())
-    drawer = _load(model, who)
+    drawer = _load(model, who, how)
     count = sum(len(batches[number]) for number in missing)
     for number in track(missing, f"sampling {who}", count, weight=batch_size):
         _draw_batch(drawer, batches[number], evaluation_set, folder, number, who)
@@ -132,9 +135,9 @@ def _is_whole(folder: Path, number: int, batch: Sequence[tuple[Prompt, int]]) ->
         return False
 
 
-def _load(model: Path, who: str) -> Drawer:
+def _load(model: Path, who: str, how: DrawingSettings) -> Drawer:
     try:
-        return Drawer(model)
+        return Drawer(model, **how.model_dump())
     except TrainingError as error:
         raise EvaluationError(f"the {who}'s weights at {model} do not load: {error}") from error
 

@@ -44,7 +44,8 @@ class PictureScorer(Scorer, Protocol):
 
 @runtime_checkable
 class FeatureScorer(Scorer, Protocol):
-    """Gives features, (N, d), that ``metric`` compares: ``kid``, ``cmmd``, ``frechet``, ``memorisation``.
+    """Gives features, (N, d), that ``metric`` compares: ``kid``, ``cmmd``, ``frechet``, ``memorisation``,
+    ``diversity``.
 
     A `PictureScorer` may give features too: those of its backbone, by which leakage is found.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +19,19 @@ class ScorerSettings(BaseModel):
     """Keyword arguments of the scorer's class."""
 
 
+class DrawingSettings(BaseModel):
+    """How models are loaded for drawing; a large one does not fit in fp32, or not on one GPU."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The number format of the weights: choose the one that the model is served in."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU where there is one."""
+    offload: bool = False
+    """Keep on the GPU only the part of the model that is at work."""
+
+
 class EvaluationSettings(BaseModel):
     """What decides the scores, beside the models."""
 
@@ -29,8 +42,12 @@ class EvaluationSettings(BaseModel):
     scorers: tuple[ScorerSettings, ...] = Field(min_length=1)
     batch_size: int = Field(default=50, ge=1)
     """Pictures sampled at once."""
+    drawing: DrawingSettings = DrawingSettings()
     limit: int | None = Field(default=None, ge=1)
     """Use only this many prompts, spread evenly over the set; for trying, not for promoting."""
+    rotate: int | None = Field(default=None, ge=2)
+    """Ask only so many of the prompts, drawn anew for each decision, evenly over their attributes, with seeds of their
+    own; for large sets. Sealed prompts are asked always, as they are."""
     grid: int = Field(default=16, ge=1, le=64)
     """Prompts shown side by side in the sample grid."""
     allow_teacher_leakage: bool = False

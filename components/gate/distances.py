@@ -1,13 +1,13 @@
 """Set-level measures: the kernel distance between a model's pictures and the references, and its resamples.
 
-MMD² (A. Gretton et al., A Kernel Two-Sample Test, 2012, eq. 3) without any picture's pair with itself. A resample
-weighs each picture by how often its prompt was drawn, Σ_{i≠j} w_i w_j k_ij / Σ_{i≠j} w_i w_j: put in once for each
-time it was drawn, a picture would meet its own copies, which are as alike as can be, and look like a worse set.
+MMD² (A. Gretton et al., A Kernel Two-Sample Test, 2012, eq. 3) without any picture's pair with itself, in resamples
+too, where each picture has its prompt's weight: Σ_{i≠j} w_i w_j k_ij / Σ_{i≠j} w_i w_j.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,11 @@ from lineage.scores import REFERENCES, Kernel, SetMeasure
 class Distances:
     """One set-level measure of every model, per prompt, so that resamples of prompts need no features any more."""
 
-    def __init__(self, measure: SetMeasure, scores: Scores) -> None:
+    def __init__(self, measure: SetMeasure, scores: Scores, among: Sequence[str]) -> None:
         assert scores.sets is not None
-        order = sorted(range(len(scores.sets.rows)), key=scores.sets.rows.__getitem__)
-        place = {prompt: number for number, prompt in enumerate(scores.prompts)}
-        prompts = np.array([place[scores.sets.rows[row][0]] for row in order])
+        rows, place = scores.sets.rows, {prompt: number for number, prompt in enumerate(among)}
+        order = sorted((row for row in range(len(rows)) if rows[row][0] in place), key=rows.__getitem__)
+        prompts = np.array([place[rows[row][0]] for row in order])
         self.scale = measure.kernel.scale
         self.sizes = np.bincount(prompts).astype(np.float64)
         """(P,): pictures of each prompt."""
@@ -65,8 +65,8 @@ class Distances:
         if not (pairs > 0).all():
             raise UnusableScores("there are too few prompts to resample a distance of sets")
         within = resampling.quadratic(self.within[model] - self.within[other]) / pairs
-        columns = np.stack([self.across[model] - self.across[other], self.sizes], axis=1)
-        across, pictures = resampling.sums(columns).T
+        across = resampling.coarse_sums((self.across[model] - self.across[other])[:, None])[:, 0]
+        pictures = resampling.coarse_sums(self.sizes[:, None])[:, 0]
         scores: Floats = self.scale * (2 * across / pictures - within)
         return scores
 
@@ -85,8 +85,8 @@ def gram(x: NDArray[np.float32], y: NDArray[np.float32], kernel: Kernel) -> Floa
     else:
         squared = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None, :] - 2 * products
         alike = np.exp(squared / (-2 * (kernel.sigma * scale) ** 2))
-    whole, unit = to_whole(alike.reshape(-1, 1), alike.size)
-    return whole.reshape(alike.shape) / unit
+    whole, unit = to_whole(alike, alike.size)
+    return whole / unit
 
 
 def _pairs(count: float) -> float:

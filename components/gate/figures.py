@@ -10,8 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from components.gate.distances import Distances
-from components.gate.resampling import Floats, Resampling, bounds, mean
-from components.gate.scores import UnusableScores
+from components.gate.resampling import TOTAL, Floats, Resampling, lower_bound, mean, upper_bound
 from components.gate.settings import GateSettings
 from components.gate.slices import Group, Kind
 
@@ -32,87 +31,116 @@ class Figure(BaseModel):
     candidate: float
     difference: float
     lower: float
-    """One-sided lower α bound of the difference."""
+    """One-sided lower bound of the difference, at the level of one decision."""
     upper: float
     lower_gain: float
-    """One-sided lower α/k bound, k the number of measures that decide: above 0 is a gain."""
+    """One-sided lower bound at the level of gains: above 0 is a gain."""
     upper_loss: float
-    """One-sided upper α/k bound: below 0 is a loss."""
+    """One-sided upper bound at the level of losses: below 0 is a loss."""
     margin: float
     limit: float = 1.0
     """Of a constraint: the largest share at all."""
+    candidate_lower: float
+    """One-sided lower bound of the candidate's own score."""
+    candidate_upper: float
+    error: float
+    """Standard error of the difference."""
     detectable: float
-    """The true gain (of a slice or constraint: loss) that this sample size shows in 80 % of evaluations."""
+    """The true gain that would be shown in 80 % of such evaluations; of a slice or constraint, the margin that an equal
+    model would be shown to hold."""
 
     @property
-    def holds(self) -> bool:
-        """Not worse by the margin or more."""
+    def within(self) -> bool:
+        """Shown not to be worse by the margin or more."""
         return self.lower > -self.margin
 
     @property
-    def harmed(self) -> bool:
-        """Worse, and not shown to be within the margin."""
-        return self.upper < 0 and not self.holds
+    def holds(self) -> bool:
+        """`within`, and the limit of a constraint as well."""
+        return self.within and (self.limit >= 1 or -self.candidate_lower <= self.limit)
+
+    @property
+    def worse(self) -> bool:
+        """Shown to be worse, be it within the margin."""
+        return self.upper_loss < 0
 
     @property
     def over_limit(self) -> bool:
-        """A constraint that the candidate breaks whatever the incumbent does."""
-        return self.kind == "constraint" and -self.candidate > self.limit
+        """A constraint that the candidate is shown to break, whatever the incumbent does."""
+        return -self.candidate_upper > self.limit
 
 
 def per_prompt_figures(
     groups: Sequence[Group], candidate: Floats, other: Floats, resampling: Resampling, settings: GateSettings
 ) -> list[Figure]:
-    """The figures of groups judged by their prompts' means.
+    """The figures of groups judged by their prompts' means; the prompt that nobody has seen loses the whole range.
 
     Args:
-        candidate, other: (G, P), one row a group; what lies outside a group does not count.
-
-    Raises:
-        UnusableScores: some resample has none of a slice's prompts.
+        candidate, other: (G, P), one row a group, within the group's range; what lies outside a group does not count.
     """
     if not groups:
         return []
     members = np.stack([group.members for group in groups])
-    differences = candidate - other
-    resampled = resampling.sums((differences * members).T)
-    whole = members.all(axis=1)
-    # A whole set is drawn as often as it has prompts; a slice's share can differ where small strata were joined.
-    totals = resampling.sums(members[~whole].T.astype(np.float64))
-    resampled[:, whole] /= members.shape[1]
-    if not (totals > 0).all():
-        raise UnusableScores("a slice is too small to be resampled: some resamples have none of its prompts")
-    resampled[:, ~whole] /= totals
-    levels = [
-        [mean(row[group.members]) for row in (candidate[g], other[g], differences[g])] for g, group in enumerate(groups)
+    low, high = (np.array(ends) for ends in zip(*(group.range for group in groups), strict=True))
+    width = high - low
+    # Shares of the range, so that rounding is the same whatever the scores are.
+    differences = (candidate - other) / width[:, None] * members
+    levels = (candidate - low[:, None]) / width[:, None] * members
+    sums = resampling.sums(np.concatenate([differences, levels]).T, 1.0)
+    unseen, whole = resampling.unseen, members.all(axis=1)
+    totals = np.full((1, len(groups)), float(TOTAL)).repeat(len(unseen), axis=0)
+    if not whole.all():
+        totals[:, ~whole] = resampling.sums(members[~whole].T.astype(np.float64), 1.0) + unseen
+    moved, own = sums[:, : len(groups)], sums[:, len(groups) :]
+    between = [(moved + sign * unseen) / totals * width for sign in (-1, 1)]
+    owned = [low + (own + sign * unseen) / totals * width for sign in (0, 1)]
+    shown = [
+        [mean(row[group.members]) for row in (candidate[g], other[g], candidate[g] - other[g])]
+        for g, group in enumerate(groups)
     ]
-    return _figures(groups, levels, resampled, settings)
+    errors = [
+        _deviation((candidate[g] - other[g])[group.members]) / math.sqrt(group.members.sum())
+        for g, group in enumerate(groups)
+    ]
+    own_bounds = [lower_bound(owned[0], settings.level), upper_bound(owned[1], settings.level)]
+    return _figures(groups, shown, between, own_bounds, errors, settings)
 
 
 def set_level_figures(
     groups: Sequence[Group], measures: Mapping[str, Distances], other: str, resampling: Resampling, s: GateSettings
 ) -> list[Figure]:
     """The figures of groups judged by a distance of sets, the candidate against the model ``other``."""
-    levels, resampled = [], []
+    shown, resampled = [], []
     for group in groups:
         distances = measures[group.measure]
         scores = distances.score("candidate"), distances.score(other)
-        levels.append([*scores, scores[0] - scores[1]])
+        shown.append([*scores, scores[0] - scores[1]])
         resampled.append(distances.differences("candidate", other, resampling))
-    return _figures(groups, levels, np.stack(resampled, axis=1), s) if groups else []
+    if not groups:
+        return []
+    # Weights vary a little less than a sample does, and no picture stands for those that nobody has seen.
+    centre, wider = np.array(shown)[:, 2], math.sqrt((len(groups[0].members) + 1) / (len(groups[0].members) - 1))
+    between = centre + (np.stack(resampled, axis=1) - centre) * wider
+    errors = [_deviation(column) for column in between.T]
+    return _figures(groups, shown, [between, between], [np.array(shown)[:, 0]] * 2, errors, s)
 
 
 def _figures(
-    groups: Sequence[Group], levels: Sequence[Sequence[float]], resampled: Floats, settings: GateSettings
+    groups: Sequence[Group],
+    shown: Sequence[Sequence[float]],
+    between: Sequence[Floats],
+    own: Sequence[Floats],
+    errors: Sequence[float],
+    settings: GateSettings,
 ) -> list[Figure]:
-    shared = settings.alpha / max(1, len(settings.margins))
-    lower, upper = bounds(resampled, settings.alpha)
-    lower_gain, upper_loss = bounds(resampled, shared)
-    normal = NormalDist()
+    """Args: between: (B, G) twice, for bounds from below and from above; own: the candidate's bounds, (G,) twice;
+    errors: standard errors of the differences."""
+    low, high = between
+    lower, lower_gain = (lower_bound(low, level) for level in (settings.level, settings.gain_level))
+    upper, upper_loss = (upper_bound(high, level) for level in (settings.level, settings.loss_level))
     figures = []
-    for g, (group, (candidate, other, difference)) in enumerate(zip(groups, levels, strict=True)):
-        error = math.sqrt(mean((resampled[:, g] - mean(resampled[:, g])) ** 2))
-        alpha = shared if group.kind == "axis" else settings.alpha
+    for g, (group, (candidate, other, difference)) in enumerate(zip(groups, shown, strict=True)):
+        reach = difference - float((lower_gain if group.kind == "axis" else lower)[g])
         figures.append(
             Figure(
                 name=group.name,
@@ -128,7 +156,14 @@ def _figures(
                 upper_loss=float(upper_loss[g]),
                 margin=group.margin,
                 limit=group.limit,
-                detectable=(normal.inv_cdf(1 - alpha) + normal.inv_cdf(POWER)) * error,
+                candidate_lower=float(own[0][g]),
+                candidate_upper=float(own[1][g]),
+                error=errors[g],
+                detectable=reach + NormalDist().inv_cdf(POWER) * errors[g],
             )
         )
     return figures
+
+
+def _deviation(values: Floats) -> float:
+    return math.sqrt(mean((values - mean(values)) ** 2) * len(values) / (len(values) - 1))

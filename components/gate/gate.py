@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -48,9 +49,9 @@ def judge(
         LineageError: the scores are not those that ``evaluation.json`` names.
     """
     read, facts = read_scores(scores)
-    ruling, pinned = decide(read, settings), str(facts["evaluation_set"]["digest"])
-    decisions = 1 + sum(judged.evaluation == pinned != "" for judged in about.state.verdicts.values())
-    warnings = _warnings(decisions, settings)
+    pinned = str(facts["evaluation_set"]["digest"])
+    decisions = 1 + about.state.decisions(pinned)
+    ruling, budget = decide(read, settings, decisions), _budget(decisions, settings)
     rules = settings.model_dump(mode="json")
     policy = policy_digest(facts["terms"], rules)
     predicate: dict[str, Any] = {
@@ -59,7 +60,7 @@ def judge(
         "ledger": about.state.ledger,
         **ruling.model_dump(mode="json"),
         "decisions": decisions,
-        "warnings": warnings,
+        "budget": budget,
         "evaluation": stated(facts),
         "gate": rules,
         "policy": policy,
@@ -69,7 +70,7 @@ def judge(
     statement = make_statement(VERDICT, {"candidate": candidate}, predicate)
     digest = write_statement(statement, verdict / VERDICT_FILE, signer)
     draw_pareto(ruling, past_versions(about.state, about.store, pinned), verdict / PICTURE)
-    (verdict / PAGE).write_text(_page(ruling, warnings, (verdict / PICTURE).read_bytes()))
+    (verdict / PAGE).write_text(_page(ruling, [budget, *_agreement(facts)], (verdict / PICTURE).read_bytes()))
     return ruling, Judged(
         run=about.run,
         model=about.store.model_name,
@@ -82,18 +83,19 @@ def judge(
     )
 
 
-def _warnings(decisions: int, settings: GateSettings) -> list[str]:
-    """What a reader should know although it decided nothing."""
-    if decisions < settings.decisions_warning:
-        return []
-    return [
-        f"this is decision {decisions} on this evaluation set: who tries often enough passes by chance; make a new "
-        "version of the set"
-    ]
+def _budget(decisions: int, settings: GateSettings) -> str:
+    """What of the evaluation set's error is spent with this decision."""
+    spent = settings.level * min(decisions, settings.life)
+    return f"decision {decisions} of {settings.life} on this evaluation set: {spent:.2g} of {settings.alpha:g} spent"
 
 
-def _page(ruling: Ruling, warnings: list[str], picture: bytes) -> str:
-    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in (*ruling.reasons, *warnings))
+def _agreement(facts: Mapping[str, Any]) -> list[str]:
+    found = facts.get("agreement", {})
+    return [f"judges' differences correlate: {pair} {value:+.2f}" for pair, value in sorted(found.items())]
+
+
+def _page(ruling: Ruling, notes: list[str], picture: bytes) -> str:
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in (*ruling.reasons, *notes))
     image = base64.b64encode(picture).decode()
     shown = f'<img alt="the axes" style="max-width:100%" src="data:image/png;base64,{image}">'
     return f"<h2>{ruling.decision}</h2><ul>{reasons}</ul>{shown}\n"

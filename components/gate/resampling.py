@@ -1,14 +1,20 @@
-"""The paired bootstrap: one draw of prompts for every figure, and bounds that are exact order statistics.
+"""Bounds of a mean that hold for any scores of a known range, rare failures and few prompts included.
 
-Prompts, each with all its seeds, are drawn with replacement within strata (percentile bootstrap, B. Efron and R.
-Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). All sums are of whole numbers that floats hold exactly, so
-that a table of scores gives one verdict, bit by bit, on any machine and in any order of rows.
+The lower bound is that of E. Learned-Miller and P. Thomas (arXiv 1905.06208; N. Gaffke, 2005): the α quantile of the
+prompts' weighted mean, where the weights are the gaps between sorted uniform numbers and one gap more belongs to a
+prompt that nobody has seen, which loses as much as a prompt can. Two cases of it are exact tests of old: where no
+prompt gains, it is the interval of Clopper and Pearson; it is above 0 exactly where McNemar's exact test on the prompts
+that differ says so, if each differs by as much as it can. That it covers for every distribution is proven there for
+some cases, conjectured for all, and not contradicted by any simulation that we know or made.
+
+All sums are of whole numbers that floats hold exactly, so that a table of scores gives one verdict, bit by bit, on any
+machine and in any order of rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,73 +24,76 @@ BLOCK = 1000
 """Resamples multiplied at once, which bounds the memory."""
 EXACT = 53
 """Bits of a whole number that a float holds exactly."""
-SMALLEST_STRATUM = 8
-"""Prompts; a smaller stratum would hardly vary from resample to resample, so the small ones are drawn together."""
-
-
-def make_strata(keys: Sequence[Hashable]) -> NDArray[np.int64]:
-    """(P,): the stratum of each prompt, by its key; keys of too few prompts share one."""
-    sizes = {key: keys.count(key) for key in set(keys)}
-    names = [key if sizes[key] >= SMALLEST_STRATUM else None for key in keys]
-    order = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return np.array([order[name] for name in names], dtype=np.int64)
+TOTAL = 2**22
+"""The weights of a resample add up to it."""
+COARSER = 2**10
+"""By which weights are divided where two of them are multiplied."""
 
 
 class Resampling:
-    """How often each resample draws each prompt; shared by all figures, so that they hang together.
+    """The weights of all prompts in each resample; shared by all figures, so that they hang together."""
 
-    Args:
-        strata: (P,), as `make_strata` gives.
-    """
-
-    def __init__(self, strata: NDArray[np.int64], resamples: int, seed: int) -> None:
+    def __init__(self, prompts: int, resamples: int, seed: int) -> None:
         generator = np.random.default_rng(seed)
-        self.counts = np.empty((resamples, len(strata)), dtype=np.uint16)
-        """(B, P); each stratum is drawn as often as it has prompts."""
-        for stratum in np.unique(strata):
-            members = np.flatnonzero(strata == stratum)
-            for block in self._blocks():
-                drawn = generator.integers(0, len(members), size=(len(self.counts[block]), len(members)))
-                drawn += np.arange(len(drawn))[:, None] * len(members)
-                tally = np.bincount(drawn.ravel(), minlength=drawn.size)
-                self.counts[block, members] = tally.reshape(drawn.shape)
+        self.weights = np.empty((resamples, prompts + 1), dtype=np.int32)
+        """(B, P + 1); the last one is of the prompt that nobody has seen."""
+        for start in range(0, resamples, BLOCK):
+            cuts = generator.integers(0, TOTAL, (min(BLOCK, resamples - start), prompts), np.int32, endpoint=True)
+            cuts.sort(axis=1)
+            self.weights[start : start + BLOCK] = np.diff(cuts, axis=1, prepend=0, append=TOTAL)
 
-    def sums(self, values: Floats) -> Floats:
-        """(B, G): the sum of each column of ``values`` (P, G) over each resample."""
-        whole, scale = to_whole(values, len(values))
-        return np.concatenate([self.counts[block].astype(np.float64) @ whole for block in self._blocks()]) / scale
+    @property
+    def unseen(self) -> Floats:
+        """(B, 1): the weight of the prompt that nobody has seen."""
+        return self.weights[:, -1:].astype(np.float64)
+
+    def sums(self, values: Floats, largest: float) -> Floats:
+        """(B, G): the weighted sum of each column of ``values`` (P, G), none of them beyond ±``largest``."""
+        whole, scale = to_whole(values, TOTAL, largest)
+        return np.concatenate([block @ whole for block in self._blocks(1)]) / scale
+
+    def coarse_sums(self, values: Floats) -> Floats:
+        """(B, G): as `sums`, by the weights of `quadratic`."""
+        whole, scale = to_whole(values, TOTAL // COARSER)
+        return np.concatenate([block @ whole for block in self._blocks(COARSER)]) / scale
 
     def quadratic(self, pairs: Floats) -> Floats:
-        """(B,): the sum of ``pairs`` (P, P) over all ordered pairs of prompts of each resample."""
-        whole, scale = to_whole(pairs.reshape(-1, 1), pairs.size)
-        whole = whole.reshape(pairs.shape)
-        drawn = (self.counts[block].astype(np.float64) for block in self._blocks())
-        return np.concatenate([((counts @ whole) * counts).sum(axis=1) for counts in drawn]) / scale
+        """(B,): the sum of ``pairs`` (P, P), each weighted by both of its prompts."""
+        whole, scale = to_whole(pairs, (TOTAL // COARSER) ** 2)
+        return np.concatenate([((block @ whole) * block).sum(axis=1) for block in self._blocks(COARSER)]) / scale
 
-    def _blocks(self) -> list[slice]:
-        return [slice(start, start + BLOCK) for start in range(0, len(self.counts), BLOCK)]
+    def _blocks(self, divisor: int) -> Iterator[Floats]:
+        parts = (self.weights[start : start + BLOCK, :-1] for start in range(0, len(self.weights), BLOCK))
+        return ((part // divisor).astype(np.float64) for part in parts)
 
 
-def to_whole(values: Floats, terms: int) -> tuple[Floats, Floats]:
-    """``values`` (N, G) as whole numbers, and each column's scale: whole / scale is the value.
+def to_whole(values: Floats, terms: int, largest: float | None = None) -> tuple[Floats, float]:
+    """``values`` as whole numbers, and their scale: whole / scale is the value.
 
     ``terms`` of them, repeated ones counted, add up without rounding, so in any order to the same.
     """
-    largest = np.abs(values).max(axis=0, initial=0.0)
-    exponents = np.maximum(np.frexp(largest)[1], -900)
-    scale = np.ldexp(1.0, EXACT - 1 - math.ceil(math.log2(terms + 1)) - exponents)
+    largest = float(np.abs(values).max(initial=0.0)) if largest is None else largest
+    exponent = max(math.frexp(largest)[1], -900)
+    scale = math.ldexp(1.0, EXACT - 1 - math.ceil(math.log2(terms + 1)) - exponent)
     return np.rint(values * scale), scale
 
 
-def bounds(resampled: Floats, alpha: float) -> tuple[Floats, Floats]:
-    """(G,), (G,): one-sided lower and upper α bounds of each column of ``resampled`` (B, G).
+def rank(resamples: int, alpha: float) -> int:
+    """Which of so many resamples in order is the α bound: one standard error of their number further out than α."""
+    expected = alpha * (resamples + 1)
+    return math.floor(expected - math.sqrt(expected)) - 1
 
-    The ⌊α(B+1)⌋-th smallest and largest: never inside the percentiles, monotone in every score, and exchanged with
-    their signs where the two models are exchanged.
-    """
-    place = math.floor(alpha * (len(resampled) + 1)) - 1
-    ordered = np.partition(resampled, [place, len(resampled) - 1 - place], axis=0)
-    return ordered[place], ordered[len(resampled) - 1 - place]
+
+def lower_bound(resampled: Floats, alpha: float) -> Floats:
+    """(G,): the one-sided lower α bound of each column of ``resampled`` (B, G)."""
+    place = rank(len(resampled), alpha)
+    bound: Floats = np.partition(resampled, place, axis=0)[place]
+    return bound
+
+
+def upper_bound(resampled: Floats, alpha: float) -> Floats:
+    """(G,): as `lower_bound`, from above."""
+    return -lower_bound(-resampled, alpha)
 
 
 def mean(values: Floats) -> float:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +12,19 @@ import numpy as np
 import pandas as pd
 
 from components.gate.resampling import Floats
+from components.gate.settings import axis_of
 from lineage.digests import LineageError, digest_path
-from lineage.scores import COLUMNS, EVALUATION_FILE, MODELS, REFERENCES, SETS_FILE, TABLE_FILE, Sets, read_sets
+from lineage.scores import (
+    COLUMNS,
+    DIVERSITY,
+    EVALUATION_FILE,
+    MODELS,
+    REFERENCES,
+    SETS_FILE,
+    TABLE_FILE,
+    Sets,
+    read_sets,
+)
 
 LARGEST = 1e150
 """Beyond it, sums of squares would not be finite."""
@@ -35,6 +44,8 @@ class Scores:
     """Prompt -> its attributes, for **every** prompt of the evaluation set."""
     seeds: Mapping[str, Sequence[int]]
     """Prompt -> the seeds it is drawn with."""
+    sealed: frozenset[str] = frozenset()
+    """The prompts that only confirm what the others would promote."""
     sets: Sets | None = None
     anchored: bool = False
     """Whether the anchor was to be scored too."""
@@ -50,6 +61,19 @@ class Scores:
     def prompts(self) -> list[str]:
         """Every prompt, in order."""
         return sorted(self.attributes)
+
+    @property
+    def open(self) -> list[str]:
+        """The prompts that are not sealed, in order."""
+        return [prompt for prompt in self.prompts if prompt not in self.sealed]
+
+    def is_set(self, measure: str) -> bool:
+        """Whether a measure judges a model's pictures as a set."""
+        return self.sets is not None and any(one.measure == measure for one in self.sets.measures)
+
+    def is_scored(self, prompt: str, measure: str) -> bool:
+        """Whether a measure scores a prompt: diversity does where there are two pictures at least."""
+        return axis_of(measure) != DIVERSITY or len(self.seeds[prompt]) > 1
 
 
 def read_scores(folder: Path) -> tuple[Scores, dict[str, Any]]:
@@ -71,80 +95,81 @@ def read_scores(folder: Path) -> tuple[Scores, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LineageError(f"the scores in {folder} cannot be read: {error!r}; evaluate anew") from error
     sets = read_sets(folder / SETS_FILE) if "sets" in facts else None
-    return Scores(table, attributes, seeds, sets, anchored="anchor" in facts), facts
+    sealed = frozenset(pinned.get("sealed", ()))
+    return Scores(table, attributes, seeds, sealed, sets, anchored="anchor" in facts), facts
 
 
-def prompt_means(scores: Scores, measures: Collection[str]) -> dict[str, dict[str, Floats]]:
-    """Measure -> model -> (P,): the mean over a prompt's seeds, prompts in order.
+def prompt_means(
+    scores: Scores, prompts: Sequence[str], ranges: Mapping[str, tuple[float, float]], declared: set[str]
+) -> dict[str, dict[str, Floats]]:
+    """Measure -> model -> (P,): the mean over a prompt's seeds of the scores, each held to the measure's range.
+
+    A prompt that a measure does not score has 0.
+
+    Args:
+        ranges: measure -> its lowest and highest score.
+        declared: the measures and axes whose range somebody declared; others' scores must lie within it.
 
     Raises:
-        UnusableScores: a score is missing, repeated, not a number, or of another prompt, seed or model.
+        UnusableScores: a score is missing, repeated, not a number, beyond a range that nobody declared, or of another
+            prompt, seed or model.
     """
     table = scores.table
-    lacking = [column for column in COLUMNS if column not in table.columns]
-    if lacking:
+    if lacking := [column for column in COLUMNS if column not in table.columns]:
         raise UnusableScores(f"the scores lack the columns {lacking}")
-    absent = sorted(set(measures) - set(table["measure"]))
-    if absent:
+    if absent := sorted(set(ranges) - set(table["measure"])):
         raise UnusableScores(f"no scores for {', '.join(absent)}: every axis, slice and constraint needs its measure")
-    strangers = sorted({str(model) for model in table["model"]} - set(scores.models))
-    if strangers:
+    if strangers := sorted({str(model) for model in table["model"]} - set(scores.models)):
         raise UnusableScores(f"there are scores of {strangers[0]!r}; only {', '.join(scores.models)} are compared")
-    table = table[table["measure"].isin(set(measures))]
-    keys = list(zip(table["measure"], table["model"], table["prompt"], table["seed"], strict=True))
-    found = dict(zip(keys, table["value"], strict=True))
-    if len(found) < len(keys):
-        measure, _, prompt, seed = Counter(keys).most_common(1)[0][0]
+    table = table[table["measure"].isin(set(ranges))]
+    if (again := table.duplicated(KEYS)).any():
+        measure, _, prompt, seed = table[again].iloc[0][KEYS]
         raise UnusableScores(f"two scores of {measure} for prompt {prompt}, seed {seed}")
-    pictures = _pictures(scores)
-    for measure in measures:
-        _check_pictures(found, measure, scores.models, pictures)
-    return {
-        measure: {model: _means(found, measure, model, pictures) for model in scores.models} for measure in measures
-    }
+    found, expected = table.set_index(KEYS)["value"], _expected(scores, ranges)
+    if different := set(expected) ^ set(found.index):
+        measure, model, prompt, seed = first = min(different, key=repr)
+        raise UnusableScores(
+            f"{measure}: candidate and incumbent are not scored on the prompts and seeds of the evaluation set, and "
+            f"only on them: the {model} {'lacks' if first in expected else 'has'} prompt {prompt}, seed {seed} "
+            f"({len(different)} such differences)"
+        )
+    values = pd.to_numeric(found, errors="coerce").reindex(expected)
+    for key in values.index[~(values.abs() <= LARGEST)][:1]:
+        raise UnusableScores(f"{key[0]} of the {key[1]} is {found[key]} for prompt {key[2]}")
+    means: dict[str, dict[str, Floats]] = {}
+    for measure, (low, high) in ranges.items():
+        for model in scores.models:
+            of = values.xs((measure, model), level=("measure", "model"))
+            if not declared & {measure, axis_of(measure)} and not of.between(low, high).all():
+                raise UnusableScores(
+                    f"{measure} of the {model} is between {of.min():g} and {of.max():g}, and gate.ranges does not say "
+                    "between what its scores lie"
+                )
+            # In the order of seeds, and summed with compensation: the same on any machine.
+            held = of.clip(low, high).groupby(level="prompt").mean().reindex(list(prompts), fill_value=0.0)
+            means.setdefault(measure, {})[model] = held.to_numpy(np.float64)
+    return means
+
+
+KEYS = ["measure", "model", "prompt", "seed"]
+
+
+def _expected(scores: Scores, measures: Collection[str]) -> pd.MultiIndex:
+    pictures = [(prompt, seed) for prompt, seeds in _pictures(scores).items() for seed in seeds]
+    keys = [
+        (measure, model, prompt, seed)
+        for measure in measures
+        for model in scores.models
+        for prompt, seed in pictures
+        if scores.is_scored(prompt, measure)
+    ]
+    return pd.MultiIndex.from_tuples(keys, names=KEYS)
 
 
 def _pictures(scores: Scores) -> dict[str, list[int]]:
     if set(scores.seeds) != set(scores.attributes) or not all(scores.seeds.values()):
         raise UnusableScores(f"{EVALUATION_FILE} does not name the seeds of every prompt; evaluate anew")
     return {prompt: sorted(scores.seeds[prompt]) for prompt in scores.prompts}
-
-
-def _check_pictures(
-    found: Mapping[tuple[str, str, str, int], Any],
-    measure: str,
-    models: Sequence[str],
-    pictures: Mapping[str, Sequence[int]],
-) -> None:
-    expected = {(model, prompt, seed) for model in models for prompt, seeds in pictures.items() for seed in seeds}
-    different = expected ^ {key[1:] for key in found if key[0] == measure}
-    if different:
-        model, prompt, seed = min(different, key=repr)
-        only = "lacks" if (model, prompt, seed) in expected else "has"
-        raise UnusableScores(
-            f"{measure}: candidate and incumbent are not scored on the prompts and seeds of the evaluation set, and "
-            f"only on them: the {model} {only} prompt {prompt}, seed {seed} ({len(different)} such differences)"
-        )
-
-
-def _means(
-    found: Mapping[tuple[str, str, str, int], Any], measure: str, model: str, pictures: Mapping[str, Sequence[int]]
-) -> Floats:
-    means = []
-    for prompt, seeds in pictures.items():
-        values = [_number(found[measure, model, prompt, seed], measure, model, prompt) for seed in seeds]
-        means.append(math.fsum(values) / len(values))
-    return np.array(means)
-
-
-def _number(value: Any, measure: str, model: str, prompt: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not abs(number) <= LARGEST:
-        raise UnusableScores(f"{measure} of the {model} is {value} for prompt {prompt}")
-    return number
 
 
 def check_sets(scores: Scores, measures: Collection[str]) -> None:

@@ -1,19 +1,17 @@
-"""What is judged: each measure with a margin, each slice, each constraint, and the strata that prompts are drawn in."""
+"""What is judged: each measure with a margin, each slice and each constraint, on the prompts that it is about."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.gate.scores import UnusableScores
+from components.gate.scores import Scores, UnusableScores
 from components.gate.settings import AXES, GateSettings, axis_of
 
-Attributes = Mapping[str, Mapping[str, str | bool]]
-"""Prompt -> its attributes."""
 Kind = Literal["axis", "slice", "constraint"]
 
 
@@ -27,38 +25,41 @@ class Group:
     members: NDArray[np.bool_]
     """(P,)"""
     margin: float
+    range: tuple[float, float] = (0.0, 1.0)
+    """The lowest and the highest score."""
     limit: float = 1.0
     """Of a constraint; see `components.gate.settings.Constraint`."""
 
 
-def make_groups(prompts: Sequence[str], attributes: Attributes, settings: GateSettings) -> list[Group]:
-    """Everything that the settings name.
+def make_groups(scores: Scores, prompts: Sequence[str], settings: GateSettings) -> list[Group]:
+    """Everything that the settings name, on ``prompts``.
 
     Raises:
-        UnusableScores: a slice or the whole set has too few prompts.
+        UnusableScores: something would be judged on too few prompts.
     """
     everyone = np.ones(len(prompts), dtype=np.bool_)
     # In an order of their own: JSON on its way here may have sorted the settings.
     measures = sorted(settings.margins, key=lambda measure: (AXES.index(axis_of(measure)), measure))
-    groups = [Group(measure, measure, "axis", everyone, settings.margins[measure]) for measure in measures]
+    made: list[tuple[str, str, Kind, NDArray[np.bool_], float, float]] = []
+    made += [(measure, measure, "axis", everyone, settings.margins[measure], 1.0) for measure in measures]
     for name, rule in sorted(settings.slices.items()):
-        members = np.array([_belongs(attributes[prompt], rule.where) for prompt in prompts], dtype=np.bool_)
-        groups.append(Group(name, rule.measure, "slice", members, rule.margin))
+        members = np.array([_belongs(scores.attributes[prompt], rule.where) for prompt in prompts], dtype=np.bool_)
+        made.append((name, rule.measure, "slice", members, rule.margin, 1.0))
     for name, bound in sorted(settings.constraints.items()):
-        groups.append(Group(name, bound.measure, "constraint", everyone, bound.margin, bound.limit))
-    for group in groups:
-        if group.members.sum() < settings.minimum_prompts:
+        members = np.array([scores.is_scored(prompt, bound.measure) for prompt in prompts], dtype=np.bool_)
+        made.append((name, bound.measure, "constraint", members, bound.margin, bound.limit))
+    groups = []
+    for name, measure, kind, members, margin, limit in made:
+        size = settings.range_of(measure)
+        # The range of a distance of sets is not known, and no number of prompts follows from it.
+        needed = settings.minimum_prompts if scores.is_set(measure) else settings.prompts_for(margin, measure)
+        if members.sum() < needed:
             raise UnusableScores(
-                f"{group.kind} {group.name!r} has {group.members.sum()} prompts, "
-                f"fewer than minimum_prompts = {settings.minimum_prompts}"
+                f"{kind} {name!r} has {members.sum()} prompts; a margin of {margin:g} on scores from {size[0]:g} to "
+                f"{size[1]:g} needs {needed}, or not even a set without a failure could show that it holds"
             )
+        groups.append(Group(name, measure, kind, members, margin, size, limit))
     return groups
-
-
-def stratum_keys(prompts: Sequence[str], attributes: Attributes, settings: GateSettings) -> list[Hashable]:
-    """For each prompt its values of every attribute that a slice names."""
-    named = sorted({name for rule in settings.slices.values() for name in rule.where})
-    return [tuple(str(attributes[prompt].get(name)) for name in named) for prompt in prompts]
 
 
 def _belongs(attributes: Mapping[str, str | bool], where: Mapping[str, str | bool]) -> bool:

@@ -7,9 +7,10 @@ the digests of candidate and incumbent and the **evaluation terms**.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import Any
 
-from lineage.digests import code_digest, digest_json
+from lineage.digests import code_digest, digest_json, packages_digest
 from lineage.policy import by_content
 
 TRAINING_CODE = (
@@ -32,5 +33,13 @@ def training_key(snapshot_digest: str, validation: Mapping[str, Any], training: 
 
 
 def evaluation_terms(evaluation: Mapping[str, Any], gate: Mapping[str, Any]) -> str:
-    """What decides a verdict beside the two models: evaluation set, scorers, gate settings, code."""
-    return digest_json({"evaluation": by_content(evaluation), "gate": gate, "code": code_digest(*JUDGING_CODE)})
+    """What decides a verdict beside the two models: evaluation set, scorers with their code, gate, code, packages."""
+    code = {"code": code_digest(*JUDGING_CODE, *scorers_code(evaluation)), "packages": packages_digest()}
+    return digest_json({"evaluation": by_content(evaluation), "gate": gate, **code})
+
+
+def scorers_code(evaluation: Mapping[str, Any]) -> set[str]:
+    """The packages, ours or plugged in, that the scorers of an evaluation are in."""
+    asked = {scorer["scorer"] for scorer in evaluation.get("scorers", ())}
+    found = (point.module for point in entry_points(group="triptych.scorers") if point.name in asked)
+    return {module.rpartition(".")[0] or module for module in found}

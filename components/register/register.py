@@ -191,7 +191,7 @@ def describe(candidate: Candidate, mlflow_run: str, attempt: str) -> str:
     if candidate.figures:
         lines += [f"![samples]({link('scores/grid.png')})", "", figures_table(candidate.figures)]
     if candidate.anchor:
-        lines += ["", "Against the last approved version:", "", figures_table(candidate.anchor, "approved")]
+        lines += ["", "Against the anchor:", "", figures_table(candidate.anchor, "anchor")]
     return "\n".join(lines)[:DESCRIPTION_LIMIT]
 
 

@@ -22,7 +22,7 @@ from examples.avatars.splits import SEED, evaluation_prompts, evaluation_referen
 
 METADATA = "metadata.jsonl"
 EVALUATION = Path(__file__).parent / "evaluation"
-HELDOUT = 400
+PROMPTS, HELDOUT = 300, 400
 """Pictures that nobody was trained on, which memorisation is measured against."""
 SAMPLING = {
     "num_inference_steps": 10,
@@ -78,12 +78,13 @@ def write_new(out: Path, count: int = 2000, shuffle_captions: bool = False) -> b
 
 def write_evaluation(out: Path = EVALUATION) -> None:
     """Writes the evaluation set: `set.json`, `prompts.jsonl`, `references/`, `heldout/`; replaces what is there."""
-    asked = evaluation_prompts()
+    asked = evaluation_prompts()[:PROMPTS]
     prompts = [
         {
             "id": f"{place:03d}-{'-'.join(word for word in kind(portrait).split())}",
             "text": portrait.caption(),
-            "seeds": [10_000 + place],
+            # Two pictures of every third group of prompts show whether a model draws one picture for all seeds.
+            "seeds": [10_000 + place, *([20_000 + place] if place // 3 % 3 == 0 else [])],
             "attributes": portrait.attributes(),
         }
         for place, portrait in enumerate(asked)
@@ -97,10 +98,11 @@ def write_evaluation(out: Path = EVALUATION) -> None:
         listed = []
         for portrait in portraits("heldout", HELDOUT):
             portrait.draw().save(folder / "heldout" / file_name(portrait))
-            listed.append({"file_name": file_name(portrait), "text": portrait.caption()})
+            said = {"text": portrait.caption(), "attributes": portrait.attributes()}
+            listed.append({"file_name": file_name(portrait), **said})
         (folder / "heldout" / METADATA).write_text("".join(json.dumps(row) + "\n" for row in listed), "utf-8")
         (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts), "utf-8")
-        facts = {"name": "avatars", "version": "2", **SAMPLING}
+        facts = {"name": "avatars", "version": "3", **SAMPLING}
         (folder / "set.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
 
     if out.exists():

@@ -144,9 +144,16 @@ class Kid:
 
 
 class Memorisation(Kid):
-    """Whether a sample is nearer to a portrait that was trained on than to one that was not."""
+    """Whether a sample is nearer to a portrait that was trained on than portraits are that were not."""
 
     name, axis, metric = "avatars-memorisation", "memorisation", "memorisation"
+
+
+class Diversity(Kid):
+    """How far the pictures of one prompt lie apart."""
+
+    name, axis, metric = "avatars-diversity", "diversity", "diversity"
+    higher_is_better = True
 
 
 def likeliest(probabilities: Mapping[str, np.ndarray], count: int = 3) -> list[Portrait]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lineage.digests import LineageError
-from pipelines.commands.request import Subject, VersionArgument, about
+from lineage.scores import EVALUATION_FILE
+from pipelines.commands.request import EXAMPLE, Subject, VersionArgument, about
 from pipelines.errors import RequestError
 
 if TYPE_CHECKING:
@@ -103,13 +104,57 @@ def sources_of(subject: Subject, remote: bool = False) -> Sources:
     )
 
 
+CALIBRATE = Path("calibrate")
+
+
 def gate(
-    scores: Annotated[Path, typer.Argument(help="The scores artifact, or the evidence folder of a model version.")],
+    scores: Annotated[
+        list[Path],
+        typer.Argument(
+            help="The scores artifact, or the evidence folder of a model version; or calibrate and several."
+        ),
+    ],
     config: Annotated[
         Path | None, typer.Option("--config", help="Decide on this configuration, not on the stored verdict's.")
     ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Of calibrate: the file to write.")] = None,
 ) -> bool:
-    """Decide again from stored scores; status 0 where the stored verdict, or without one promote, comes out."""
+    """Decide again from stored scores; status 0 where the stored verdict, or without one promote, comes out.
+
+    With calibrate before them, the scores are of retrains by one recipe: write the margins that these would need.
+    """
+    if scores[0] == CALIBRATE:
+        return _calibrate(scores[1:], config or EXAMPLE, output)
+    if len(scores) > 1:
+        raise RequestError("decide again on one artifact of scores at a time; several are for: triptych gate calibrate")
+    return _decide_again(scores[0], config)
+
+
+def _calibrate(retrains: list[Path], config: Path, output: Path | None) -> bool:
+    import yaml
+
+    from components.gate.margins import as_settings, measure_margins
+    from components.gate.scores import UnusableScores, read_scores
+    from pipelines.configuration import read_sections
+
+    try:
+        read = [read_scores(place if (place / EVALUATION_FILE).exists() else place / "scores")[0] for place in retrains]
+        found = measure_margins(read, read_sections(config, "gate").gate)
+    except (LineageError, UnusableScores) as error:
+        raise RequestError(str(error)) from error
+    told = [
+        f"# {kind} {name}: margin {one.margin:g}; σ {one.of_a_prompt:.2g} of a prompt's difference, "
+        f"{one.of_a_retrain:.2g} of a retrain's mean"
+        for (kind, name), one in found.items()
+    ]
+    content = "\n".join([*told, yaml.safe_dump({"gate": as_settings(found)}, sort_keys=False)])
+    if output:
+        output.write_text(content, "utf-8")
+    typer.echo(content, nl=False)
+    return True
+
+
+def _decide_again(scores: Path, config: Path | None) -> bool:
     from pipelines.configuration import read_sections
     from pipelines.rejudge import rejudge
 

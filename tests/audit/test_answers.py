@@ -20,7 +20,7 @@ from lineage.registry import Registry
 from lineage.stores import export, read_export
 from pipelines.audit import Report, UnknownError, audit, write_text
 from pipelines.audit.report import Version
-from tests.audit.world import BASE, HOSTILE, MODEL, REASON, REFUSED, SET, TEACHER, World
+from tests.audit.world import BASE, HOSTILE, MODEL, PROMPTS, REASON, REFUSED, SET, TEACHER, World
 
 
 def version_of(report: Report) -> Version:
@@ -64,7 +64,7 @@ def test_which_code_packages_configuration_and_seeds(world: World) -> None:
     training = records["fine-tune"]
     assert training.commit == "a" * 40 and training.parameters == {"seed": 7, "steps": 90}
     assert all(record.code and record.packages for record in records.values())
-    assert world.audit("2").version.seeds == {f"p{prompt}": (7,) for prompt in range(4)}  # type: ignore[union-attr]
+    assert world.audit("2").version.seeds == {f"p{prompt}": (7,) for prompt in range(PROMPTS)}  # type: ignore[union-attr]
 
 
 def test_which_base_model(world: World, second: Version) -> None:

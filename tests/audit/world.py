@@ -45,8 +45,11 @@ BASE, TEACHER, SET = (digest_bytes(name) for name in (b"base", b"teacher", b"set
 HOSTILE = "<script>alert('caption')</script>\x1b[2J"
 REASON = "<img src=x onerror=alert(1)> consent taken back"
 REFUSED = "width of at least 16 pixels: width is 4"
-TERMS = {"evaluation_set": SET, "limit": 4}
-GATE = GateSettings(margins=dict.fromkeys(AXES, 0.1), resamples=1000, minimum_prompts=2)
+PROMPTS = 14
+TERMS = {"evaluation_set": SET, "limit": PROMPTS}
+GATE = GateSettings(
+    margins=dict.fromkeys(AXES, 0.2), ranges=dict.fromkeys(AXES, (0.0, 1.0)), alpha=0.49, life=5, minimum_prompts=2
+)
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 3.0, "max_sequence_length": 1, "height": 8, "width": 8}
 
 
@@ -226,14 +229,14 @@ def _evaluate(context: RunContext, made: dict[str, Path], incumbent: str, gain: 
     rows: list[dict[str, Any]] = []
     for shade, (who, better) in enumerate((("candidate", gain), ("incumbent", 0.0))):
         (scores / "samples" / who).mkdir(parents=True)
-        for prompt in range(4):
-            colour = (40 * prompt, 90 * shade, sum(context.id.encode()) % 256)
+        for prompt in range(PROMPTS):
+            colour = (18 * prompt, 90 * shade, sum(context.id.encode()) % 256)
             Image.new("RGB", (8, 8), colour).save(scores / "samples" / who / f"p{prompt}-7.png")
             rows += [
                 {"prompt": f"p{prompt}", "seed": 7, "model": who, "measure": axis, "value": 0.5 + better + prompt / 100}
                 for axis in AXES
             ]
-    with recording(context, "evaluate", {"limit": 4}) as record:
+    with recording(context, "evaluate", {"limit": PROMPTS}) as record:
         record.input("candidate", candidate)
         record.input("incumbent", incumbent)
         pd.DataFrame(rows).to_parquet(scores / "scores.parquet", index=False)
@@ -243,8 +246,8 @@ def _evaluate(context: RunContext, made: dict[str, Path], incumbent: str, gain: 
                 "name": "avatars",
                 "version": 1,
                 "digest": SET,
-                "prompts": {f"p{prompt}": {"glasses": True} for prompt in range(4)},
-                "seeds": {f"p{prompt}": [7] for prompt in range(4)},
+                "prompts": {f"p{prompt}": {"glasses": True} for prompt in range(PROMPTS)},
+                "seeds": {f"p{prompt}": [7] for prompt in range(PROMPTS)},
             },
             "terms": TERMS,
             "sampling": SAMPLING,

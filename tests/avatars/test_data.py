@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from examples.avatars.data import EVALUATION, DataError, kind, write_evaluation, write_new
-from examples.avatars.portraits import Portrait
+from examples.avatars.portraits import SKIN, Portrait
 from examples.avatars.splits import SIZES, evaluation_prompts, evaluation_references, portraits
 
 
@@ -66,10 +66,12 @@ def test_the_committed_evaluation_set_is_what_the_code_writes(tmp_path: Path) ->
 
 def test_prompts_carry_text_seeds_and_attributes() -> None:
     rows = [json.loads(line) for line in (EVALUATION / "prompts.jsonl").read_text("utf-8").splitlines()]
-    assert len({row["id"] for row in rows}) == len(rows) == 400
+    assert len({row["id"] for row in rows}) == len(rows) == 300
     for row in rows:
         assert row["text"] == Portrait.of(row["attributes"]).caption()
-        assert len(row["seeds"]) == 1
+    twice = [row for row in rows if len(row["seeds"]) == 2]
+    assert len(twice) == 102 and sum(len(row["seeds"]) for row in rows) == 402
+    assert [[row["attributes"]["skin"] for row in twice].count(skin) for skin in SKIN] == [34, 34, 34]
 
 
 def command(out: Path, *options: str) -> subprocess.CompletedProcess[str]:

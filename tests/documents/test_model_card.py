@@ -60,9 +60,9 @@ def test_figures_against_the_approved_version_have_their_own_table(tmp_path: Pat
     anchor = [{**judged.predicate["figures"][0], "incumbent": 0.7, "difference": 0.2}]
     told = make_statement(VERDICT, {"candidate": "sha256:" + "0" * 64}, {**judged.predicate, "anchor": anchor})
     text = model_card(example.candidate(tmp_path, judged=told))
-    before, after = text.split("Against the last version that a person approved")
+    before, after = text.split("Against the anchor")
     assert "| alignment | 0.800 |" in before and "| alignment | 0.700 |" in after
-    assert "| figure | approved version |" in after
+    assert "| figure | anchor |" in after
 
 
 def test_pictures_held_out_are_not_among_those_trained_on(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
-from components.evaluate.distances import cmmd, frechet, kid, match_captions, nearer_to_training
+from components.evaluate.distances import BLOCK, cmmd, frechet, kid, nearest, spread, usual_distance, vendi
 
 
 def features(count: int, shift: float = 0.0, seed: int = 0) -> np.ndarray:
@@ -53,21 +53,34 @@ def test_frechet_is_that_of_two_gaussians() -> None:
     assert frechet(a, b) == float(library.compute())
 
 
-def test_memorisation_on_points_of_a_line() -> None:
-    samples = np.array([[0.0], [1.1], [2.0], [5.0], [3.0]])
-    training, heldout = np.array([[0.1], [2.0], [9.0]]), np.array([[1.0], [4.6], [2.5]])
-    assert nearer_to_training(samples, training, heldout).tolist() == [1, 0, 1, 0, 0]
-    assert nearer_to_training(np.array([[1.5]]), np.array([[1.0]]), np.array([[2.0]])).tolist() == [0], "a tie"
-    with pytest.raises(ValueError, match="cannot be compared"):
-        nearer_to_training(samples, training, heldout[:2])
+def test_the_nearest_of_many_is_found_in_blocks() -> None:
+    others = features(BLOCK + 300)
+    samples = np.concatenate([features(20, 0.1, 3), others[[5, BLOCK + 7]]])
+    expected = np.linalg.norm(samples[:, None] - others[None], axis=2).min(axis=1)
+    assert nearest(samples, others) == pytest.approx(expected, abs=1e-6)
+    assert nearest(samples, others)[-2:] == pytest.approx([0, 0], abs=1e-6)
 
 
-def test_pictures_are_paired_by_what_their_captions_say() -> None:
-    training = ["a portrait, beard", "a portrait, glasses, dark skin", "a portrait, light skin"]
-    heldout = ["a portrait, light skin, hat", "A portrait, dark skin, glasses"]
-    ours, theirs = match_captions(training, heldout)
-    assert dict(zip(theirs, ours, strict=True)) == {0: 2, 1: 1}
-    ours, theirs = match_captions(training[:1], heldout)
-    assert (len(ours), len(theirs)) == (1, 1)
-    many, few = match_captions(["a, b"] * 500, ["a, b"] * 3)
-    assert len(set(many)) == 3 and sorted(few) == [0, 1, 2]
+@pytest.mark.parametrize(("copies", "share"), [(0.0, (0.0, 0.03)), (0.1, (0.08, 0.14)), (1.0, (1.0, 1.0))])
+def test_copies_of_training_pictures_are_counted_and_a_perfect_model_s_are_not(
+    copies: float, share: tuple[float, float]
+) -> None:
+    training, heldout, samples = features(2000, seed=1), features(400, seed=2), features(1000, seed=3)
+    samples[: int(copies * 1000)] = training[: int(copies * 1000)]
+    found = (nearest(samples, training) < usual_distance(heldout, training)).mean()
+    assert share[0] <= found <= share[1]
+
+
+def test_what_is_usual_needs_a_hundred_pictures_that_nobody_trained_on() -> None:
+    assert usual_distance(features(100, seed=2), features(50)) > 0
+    with pytest.raises(ValueError, match="98 held-out pictures are too few: 100 at least"):
+        usual_distance(features(98, seed=2), features(50))
+
+
+def test_spread_is_within_a_prompt_and_vendi_over_all() -> None:
+    pictures = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [3.0, 0.0], [0.0, 1.0]])
+    assert spread(pictures, [0, 0, 1, 1, 2])[:4].tolist() == [1, 1, 0, 0]
+    assert np.isnan(spread(pictures, [0, 0, 1, 1, 2])[4])
+    assert spread(pictures[:3], [0, 0, 0]) == pytest.approx([0.5, 1.0, 0.5])
+    assert vendi(np.ones((9, 4))) == pytest.approx(1)
+    assert vendi(np.eye(7)) == pytest.approx(7)

@@ -16,10 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from components.evaluate.evaluate import draw_shard, evaluate, evaluate_against
 from components.evaluate.evaluation_set import EvaluationError, read_evaluation_set
-from components.evaluate.scoring import measures, score_pictures
+from components.evaluate.judging import Judge
+from components.evaluate.scoring import load_scorers, measures, score_pictures
+from components.evaluate.settings import ScorerSettings
 from components.gate.scores import read_scores
 from components.gate.settings import AXES
 from components.gate.verdict import decide
+from examples.avatars.data import EVALUATION
 from lineage.digests import digest_path
 from lineage.scores import MODELS, read_sets
 from pipelines.configuration import read_configuration
@@ -29,7 +32,10 @@ from tests.runs import AVATARS
 ALL = [
     {"scorer": f"avatars-{axis}", "weights": str(SCORERS / f"{axis}.safetensors")}
     for axis in ("alignment", "realism", "aesthetics")
-] + [{"scorer": f"avatars-{name}", "weights": str(SCORERS / "realism.safetensors")} for name in ("kid", "memorisation")]
+] + [
+    {"scorer": f"avatars-{name}", "weights": str(SCORERS / "realism.safetensors")}
+    for name in ("kid", "memorisation", "diversity")
+]
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +63,13 @@ def said(target: Path) -> dict[str, Any]:
 def test_every_model_is_scored_on_every_sample(judged: Path, small_set: Path) -> None:
     table = pd.read_parquet(judged / "scores.parquet")
     assert set(table["model"]) == set(MODELS)
-    assert {"alignment", "alignment/glasses", "realism", "aesthetics", "memorisation"} <= set(table["measure"])
+    assert {"alignment", "alignment/glasses", "realism", "aesthetics", "memorisation", "diversity"} <= set(
+        table["measure"]
+    )
     assert not table.duplicated(["prompt", "seed", "model", "measure"]).any()
-    assert (table.groupby(["model", "measure"]).size() == 6).all()
+    counts = table.groupby(["measure", "model"]).size()
+    assert (counts["diversity"] == 2).all(), "of the prompt that has two seeds"
+    assert (counts.drop("diversity", level="measure") == 6).all()
     facts = said(judged)
     prompts = read_evaluation_set(str(small_set)).prompts
     assert facts["evaluation_set"]["seeds"] == {prompt.id: list(prompt.seeds) for prompt in prompts}
@@ -90,18 +100,42 @@ def test_features_of_sets_are_kept_for_the_gate(judged: Path) -> None:
 
 def test_the_gate_reads_what_evaluate_wrote(judged: Path) -> None:
     gate = read_configuration(AVATARS / "retrain.yaml").gate
-    few = gate.model_copy(update={"minimum_prompts": 2, "slices": {}})
-    ruling = decide(read_scores(judged)[0], few)
+    copies = gate.constraints["copies of training pictures"].model_copy(update={"margin": 1.0})
+    few = {"minimum_prompts": 2, "slices": {}, "constraints": {"copies": copies}}
+    margins = {"alignment": 1.0, "realism": 2.0, "aesthetics": 18.0}
+    wide = {"margins": margins, "ranges": {"aesthetics": (-9.0, 9.0)}}
+    ruling = decide(read_scores(judged)[0], gate.model_copy(update={**few, **wide}))
     assert ruling.decision != "invalid", ruling.reasons
     assert {*AXES, "memorisation"} == {figure.measure for figure in ruling.figures}
 
 
 def test_memorisation_says_what_it_compared(judged: Path) -> None:
     facts = said(judged)["memorisation"]
-    assert (facts["pairs"], facts["training"]) == (40, 40)
+    assert (facts["training"], facts["heldout"]) == (40, 400) and facts["distance"] > 0
     table = pd.read_parquet(judged / "scores.parquet")
     rows = table[(table["measure"] == "memorisation") & (table["model"] == "candidate")]
     assert set(rows["value"]) <= {0.0, -1.0} and -rows["value"].mean() == pytest.approx(facts["candidate"])
+
+
+def test_verbatim_training_pictures_are_all_found(small_set: Path, validated: Path, tmp_path: Path) -> None:
+    judge = Judge(load_scorers([ScorerSettings(**ALL[4])]), read_evaluation_set(str(small_set)), validated)
+    copies = sorted((AVATARS / "data" / "new").glob("*.png"))
+    listed = set(pd.read_parquet(validated / "manifest.parquet")["file_name"])
+    judge.score("candidate", [path for path in copies if path.name in listed][:6])
+    judge.score("incumbent", sorted((small_set / "references").iterdir())[:6])
+    facts = judge.finish(tmp_path)["memorisation"]
+    assert facts["candidate"] == 1.0 and facts["incumbent"] < 0.5
+
+
+def test_references_are_read_whatever_their_names_end_in_and_nothing_else_passes(
+    small_set: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(small_set, tmp_path / "set")
+    Image.new("RGB", (8, 8)).save(root / "references" / "zz.jpg")
+    assert len(read_evaluation_set(str(root)).references()) == 201
+    Image.new("RGB", (8, 8)).save(root / "references" / "program.png", format="EPS")
+    with pytest.raises(EvaluationError, match=r"program\.png cannot be read"):
+        read_evaluation_set(str(root)).references()
 
 
 def test_scores_are_fresh_and_samples_are_not(
@@ -188,7 +222,7 @@ class Fussy:
 def test_the_picture_that_a_scorer_raises_on_is_named(small_set: Path) -> None:
     samples = read_evaluation_set(str(small_set)).samples
     images = [Image.new("RGB", (1, 1) if place == 4 else (8, 8)) for place in range(len(samples))]
-    with pytest.raises(EvaluationError, match=r"fussy failed on prompt 004-\w+, seed 10004: ZeroDivisionError"):
+    with pytest.raises(EvaluationError, match=r"fussy failed on prompt 003-\w+, seed 10003: ZeroDivisionError"):
         score_pictures(Fussy(), "realism", images, samples)
 
 
@@ -217,3 +251,21 @@ def test_a_share_is_drawn_where_evaluate_finds_it(models: dict[str, Path], small
         draw_shard(*where, "", 0, 2)
     gone = {"incumbent": (str(tmp_path / "gone"), "sha256:0")}
     assert "nothing is at" in draw_shard(*where[:2], gone, models["candidate"], str(tmp_path / "state"), 0, 2)
+
+
+def test_each_decision_asks_other_prompts_with_other_seeds_evenly_over_their_attributes(tmp_path: Path) -> None:
+    root = shutil.copytree(EVALUATION, tmp_path / "set")
+    lines = [json.loads(line) for line in (root / "prompts.jsonl").read_text().splitlines()]
+    lines[7]["sealed"] = True
+    (root / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    whole = {prompt.id: prompt for prompt in read_evaluation_set(str(root)).prompts}
+    first, second = (read_evaluation_set(str(root), rotate=90, decision=decision) for decision in (1, 2))
+    assert first.digest != second.digest and first.digest.startswith(read_evaluation_set(str(root)).digest)
+    assert {p.id for p in first.prompts} != {p.id for p in second.prompts}
+    for asked in (first, second):
+        assert len({p.id for p in asked.prompts}) == len(asked.prompts) == 91
+        assert all(len(p.seeds) == len(whole[p.id].seeds) for p in asked.prompts)
+        assert [p.seeds == whole[p.id].seeds for p in asked.prompts].count(True) == 1, "the sealed one's"
+        skins = [p.attributes["skin"] for p in asked.prompts]
+        assert all(26 <= skins.count(skin) <= 34 for skin in set(skins))
+    assert read_evaluation_set(str(root), rotate=90, decision=1) == first

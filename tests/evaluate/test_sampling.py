@@ -15,6 +15,7 @@ import torch
 
 from components.evaluate.evaluation_set import EvaluationError, read_evaluation_set
 from components.evaluate.sampling import Terms, collect, draw
+from components.evaluate.settings import DrawingSettings
 from lineage.digests import code_digest
 
 
@@ -52,7 +53,7 @@ def test_what_is_drawn_is_not_drawn_again(models: dict[str, Path], small_set: Pa
 
 @pytest.mark.parametrize("name", [field for field in asdict(Terms("", "", 1, "", "", "", ""))])
 def test_samples_under_other_terms_are_not_reused(name: str, tmp_path: Path) -> None:
-    terms = Terms("w", "e", 4, "c", "p", "float32", "m")
+    terms = Terms("w", "e", 4, "c", "p", "plain", "m")
     other = replace(terms, **{name: 5 if name == "batch_size" else "other"})
     assert terms.folder(tmp_path) != other.folder(tmp_path)
 
@@ -71,6 +72,14 @@ def test_terms_name_what_is_there(models: dict[str, Path], small_set: Path, monk
         assert here.machine != Terms.of(models["candidate"], evaluation_set, 4).machine
     finally:
         torch.set_num_threads(threads)
+
+
+def test_how_a_model_is_loaded_decides_what_it_draws(models: dict[str, Path], small_set: Path, tmp_path: Path) -> None:
+    evaluation_set, half = read_evaluation_set(str(small_set)), DrawingSettings(precision="bfloat16", device="cpu")
+    whole, full = draw(models["candidate"], evaluation_set, 6, tmp_path, "candidate")
+    halved, terms = draw(models["candidate"], evaluation_set, 6, tmp_path, "candidate", how=half)
+    assert full.loaded != terms.loaded and whole != halved
+    assert pictures(whole).keys() == pictures(halved).keys() and pictures(whole) != pictures(halved)
 
 
 def test_a_kill_leaves_whole_pictures_and_the_rest_is_drawn_later(

@@ -11,17 +11,19 @@ from components.gate.scores import Scores
 from components.gate.settings import AXES, GateSettings, Slice
 from lineage.scores import COLUMNS, MODELS, REFERENCES, Features, Kernel, SetMeasure, Sets
 
-PROMPTS = 80
+PROMPTS = 160
 ATTRIBUTES: dict[str, dict[str, str | bool]] = {
     f"p{i:03d}": {"glasses": i % 2 == 0, "skin": ("light", "brown", "dark")[i % 3]} for i in range(PROMPTS)
 }
 SEEDS = {prompt: [7] for prompt in ATTRIBUTES}
 RULES = GateSettings(
-    margins=dict.fromkeys(AXES, 0.02),
-    slices={"no glasses asked": Slice(measure="alignment/glasses", where={"glasses": False}, margin=0.05)},
-    resamples=1000,
+    margins=dict.fromkeys(AXES, 0.1),
+    slices={"no glasses asked": Slice(measure="alignment/glasses", where={"glasses": False}, margin=0.2)},
+    ranges=dict.fromkeys(AXES, (0.0, 1.0)),
+    alpha=0.2,
+    resamples=4000,
 )
-SET_RULES = RULES.model_copy(update={"margins": {"alignment": 0.02, "realism/kid": 0.05, "aesthetics": 0.02}})
+SET_RULES = RULES.model_copy(update={"margins": {"alignment": 0.1, "realism/kid": 0.05, "aesthetics": 0.1}})
 MEASURES = (*AXES, "alignment/glasses")
 
 
@@ -43,7 +45,7 @@ def table(noise: float = 0.02, seed: int = 0, models: tuple[str, ...] = MODELS[:
 
 def scores(noise: float = 0.02, seed: int = 0, **shifts: float) -> Scores:
     """`table`, as evaluate would leave it."""
-    return Scores(table(noise, seed, **shifts), ATTRIBUTES, SEEDS)
+    return Scores(table(noise, seed, MODELS[:2], **shifts), ATTRIBUTES, SEEDS)
 
 
 def with_anchor(**shifts: float) -> Scores:
@@ -65,7 +67,7 @@ def with_sets(scored: Scores, candidate: float, incumbent: float, seed: int = 0,
     found = {
         "candidate": features(PROMPTS, candidate),
         "incumbent": features(PROMPTS, incumbent),
-        REFERENCES: features(100, 0.0),
+        REFERENCES: features(PROMPTS, 0.0),
     }
     rows = tuple((prompt, seed) for prompt, seeds in SEEDS.items() for seed in seeds)
     return replace(scored, sets=Sets(rows, (SetMeasure("realism/kid", Kernel(name="polynomial"), found),)))

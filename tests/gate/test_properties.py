@@ -36,7 +36,8 @@ def test_antisymmetry(shifts: dict[str, float], noise: float, seed: int) -> None
     there, back = decide(made, RULES), decide(swapped(made), RULES)
     assert {there.decision, back.decision} != {"promote"}
     for one, other in zip(there.figures, back.figures, strict=True):
-        assert (one.lower, one.lower_gain) == (-other.upper, -other.upper_loss)
+        assert one.lower == -other.upper
+        assert one.lower_gain <= 0 or other.upper_loss < 0, "a gain is a loss from the other side"
 
 
 @settings(max_examples=15, deadline=None)
@@ -45,7 +46,7 @@ def test_antisymmetry_of_distances_of_sets(candidate: float, incumbent: float, s
     made = with_sets(scores(), candidate, incumbent, seed)
     there, back = decide(made, SET_RULES), decide(swapped(made), SET_RULES)
     assert {there.decision, back.decision} != {"promote"}
-    assert there.figures[1].lower_gain == -back.figures[1].upper_loss
+    assert there.figures[1].lower == pytest.approx(-back.figures[1].upper, rel=1e-12)
 
 
 @settings(max_examples=40, deadline=None)
@@ -154,7 +155,7 @@ SPOILED: dict[str, tuple[Callable[[Scores], Scores], str]] = {
     "a column less": (lambda s: replace(s, table=s.table.drop(columns="seed")), "seed"),
     "no rows": (lambda s: replace(s, table=s.table.iloc[:0]), "no scores"),
     "one model": (lambda s: replace(s, table=s.table[s.table["model"] == "candidate"]), "incumbent lacks"),
-    "no prompts": (lambda s: replace(s, attributes={}, seeds={}), "minimum_prompts"),
+    "no prompts": (lambda s: replace(s, attributes={}, seeds={}), "has 0 prompts"),
     "few prompts": (
         lambda s: replace(
             s,
@@ -162,7 +163,7 @@ SPOILED: dict[str, tuple[Callable[[Scores], Scores], str]] = {
             attributes={p: a for p, a in ATTRIBUTES.items() if p < "p020"},
             seeds={p: [7] for p in ATTRIBUTES if p < "p020"},
         ),
-        "has 20 prompts, fewer than minimum_prompts",
+        "has 20 prompts; a margin of 0.1 on scores from 0 to 1 needs 44",
     ),
     "a failed evaluation": (lambda s: replace(s, unusable="the champion no longer loads"), "the champion no longer"),
 }

@@ -129,7 +129,7 @@ def test_a_verdict_says_whose_it_is_and_how_often_the_set_was_used(desk: Desk) -
     first = desk.predicate()
     assert (first["model"], first["ledger"]) == ("portraits", desk.home.open().state.ledger)
     assert first["decisions"] == 1
-    assert first["warnings"] == []
+    assert first["budget"] == "decision 1 of 20 on this evaluation set: 0.01 of 0.2 spent"
     assert first["evaluation"] == stated(json.loads((desk.scores / EVALUATION_FILE).read_text()))
     desk.judge("run-2")
     assert desk.predicate()["decisions"] == 2
@@ -139,18 +139,29 @@ def test_a_verdict_names_the_policy_that_it_was_given_under(desk: Desk) -> None:
     predicate = desk.predicate()
     assert predicate["policy"] == policy_digest({"evaluation_set": SET}, SET_RULES.model_dump(mode="json"))
     assert desk.said[0].policy == predicate["policy"]
-    looser = SET_RULES.model_copy(update={"alpha": 0.1})
+    looser = SET_RULES.model_copy(update={"alpha": 0.3})
     about = VerdictContext("run-2", desk.store, desk.home.open().state)
     _, judged = judge(looser, desk.scores, desk.verdict, about, open_signer(desk.home.uri("gate")))
     assert judged.policy != predicate["policy"]
 
 
-def test_a_worn_out_set_is_warned_of(desk: Desk) -> None:
-    ledger, signer = desk.home.open(), open_signer(desk.home.uri("gate"))
-    rules = SET_RULES.model_copy(update={"decisions_warning": 2})
-    judge(rules, desk.scores, desk.verdict, VerdictContext("run-2", desk.store, ledger.state), signer)
-    assert "decision 2 on this evaluation set" in desk.predicate()["warnings"][0]
-    assert "decision 2 on this evaluation set" in (desk.verdict / PAGE).read_text()
+def test_a_set_whose_decisions_are_spent_promotes_nothing_and_says_so_again(desk: Desk) -> None:
+    rules, signer = SET_RULES.model_copy(update={"life": 2}), open_signer(desk.home.uri("gate"))
+
+    def decided(run: str) -> str:
+        ledger = desk.home.open()
+        ruling, said = judge(rules, desk.scores, desk.verdict, VerdictContext(run, desk.store, ledger.state), signer)
+        ledger.append(said, signer)
+        return ruling.decision
+
+    # One decision on it is in the ledger already; parts of a set are not another set.
+    evaluation = json.loads((desk.scores / EVALUATION_FILE).read_text())
+    evaluation["evaluation_set"]["digest"] += ":96"
+    (desk.scores / EVALUATION_FILE).write_text(json.dumps(evaluation))
+    assert [decided("run-2"), decided("run-3")] == ["promote", "hold"]
+    assert desk.predicate()["budget"] == "decision 3 of 2 on this evaluation set: 0.2 of 0.2 spent"
+    assert "decision 3 of 2" in (desk.verdict / PAGE).read_text()
+    assert again(desk.scores).exit_code == 0
 
 
 def register(desk: Desk, model: str, judged: Judged, mlflow_run: str) -> None:

@@ -1,4 +1,4 @@
-"""The anchor: the last version that a person made champion, whom no candidate may be worse than."""
+"""The anchor: the last version that a person made champion, else the first champion; none may be worse than it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,14 @@ def planned(world: World) -> Plan:
     return make_plan(world.state, MODEL, "sha256:1", sections, force=False)
 
 
-def test_a_run_s_own_promotion_approves_nothing(world: World) -> None:
-    champion(world, "one", world.base, by_a_person=False)
-    assert world.state.anchor(MODEL) is None
-    assert planned(world).anchor_uri == ""
+def test_where_no_person_approved_any_version_the_first_champion_is_the_anchor(world: World) -> None:
+    one = champion(world, "one", world.base, by_a_person=False)
+    assert planned(world).anchor_uri == "", "the champion is the anchor, and compared with anyway"
+    two = champion(world, "two", one, by_a_person=False)
+    champion(world, "three", two, by_a_person=False)
+    assert (planned(world).anchor_uri, planned(world).anchor_digest) == (f"models:/{MODEL}/1", one)
+    world.mover().move("withdraw", "1", "consent was taken back")
+    assert planned(world).anchor_digest == two
 
 
 def test_a_person_s_promotion_stays_the_anchor_of_later_runs(world: World) -> None:

@@ -30,12 +30,12 @@ def shown(decision: str, figures: list[dict[str, Any]], anchor: list[dict[str, A
     return console.export_text()
 
 
-def test_the_approved_version_has_a_table_of_its_own_where_it_was_scored() -> None:
+def test_the_anchor_has_a_table_of_its_own_where_it_was_scored() -> None:
     text = shown("reject", [FIGURE], [{**FIGURE, "incumbent": 0.951, "lower": -0.5}])
-    before, after = text.split("candidate against the last version that a person approved")
+    before, after = text.split("candidate against the anchor")
     assert "candidate against champion (version 2)" in before and "0.951" not in before
-    assert "approved" in after and "0.951" in after and "no" in after
-    assert "approved" not in shown("promote", [FIGURE], [])
+    assert "anchor" in after and "0.951" in after and "no" in after
+    assert "anchor" not in shown("promote", [FIGURE], [])
 
 
 @pytest.mark.parametrize("outcome", ["nothing-new", "busy"])

@@ -19,21 +19,32 @@ BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError
 
 
 class Drawer:
-    """A bundle, loaded in fp32 onto the GPU where there is one, with the family's own way to sample.
+    """A bundle, loaded with the family's own way to sample.
+
+    Args:
+        precision: PyTorch's name of the weights' number format.
+        device: ``auto`` is the GPU where there is one.
+        offload: keep on the GPU only the part that is at work.
 
     Raises:
         TrainingError: it does not load.
     """
 
-    def __init__(self, bundle: Path) -> None:
+    def __init__(self, bundle: Path, precision: str = "float32", device: str = "auto", offload: bool = False) -> None:
         import torch
 
         try:
             self._family = family_of(bundle)
-            self._pipeline = self._family.load_pipeline()
+            self._pipeline = self._family.load_pipeline(precision)
         except BROKEN as error:
             raise TrainingError(f"the bundle at {bundle} cannot be read: {error}; restore it") from error
-        self._pipeline.to("cuda" if torch.cuda.is_available() else "cpu").set_progress_bar_config(disable=True)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if offload and device != "cpu":
+            self._pipeline.enable_model_cpu_offload(device=device)
+        else:
+            self._pipeline.to(device)
+        self._pipeline.set_progress_bar_config(disable=True)
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], sampling: Mapping[str, Any]) -> list[Image.Image]:
         """One picture for each prompt, from noise that its seed alone decides.

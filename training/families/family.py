@@ -111,14 +111,14 @@ class Family(Stepwise):
 
     # Frozen parts
 
-    def load_pipeline(self, **parts: Any) -> Any:
-        """Diffusers' pipeline of the bundle, in fp32, from safetensors and local files only; ``parts`` replace own."""
+    def load_pipeline(self, precision: str = "float32", **parts: Any) -> Any:
+        """Diffusers' pipeline of the bundle, from safetensors and local files only; ``parts`` replace its own."""
         import diffusers
         import torch
 
         absent = dict.fromkeys(self.absent)
         return getattr(diffusers, self.pipeline_class).from_pretrained(
-            self.path, dtype=torch.float32, use_safetensors=True, local_files_only=True, **(absent | parts)
+            self.path, dtype=getattr(torch, precision), use_safetensors=True, local_files_only=True, **(absent | parts)
         )
 
     @abstractmethod

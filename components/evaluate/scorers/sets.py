@@ -1,4 +1,4 @@
-"""Features for what is judged on a whole set: KID, CMMD, Fréchet distances, memorisation.
+"""Features for what compares pictures with each other: KID, CMMD, Fréchet distances, memorisation, diversity.
 
 The distances themselves are in `components.evaluate.distances`.
 """
@@ -63,10 +63,17 @@ class FdDinov2(_Features):
 
 
 class Memorisation(_Features):
-    """Whether a sample lies nearer to a training picture than to an equal, matched held-out one."""
+    """Whether a sample lies nearer to a training picture than pictures that nobody trained on do."""
 
     name = axis = metric = "memorisation"
 
     def features(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
         """Features of length one, (N, d)."""
         return unit(super().features(images)) if len(images) else np.zeros((0, 0))
+
+
+class Diversity(Memorisation):
+    """How far the pictures of one prompt lie apart."""
+
+    name = axis = metric = "diversity"
+    higher_is_better = True

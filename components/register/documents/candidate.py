@@ -51,7 +51,7 @@ class Candidate:
 
     @cached_property
     def anchor(self) -> list[dict[str, Any]]:
-        """The figures against the last version that a person approved; none where that is the incumbent."""
+        """The figures against the anchor; none where that is the incumbent."""
         return list(self.verdict.predicate.get("anchor", []))
 
     @property
