@@ -48,6 +48,8 @@ class Arm:
     """Only so many fixed draws of caption, noise and σ are replayed: what a cache of base′'s features would hold."""
     without: str | None = None
     """A word that no replayed caption has."""
+    like: str | None = None
+    """The arm whose matched λ it takes."""
     strength: float | None = None
     """λ; None: matched by drift where something is held."""
 
@@ -80,11 +82,11 @@ MAIN = (
 
 _STREAM = next(arm for arm in MAIN if arm.name == "noise-stream")
 ABLATIONS = (
-    *(replace(_STREAM, name=f"noise-stream-{n}-captions", captions=n) for n in (8, 32, 128)),
-    *(replace(_STREAM, name=f"noise-stream-{n}-draws", draws=n) for n in (64, 256, 1024)),
-    replace(_STREAM, name="noise-stream-without-glasses", without="glasses"),
+    *(replace(_STREAM, name=f"noise-stream-{n}-captions", captions=n, like=_STREAM.name) for n in (8, 32, 128)),
+    *(replace(_STREAM, name=f"noise-stream-{n}-draws", draws=n, like=_STREAM.name) for n in (64, 256, 1024)),
+    replace(_STREAM, name="noise-stream-without-glasses", without="glasses", like=_STREAM.name),
     *(
-        replace(arm, name="samples-stream-without-glasses", without="glasses")
+        replace(arm, name="samples-stream-without-glasses", without="glasses", like=arm.name)
         for arm in MAIN
         if arm.name == "samples-stream"
     ),

@@ -100,7 +100,7 @@ def shapes() -> Tensor:
     import resvg_py
     from PIL import Image
 
-    from examples.avatars.portraits import SIZE, _MARKERS, _template
+    from examples.avatars.portraits import _MARKERS, SIZE, _template
 
     marked = ("skin", "hair", "clothes", "background")
 
