@@ -19,7 +19,7 @@ def main() -> None:
     )
     based.add_argument("bundle", type=Path)
     based.add_argument("--device", default=None)
-    tested = commands.add_parser("test", help="two steps of every arm, and what steps cost on this device")
+    tested = commands.add_parser("test", help="base′, two steps of every arm, and what steps cost here")
     done = commands.add_parser("run", help="work the queue off; runs that have a line already are skipped")
     for command in (tested, done):
         command.add_argument("bundle", type=Path)
@@ -46,9 +46,11 @@ def main() -> None:
 
         make_bases(options.bundle, options.bundle, device_of(options.device))
     elif options.command == "test":
+        from benchmarks.trilemma.base import make_bases
         from benchmarks.trilemma.pool import device_of, self_test
 
         options.results.mkdir(parents=True, exist_ok=True)
+        make_bases(options.bundle, options.bundle, device_of(options.device))
         self_test(options.bundle, options.results, str(device_of(options.device)))
     elif options.command == "run":
         _run(options)

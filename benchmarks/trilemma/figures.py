@@ -10,9 +10,9 @@ clean drawings of the prompts through the autoencoder, alignment 1. The margins 
 - `hypervolume`: of nine points, base′, the five checkpoints and the three interpolations, equally many in every arm.
 - `stopped`, `mixed`, `chosen`: the box, on the reported prompts, of the point that has the largest box on the choosing
   prompts; among base′ and the checkpoints, among base′, the interpolations and the last checkpoint, and among all.
-- `realism gained`: the most realism over base′ among the nine points whose alignment is not below base′'s by its margin.
+- `realism gained`: the most realism over base′ among the nine points whose alignment holds within its margin.
 - `promoted`: whether the gate's rule (docs/gate.md) would promote the last checkpoint over base′ on the reported
-  prompts, with t bounds over prompts in the place of the bootstrap's.
+  prompts, with t bounds over prompts in place of the bootstrap's.
 
 Two arms are compared by differences of seeds, each with its pair: the same set, order, noise and prompts. A contrast's
 interval is Student's at 95 %. Holm's correction is over all of `CONTRASTS`, for each measure on its own. **A contrast
@@ -200,7 +200,7 @@ def holm(contrasts: Sequence[Contrast]) -> list[Contrast]:
 
 
 def differences(runs: Runs, cells: Sequence[Cell], first: tuple[str, str], second: tuple[str, str]) -> list[float]:
-    """(arm, measure) less (arm, measure), averaged over ``cells`` seed by seed; seeds that any side lacks are left out."""
+    """(arm, measure) less (arm, measure), averaged over ``cells`` seed by seed; of seeds that both sides have."""
     found: dict[int, list[float]] = defaultdict(list)
     for cell in cells:
         one, other = runs.get(cell, {}).get(first[0], {}), runs.get(cell, {}).get(second[0], {})

@@ -1,4 +1,4 @@
-"""Everything that runs read, made once on a CPU: two worlds in safetensors files, so that a GPU machine needs torch only.
+"""Everything that runs read, made once on a CPU: two worlds in safetensors files. A GPU machine then needs torch only.
 
 `common.safetensors` has captions as token ids, the drawing's shapes and the supervision's schedule; `corpus1` and
 `corpus2` what base′ is trained on, latents in 255 levels a channel; `world1` and `world2` the sets' latents, what the

@@ -68,17 +68,20 @@ class World:
         """The replayed captions' rows in the text table."""
         self.captions = ["", *(p.caption() for p in replayed())]
         self.nothing = (self.text[:1], self.pooled[:1])
-        self._samples: Tensor | None = None
+        self._samples: dict[int, Tensor] = {}
         self._projectors: dict[tuple[str, tuple[int, ...]], dict[str, Tensor]] = {}
         self._bases: dict[tuple[int, ...], list[dict[str, Any]]] = {}
 
     def samples(self) -> Tensor:
         """Samples of base′ for the first 256 replayed captions, (256, 8, 16, 16)."""
-        if self._samples is None:
-            rows = self.replay_rows[:SAMPLED]
-            noise = noises([900_000 + i for i in range(SAMPLED)]).to(self.device).unsqueeze(0)
-            self._samples = sample(self.base, noise, self.text[rows], self.pooled[rows], self.nothing)[0]
-        return self._samples
+        return self.drawn(self.replay_rows[:SAMPLED], 900_000)[0]
+
+    def drawn(self, rows: Tensor, first: int) -> Tensor:
+        """Samples of base′ for captions, (1, N, 8, 16, 16), their noise from seeds that count from ``first``."""
+        if first not in self._samples:
+            noise = noises([first + i for i in range(len(rows))]).to(self.device).unsqueeze(0)
+            self._samples[first] = sample(self.base, noise, self.text[rows], self.pooled[rows], self.nothing)
+        return self._samples[first]
 
     def set_of(self, seed: int) -> Tensor:
         """Rows of a seed's pictures."""
@@ -325,7 +328,7 @@ class Trainer:
 def fitted_projector(
     world: World, seeds: tuple[int, ...], kind: str, rounds: int = 40, steps: int = 400
 ) -> dict[str, Tensor]:
-    """P fitted to base′'s stream and then frozen; half on the set, half on replayed pictures as base′ was shown them."""
+    """P fitted to base′'s stream, then frozen; half on the set, half on replayed pictures as base′ was shown them."""
     if (kind, seeds) in world._projectors:
         return world._projectors[kind, seeds]
     streams, rows = _streams(world, seeds, rounds)
@@ -353,7 +356,7 @@ def fitted_projector(
 
 
 def _streams(world: World, seeds: tuple[int, ...], rounds: int) -> tuple[Tensor, Tensor]:
-    """Base′'s stream on noised pictures, (K, N, 64, 128), and which: rows of the set, or -1 - row of the replayed ones."""
+    """Base′'s stream on noised pictures, (K, N, 64, 128), and which: rows of the set, or -1 - row of replayed ones."""
     half, t = 16, world.t
     streams, rows = [], []
     chances = [torch.Generator().manual_seed(500 + seed) for seed in seeds]
@@ -424,22 +427,31 @@ class Looker:
     def _nearest(self, pictures: Tensor) -> list[tuple[float, float]]:
         found = []
         for mine, others in zip(pictures, self.sets, strict=True):
-            nearest = torch.cdist(mine, others).min(1).values / mine.shape[1] ** 0.5
+            nearest = (
+                torch.cdist(mine, others, compute_mode="donot_use_mm_for_euclid_dist").min(1).values
+                / mine.shape[1] ** 0.5
+            )
             found.append((float(nearest.mean()), float((nearest < COPY).float().mean())))
         return found
 
 
 def drift(world: World, weights: stack.Weights, k: int) -> list[float]:
-    """How far each model's velocities moved from base′'s: ‖v - v′‖² / ‖v′‖² on choosing prompts' pure noise, (K,)."""
-    rows = world.t["choose.caption"].expand(k, -1)
-    noise = noises([950_000 + i for i in range(rows.shape[1])]).to(world.device).expand(k, -1, -1, -1, -1)
-    sigma = torch.ones(rows.shape, device=world.device)
-    sides = (noise, sigma, world.text[rows], world.pooled[rows])
-    one: Sides = tuple(s[:1] for s in sides)  # type: ignore[assignment]
-    before = frozen_predict(world.base, one, None)[0]
-    with torch.no_grad():
-        now = stack.predict(weights, *sides)[0]
-    return ((now - before).square().sum((1, 2, 3, 4)) / before.square().sum()).tolist()
+    """How far each model's velocities moved from base′'s, (K,): ‖v - v′‖² / ‖v′‖² on choosing prompts.
+
+    A mean of two: on pure noise, and on base′'s own samples of them at σ = 0.5.
+    """
+    rows = world.t["choose.caption"]
+    noise = noises([950_000 + i for i in range(len(rows))]).to(world.device).unsqueeze(0)
+    half = torch.lerp(world.drawn(rows, 960_000), noise, 0.5)
+    found = torch.zeros(k, device=world.device)
+    for x, level in ((noise, 1.0), (half, 0.5)):
+        sigma = torch.full((1, len(rows)), level, device=world.device)
+        one: Sides = (x, sigma, world.text[rows].unsqueeze(0), world.pooled[rows].unsqueeze(0))
+        before = frozen_predict(world.base, one, None)[0]
+        with torch.no_grad():
+            now = stack.predict(weights, *(s.expand(k, *s.shape[1:]) for s in one))[0]
+        found += (now - before).square().sum((1, 2, 3, 4)) / before.square().sum() / 2
+    return found.tolist()
 
 
 def base_lines(world: World, seeds: tuple[int, ...], looker: Looker) -> Iterator[dict[str, Any]]:

@@ -52,7 +52,7 @@ ADAPTED = ("image.qkv", "text.qkv", "image.out", "text.out")
 
 
 def from_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters of one SD3Transformer2DModel, (1, ...) fp32 each, by the names used here; `positions` among them."""
+    """The parameters of an SD3Transformer2DModel, (1, ...) fp32 each, by this file's names, `positions` among them."""
     state = {name: value.float() for name, value in state.items()}
     found: dict[str, Tensor] = {}
 
@@ -89,18 +89,20 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Velocities (K, B, 8, 16, 16), and the image stream after block ``tap``, (K, B, 64, 128); empty without one.
 
+    Both are of the weights' own kind of number.
+
     Args:
         x: noisy latents (K, B, 8, 16, 16).
         sigma: (K, B) in [0, 1]; 1 is pure noise.
         text: (K, B, L, 128).
         pooled: (K, B, 128).
     """
-    k, b = x.shape[:2]
-    edge = SIDE // PATCH
+    (k, b), kind, edge = x.shape[:2], w["patch.w"].dtype, SIDE // PATCH
+    x, text, pooled = x.to(kind), text.to(kind), pooled.to(kind)
     patches = x.view(k, b, CHANNELS, edge, PATCH, edge, PATCH).permute(0, 1, 3, 5, 2, 4, 6).reshape(k, b, TOKENS, -1)
     image = linear(w, "patch", patches) + w["positions"]
     words = linear(w, "context", text)
-    when = linear(w, "time.2", functional.silu(linear(w, "time.1", sinusoids(sigma * 1000))))
+    when = linear(w, "time.2", functional.silu(linear(w, "time.1", sinusoids(sigma * 1000).to(kind))))
     said = linear(w, "pooled.2", functional.silu(linear(w, "pooled.1", pooled)))
     condition = functional.silu(when + said)
     stream = x.new_empty(0)

@@ -1,6 +1,9 @@
-"""The shipped text encoders, two small CLIPs, from token ids: what the transformer reads of a caption, on any device."""
+"""The shipped text encoders, two small CLIPs, from token ids: what the transformer reads of a caption."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -10,6 +13,17 @@ from benchmarks.trilemma.worlds import MODELS
 
 LAYERS, HEADS, WIDTH = 4, 4, 64
 END = 1
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Matrix products of a GPU in fp32, not TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class TextTower:
@@ -29,7 +43,8 @@ class TextTower:
     @torch.no_grad()
     def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         ids = ids.long().to(self.device)
-        parts = [self._tower(tower, some) for some in ids.split(500) for tower in self.towers]
+        with full_precision():
+            parts = [self._tower(tower, some) for some in ids.split(500) for tower in self.towers]
         hidden = [torch.cat([a, b], -1) for (a, _), (b, _) in zip(parts[::2], parts[1::2], strict=True)]
         pooled = [torch.cat([a, b], -1) for (_, a), (_, b) in zip(parts[::2], parts[1::2], strict=True)]
         return functional.pad(torch.cat(hidden), (0, 0, 0, 1)), torch.cat(pooled)
