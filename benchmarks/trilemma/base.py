@@ -78,7 +78,7 @@ def _stage(
         said = torch.where((torch.rand(BATCH, generator=chance) < 0.1).to(device), 0, rows + 1)
         x = mean[:, rows]
         velocity, _ = stack.predict(
-            parameters.views() | positions,
+            {**parameters.views(), **positions},
             torch.lerp(x, noise, sigma[..., None, None, None]),
             sigma,
             read[0][said].expand(k, -1, -1, -1),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from benchmarks.trilemma.judge import PANELS, Decoder, Judge
 from benchmarks.trilemma.worlds import MODELS, SAMPLED, WORLDS, corpus, narrow, prompts, replayed, spoil
 from examples.avatars.portraits import HAIR, MOUTH
 
-GRANULARITY = ("phrase", "clause")
+GRANULARITY: tuple[Literal["phrase", "clause"], ...] = ("phrase", "clause")
 
 
 def prepare(folder: Path, part: str | None = None) -> None:

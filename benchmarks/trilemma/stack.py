@@ -21,7 +21,7 @@ Weights = Mapping[str, Tensor]
 WIDTH, HEADS, HEAD, BLOCKS, CHANNELS, SIDE, PATCH = 128, 4, 32, 6, 8, 16, 2
 TOKENS = (SIDE // PATCH) ** 2
 TIME = 256
-JOINED = (
+JOINED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("image.qkv", ("attn.to_q", "attn.to_k", "attn.to_v")),
     ("text.qkv", ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")),
 )
@@ -36,7 +36,10 @@ SINGLE = (
     ("image.modulation", "norm1.linear"),
     ("text.modulation", "norm1_context.linear"),
 )
-NORMS = (("image.norms", ("attn.norm_q", "attn.norm_k")), ("text.norms", ("attn.norm_added_q", "attn.norm_added_k")))
+NORMS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("image.norms", ("attn.norm_q", "attn.norm_k")),
+    ("text.norms", ("attn.norm_added_q", "attn.norm_added_k")),
+)
 OUTER = (
     ("patch", "pos_embed.proj"),
     ("context", "context_embedder"),
