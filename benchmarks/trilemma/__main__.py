@@ -1,4 +1,4 @@
-"""`python -m benchmarks.trilemma prepare|test|run|table|plot`: see the package's own page, docs/method.md."""
+"""`python -m benchmarks.trilemma prepare|base|test|run|keep|table|plot`: see the package's own page, docs/method.md."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ def main() -> None:
     done.add_argument("--world", type=int)
     done.add_argument("--rate", type=float)
     done.add_argument("--seeds", type=int, nargs="*", help="only these")
-    for name, about in (("table", "the tables of docs/trilemma-table.md"), ("plot", "the picture of docs/method.md")):
+    for name, about in (
+        ("keep", "a smaller result file, from which tables and picture follow"),
+        ("table", "the tables of docs/trilemma-table.md"),
+        ("plot", "the picture of docs/method.md"),
+    ):
         shown = commands.add_parser(name, help=about)
         shown.add_argument("results", type=Path)
         shown.add_argument("output", type=Path)
@@ -54,6 +58,10 @@ def main() -> None:
         self_test(options.bundle, options.results, str(device_of(options.device)))
     elif options.command == "run":
         _run(options)
+    elif options.command == "keep":
+        from benchmarks.trilemma.report import write_lines
+
+        write_lines(options.results, options.output)
     elif options.command == "table":
         from benchmarks.trilemma.report import write_table
 

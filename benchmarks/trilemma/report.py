@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,50 @@ from typing import Any
 import numpy as np
 
 from benchmarks.trilemma.arms import ABLATIONS, MAIN
-from benchmarks.trilemma.figures import AXES, MEASURES, Cell, Contrast, Run, Runs, choices, collect, interval, named
+from benchmarks.trilemma.figures import (
+    AXES,
+    MEASURES,
+    Cell,
+    Contrast,
+    Run,
+    Runs,
+    choices,
+    collect,
+    contrast,
+    differences,
+    interval,
+    named,
+)
 from benchmarks.trilemma.pool import read_lines
 from examples.avatars.portraits import VALUES
 
-SHOWN = (("plain", "#c0392b"), ("shipped", "#e59866"), ("samples-velocity", "#7f8c8d"),
-         ("noise-stream", "#1f618d"), ("noise-text", "#28a06a"))  # fmt: skip
-"""Arms of the picture and their colours."""
+SHOWN = (
+    ("plain", "plain fine-tuning", "#c0392b"),
+    ("shipped", "text supervision of the set, as shipped", "#e59866"),
+    ("prior", "prior preservation", "#95a5a6"),
+    ("noise-stream", "replay of captions, features held", "#1f618d"),
+)
+"""Arms of the picture, what they are called there, and their colours."""
+LATER = (
+    (("noise-random", "end"), ("plain", "end")),
+    (("noise-shuffled", "end"), ("plain", "end")),
+    (("noise-random", "end"), ("noise-stream", "end")),
+    (("noise-shuffled", "end"), ("noise-stream", "end")),
+    (("noise-text", "end"), ("samples-text", "end")),
+    (("noise-velocity", "end"), ("plain", "end")),
+    (("prior", "end"), ("plain", "end")),
+    (("lora", "end"), ("plain", "end")),
+    (("fewer-exposures", "end"), ("plain", "end")),
+    (("raw-cosines", "end"), ("plain", "end")),
+    (("raw-cosines", "end"), ("shipped", "end")),
+    (("noise-text", "end"), ("plain", "stopped")),
+    (("noise-random", "end"), ("plain", "stopped")),
+    (("noise-stream", "chosen"), ("noise-stream", "stopped")),
+    (("noise-stream", "stopped"), ("noise-stream", "end")),
+    (("lora", "chosen"), ("plain", "chosen")),
+    (("noise-random", "chosen"), ("plain", "chosen")),
+)
+"""Contrasts that were added after the results: (arm, measure) less (arm, measure)."""
 
 
 def write_table(results: Path, output: Path) -> None:
@@ -34,7 +73,8 @@ def write_table(results: Path, output: Path) -> None:
     text += ["## Named contrasts, all cells averaged seed by seed", "", *_contrasts(runs, cells), ""]
     for cell in cells:
         text += [f"## Named contrasts, world {cell[0]}, learning rate {cell[1]:g}", "", *_contrasts(runs, [cell]), ""]
-    text += ["## Choosing", "", *_choices(runs, cells), "", "## Strengths, matched by drift", "", *_strengths(lines)]
+    text += ["## Choosing", "", *_choices(runs, cells), "", "## Added after the results", "", *_later(runs, cells), ""]
+    text += ["## Strengths, matched by drift", "", *_strengths(lines)]
     output.write_text("\n".join(text) + "\n", "utf-8")
 
 
@@ -42,8 +82,16 @@ def _counts(lines: Sequence[dict[str, Any]], runs: Runs) -> str:
     whole = sum(len(seeds) for arms in runs.values() for seeds in arms.values())
     failed = sorted({line["key"] for line in lines if "error" in line} - {x["key"] for x in lines if "points" in x})
     devices = sorted({line["device"] for line in lines if "device" in line})
+    absent = [
+        f"{arm.name} in world {cell[0]} at {cell[1]:g}"
+        for cell in sorted(runs)
+        for arm in MAIN
+        if arm.name not in runs[cell]
+    ]
+    absent += ["the ablations"] if not any(arm.name in arms for arms in runs.values() for arm in ABLATIONS) else []
     return (
-        f"{whole} runs on {', '.join(devices)}; {len(failed)} failed{': ' + ', '.join(failed[:5]) if failed else ''}. "
+        f"{whole} runs on {', '.join(devices)}; {len(failed)} failed{': ' + ', '.join(failed[:5]) if failed else ''}; "
+        f"not run: {', '.join(absent) or 'none'}. "
         "Means over seeds ± half a 95 % t interval. `benchmarks/trilemma/figures.py` defines every measure."
     )
 
@@ -89,7 +137,8 @@ def _words(arms: dict[str, dict[int, Run]]) -> list[str]:
 
 def _contrasts(runs: Runs, cells: Sequence[Cell]) -> list[str]:
     by = {measure: {c.name: c for c in named(runs, cells, measure)} for measure in MEASURES}
-    rows = ["| contrast | " + " | ".join(f"{m} | Holm's p" for m in MEASURES) + " | seeds |"]
+    rows = [f"Holm's correction is over {len(by['end'])} contrasts: those whose arms have all cells.", ""]
+    rows.append("| contrast | " + " | ".join(f"{m} | Holm's p" for m in MEASURES) + " | seeds |")
     rows.append("|" + "---|" * (2 * len(MEASURES) + 2))
     for name, first in by["end"].items():
         shown = [f"{_signed(by[m][name])} | {by[m][name].holm:.3g}" for m in MEASURES]
@@ -109,8 +158,26 @@ def _choices(runs: Runs, cells: Sequence[Cell]) -> list[str]:
     return rows
 
 
+def _later(runs: Runs, cells: Sequence[Cell]) -> list[str]:
+    rows = ["Not named before the runs, and p is not corrected: to read, not to conclude from.", ""]
+    titles = (
+        "contrast of boxes",
+        "averaged over the cells that have both",
+        "p",
+        *(f"world {w}, {r:g}" for w, r in cells),
+    )
+    rows += ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    for one, other in LATER:
+        name = f"{', '.join(one)} − {', '.join(other)}"
+        apart = [contrast(name, differences(runs, [cell], one, other)) for cell in cells]
+        both = contrast(name, differences(runs, [c for c, x in zip(cells, apart, strict=True) if x.n], one, other))
+        some = " | ".join(_signed(x) if x.n else "–" for x in apart)
+        rows.append(f"| {name} | {_signed(both)} | {both.p:.2g} | {some} |")
+    return rows
+
+
 def _signed(c: Contrast) -> str:
-    return f"{c.mean:+.3f} ± {c.half:.3f}"
+    return f"{c.mean:+.3f}, every seed" if math.isnan(c.half) else f"{c.mean:+.3f} ± {c.half:.3f}"
 
 
 def _strengths(lines: Sequence[dict[str, Any]]) -> list[str]:
@@ -125,7 +192,7 @@ def _strengths(lines: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def write_plot(results: Path, output: Path) -> None:
-    """The three panels along training, a row for each cell: plain, what is shipped, and what holds."""
+    """The three panels along training, a column for each cell: what falls, and what holds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -133,18 +200,31 @@ def write_plot(results: Path, output: Path) -> None:
 
     runs = collect(read_lines(results))
     cells = sorted(runs)
-    figure, grid = pyplot.subplots(len(cells), 3, figsize=(11, 2.6 * len(cells)), squeeze=False)
-    for row, cell in zip(grid, cells, strict=True):
-        for axes, axis in zip(row, AXES, strict=True):
-            for arm, colour in SHOWN:
-                if arm in runs[cell]:
-                    _curve(axes, list(runs[cell][arm].values()), axis, arm, colour)
-            axes.set_title(f"{axis}, world {cell[0]}, rate {cell[1]:g}", fontsize=9)
+    figure, grid = pyplot.subplots(
+        len(AXES), len(cells), figsize=(3.1 * len(cells), 7.6), squeeze=False, sharex="col", sharey="row"
+    )
+    for column, cell in enumerate(cells):
+        arms = runs[cell]
+        for axes, axis in zip(grid[:, column], AXES, strict=True):
+            some = [run for seeds in arms.values() for run in seeds.values()]
+            level = float(np.mean([run.base["points"]["base"]["report"][axis] for run in some]))
+            axes.axhline(level, color="#555555", linewidth=0.9, linestyle=(0, (4, 3)))
+            for arm, label, colour in SHOWN:
+                if arm in arms:
+                    _curve(axes, list(arms[arm].values()), axis, label, colour)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", color="#eeeeee")
+            axes.set_axisbelow(True)
             axes.tick_params(labelsize=8)
-            axes.set_xlabel("steps", fontsize=8)
-    grid[0][0].legend(fontsize=7, frameon=False)
-    figure.tight_layout()
-    figure.savefig(output, dpi=130)
+        grid[0][column].set_title(f"world {cell[0]}, learning rate {cell[1]:g}", fontsize=10)
+        grid[-1][column].set_xlabel("steps", fontsize=9)
+    for row, axis in zip(grid, AXES, strict=True):
+        row[0].set_ylabel(f"{axis} on what\nthe set does not show", fontsize=9)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    dashed = pyplot.Line2D([], [], color="#555555", linewidth=0.9, linestyle=(0, (4, 3)))
+    figure.legend([*handles, dashed], [*labels, "base′"], loc="upper center", ncol=5, fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.96))
+    figure.savefig(output, dpi=110)
 
 
 def _curve(axes: Any, runs: list[Run], axis: str, label: str, colour: str) -> None:
@@ -159,7 +239,15 @@ def _curve(axes: Any, runs: list[Run], axis: str, label: str, colour: str) -> No
         ]
     )
     steps, mean = [0, *map(int, marks)], values.mean(0)
-    axes.plot(steps, mean, color=colour, label=label, linewidth=1.6)
+    axes.plot(steps, mean, color=colour, label=label, linewidth=2.0)
     if len(runs) > 1:
         half = stats.t.ppf(0.975, len(runs) - 1) * values.std(0, ddof=1) / len(runs) ** 0.5
         axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
+
+
+def write_lines(results: Path, output: Path) -> None:
+    """Write a smaller result file, without loss curves, that the same tables and picture follow from."""
+    with output.open("w", encoding="utf-8") as stream:
+        for line in read_lines(results):
+            kept = {name: value for name, value in line.items() if name not in ("flow", "auxiliary")}
+            stream.write(json.dumps(kept, separators=(",", ":"), ensure_ascii=False) + "\n")
