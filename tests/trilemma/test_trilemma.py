@@ -15,6 +15,7 @@ from benchmarks.trilemma.arms import ABLATIONS, LOOKS, MAIN, RATES, Job, jobs
 from benchmarks.trilemma.base import shipped_base
 from benchmarks.trilemma.judge import PANELS, Decoder, Judge, noises, sample
 from benchmarks.trilemma.prepare import Frozen, shapes
+from benchmarks.trilemma.report import write_lines, write_table
 from benchmarks.trilemma.runs import matched_strength
 from benchmarks.trilemma.text import TextTower
 from benchmarks.trilemma.worlds import MODELS, WORLDS, narrow, prompts, replayed, spoil
@@ -167,3 +168,11 @@ def test_an_error_of_one_job_is_a_line_and_does_not_count_as_done(tmp_path: Path
     assert [line["key"] for line in lines] == [job.key(0), job.key(1)] and all("error" in line for line in lines)
     worker.do(job)
     assert len(pool.read_lines(path)) == 4
+
+
+def test_the_tables_in_docs_follow_from_the_raw_lines_in_docs(tmp_path: Path) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    write_lines(docs / "trilemma-runs.jsonl", tmp_path / "kept.jsonl")
+    write_table(tmp_path / "kept.jsonl", tmp_path / "table.md")
+    assert (tmp_path / "table.md").read_text("utf-8") == (docs / "trilemma-table.md").read_text("utf-8")
+    assert (tmp_path / "kept.jsonl").read_bytes() == (docs / "trilemma-runs.jsonl").read_bytes()
