@@ -9,6 +9,7 @@ from pipelines.commands.champion import models, policy_app, promote, reconcile, 
 from pipelines.commands.ledger import channel_app, ledger_app
 from pipelines.commands.request import Commands
 from pipelines.commands.run import compile_pipeline, retrain, ui, validate
+from pipelines.commands.submit import submit
 
 app = typer.Typer(
     cls=Commands,
@@ -17,7 +18,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (retrain, validate, models, ui, gate, audit, reproduce, promote, rollback, withdraw, reconcile):
+for command in (
+    *(retrain, submit, validate, models, ui, gate, audit),
+    *(reproduce, promote, rollback, withdraw, reconcile),
+):
     app.command()(command)
 app.command("compile")(compile_pipeline)
 for name, group in (("policy", policy_app), ("ledger", ledger_app), ("channel", channel_app)):

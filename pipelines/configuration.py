@@ -24,6 +24,7 @@ from lineage.digests import LineageError
 from lineage.embedded import LineageSettings
 from lineage.registry import RegistrySettings
 from lineage.reuse import by_content
+from pipelines.cluster import ClusterSettings
 from pipelines.errors import RequestError
 from pipelines.places import HUB, local
 from training.settings import TrainingSettings
@@ -58,10 +59,12 @@ class Configuration(BaseModel):
     lineage: LineageSettings = LineageSettings()
     trainjob: TrainJobSettings | None = None
     """Train on a cluster; None: where the step runs."""
+    cluster: ClusterSettings | None = None
+    """The Kubeflow cluster of ``triptych submit``; None: there is none."""
 
     def arguments(self) -> dict[str, Any]:
         """One JSON object a section: the parameters of the pipeline, which cannot hold nulls."""
-        return self.model_dump(mode="json", exclude_none=True, exclude={"lineage"})
+        return self.model_dump(mode="json", exclude_none=True, exclude={"lineage", "cluster"})
 
     def places(self) -> Iterator[tuple[str, str]]:
         """(key, place) of everything the run reads: local paths or URIs."""

@@ -78,6 +78,7 @@ def make_plan(
     evaluation: Mapping[str, Any],
     gate: Mapping[str, Any],
     force: bool,
+    leakage: bool = True,
 ) -> Plan:
     """Look into the ledger and decide.
 
@@ -87,6 +88,7 @@ def make_plan(
         validation, training, evaluation, gate: the sections of the configuration, ``training`` without what only
             watches the training.
         force: train and judge although nothing is new.
+        leakage: look for leakage where something has to run, which loads torch.
 
     Raises:
         TrainingError: something has to run, and a scorer holds weights of a network that supervises training.
@@ -101,7 +103,7 @@ def make_plan(
     terms = evaluation_terms(evaluation, gate)
     known = next((v for v in reversed(versions) if v.training_key == key), None)
     needed, reason = _decide(state, versions, known, champion, incumbent_digest, terms)
-    if needed or force:
+    if leakage and (needed or force):
         from training.leakage import refuse_leakage  # loads torch, which a run with nothing new does without
 
         refuse_leakage(evaluation, training)
