@@ -6,6 +6,7 @@ import typer
 
 from pipelines.commands.audit import audit, gate, reproduce
 from pipelines.commands.champion import models, policy_app, promote, reconcile, rollback, withdraw
+from pipelines.commands.doctor import doctor
 from pipelines.commands.ledger import channel_app, ledger_app
 from pipelines.commands.request import Commands
 from pipelines.commands.run import compile_pipeline, retrain, ui, validate
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    *(retrain, submit, validate, models, ui, gate, audit),
+    *(retrain, submit, doctor, validate, models, ui, gate, audit),
     *(reproduce, promote, rollback, withdraw, reconcile),
 ):
     app.command()(command)

@@ -329,7 +329,7 @@ def test_it_works_on_a_home_that_cannot_be_written(desk: Desk) -> None:
     environment = {**os.environ, "HOME": str(home), "MPLCONFIGDIR": str(desk.folder)}
     command = [TRIPTYCH, "submit", "--config", str(desk.path)]
     if os.getuid() == 0:  # whom no permission keeps out
-        command = ["unshare", "--mount", "sh", "-c", f"mount --bind -o ro {home} {home} && exec {' '.join(command)}"]
+        command = ["unshare", "--mount", "sh", "-c", f"mount --bind -o ro {home} {home} && exec {' '.join(map(str, command))}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"no mounts here: {done.stderr}")
