@@ -95,7 +95,8 @@ def kfp(cluster: Cluster) -> Iterator[Fault]:
 
 def names(cluster: Cluster) -> Iterator[Fault]:
     """The cluster's DNS."""
-    path = "/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices?labelSelector=kubernetes.io/service-name%3Dkube-dns"
+    label = "labelSelector=kubernetes.io/service-name%3Dkube-dns"
+    path = f"/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices?{label}"
     if not any(one.get("endpoints") for one in cluster.items(path)):
         yield Fault(
             "the cluster's DNS has no endpoints: no step will find the server", "kubectl -n kube-system get pods"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -252,14 +253,13 @@ def test_tokens_are_read_anew_and_may_come_late(desk: Desk) -> None:
 
     def rotate(now: Any) -> None:
         if now.looks == 1:
-            pipelines.tokens = {"second"}  # before the kubelet wrote it
+            pipelines.tokens = {"second"}  # before the kubelet writes it
+            threading.Timer(1, token.write_text, ["second"]).start()
         if now.looks == 2:
             desk.append(Closed(run=next(iter(now.runs)), outcome="promoted"))
 
     pipelines.on_look = rotate
-    writer = subprocess.Popen(["sh", "-c", f"sleep 1; printf second > {token}"])
     done = desk.submit("--wait", "--token-file", str(token))
-    writer.wait()
     assert done.exit_code == 0, done.output
     used = [given for _, given in pipelines.asked]
     assert used[0] == "Bearer first" and used[-1] == "Bearer second"
@@ -329,7 +329,13 @@ def test_it_works_on_a_home_that_cannot_be_written(desk: Desk) -> None:
     environment = {**os.environ, "HOME": str(home), "MPLCONFIGDIR": str(desk.folder)}
     command = [TRIPTYCH, "submit", "--config", str(desk.path)]
     if os.getuid() == 0:  # whom no permission keeps out
-        command = ["unshare", "--mount", "sh", "-c", f"mount --bind -o ro {home} {home} && exec {' '.join(map(str, command))}"]
+        command = [
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            f"mount --bind -o ro {home} {home} && exec {' '.join(map(str, command))}",
+        ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"no mounts here: {done.stderr}")
