@@ -116,8 +116,8 @@ class ClusterSettings(Section):
             raise ValueError(f"images does not name {named}")
         for step in self.steps:
             row = self.needs(step)  # refuses what Needs does not have
-            named = {*row.secrets, *(place.partition("/")[0] for place in row.secret_environment.values())}
-            if self.gate_key in named:
+            secrets = {*row.secrets, *(place.partition("/")[0] for place in row.secret_environment.values())}
+            if self.gate_key in secrets:
                 raise ValueError(f"steps.{step} names {self.gate_key}: the gate step gets it by itself, no other may")
         return self
 

@@ -16,7 +16,7 @@ def doctor(
     from pipelines.doctor.cluster import Cluster, examine
 
     found = examine(Cluster.of(context, namespace, kfp_namespace))
-    for number, fault in enumerate(found, 1):
-        typer.echo(f"{number:3d}. {fault.what}\n     -> {fault.remedy}")
+    for number, (what, remedy) in enumerate(found, 1):
+        typer.echo(f"{number:3d}. {what}\n     -> {remedy}")
     typer.echo(f"{len(found)} faults" if found else "nothing is missing")
     return not found

@@ -7,26 +7,23 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from threading import Lock
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pipelines.errors import RequestError
 
+EXPECTED: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "faults.yaml").read_text())
 PATIENCE = (2.0, 4.0)
 """Seconds to wait for the API server: to connect, and for its answer."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something that is missing or wrong."""
-
-    what: str
-    remedy: str
+MOST = 10.0
+"""Seconds for all checks together."""
 
 
 @dataclass
 class Cluster:
-    """What a cluster's API server answers; each question is asked once."""
+    """What a cluster's API server answers; each question is asked once, but for races that do no harm."""
 
     api: Any
     namespace: str
@@ -35,7 +32,6 @@ class Cluster:
     answers: dict[str, Any] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
     """What this user may not read."""
-    _lock: Lock = field(default_factory=Lock)
 
     @classmethod
     def of(cls, context: str, namespace: str, kfp: str) -> Cluster:
@@ -54,40 +50,26 @@ class Cluster:
         settings.retries = 0
         return cls(client.ApiClient(settings), namespace, kfp)
 
-    def get(self, path: str) -> Any:
-        """The answer to a GET; None where there is nothing, or this user may not see it."""
-        return self._ask("GET", path)
+    @property
+    def names(self) -> dict[str, str]:
+        """What stands for the places in ``faults.yaml``."""
+        return {"namespace": self.namespace, "kfp": self.kfp}
 
-    def review(self, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
-        """The status of an access review, which keeps nothing."""
-        body = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec}
-        made = self._ask("POST", f"/apis/authorization.k8s.io/v1/{kind.lower()}s", body)
-        return (made or {}).get("status", {})  # type: ignore[no-any-return]
-
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    def get(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The answer to a GET, or to the POST of a review; None where there is nothing, or this user may not see it."""
         from kubernetes.client import ApiException
 
         key = f"{path} {body or ''}"
-        if key in self.answers:
-            return self.answers[key]
-        try:
-            answer = self.api.call_api(
-                path,
-                method,
-                body=body,
-                response_type="object",
-                auth_settings=["BearerToken"],
-                _return_http_data_only=True,
-                _request_timeout=PATIENCE,
-            )
-        except ApiException as error:
-            answer = None
-            if error.status in (401, 403):
-                with self._lock:
+        if key not in self.answers:
+            asked = {"response_type": "object", "auth_settings": ["BearerToken"], "_request_timeout": PATIENCE}
+            try:
+                answer = self.api.call_api(path, "POST" if body else "GET", body=body, **asked)[0]
+            except ApiException as error:
+                answer = None
+                if error.status in (401, 403):
                     self.refused.add(path.partition("?")[0])
-        with self._lock:
             self.answers[key] = answer
-        return answer
+        return self.answers[key]
 
     def items(self, path: str) -> list[dict[str, Any]]:
         """The objects of a list."""
@@ -103,20 +85,34 @@ class Cluster:
         """What a service answers, through the API server's proxy."""
         return self.get(f"/api/v1/namespaces/{namespace or self.namespace}/services/{service}/proxy{path}")
 
+    def may(self, account: str, what: str) -> bool | None:
+        """Whether a service account may do ``what`` (verb, resource.group/subresource); None: this user may not ask."""
+        verb, plural, group, sub = re.fullmatch(r"(\S+) ([^./]+)(?:\.([^/]+))?(?:/(.+))?", what).groups("")  # type: ignore[union-attr]
+        asked = {"verb": verb, "resource": plural, "group": group, "subresource": sub, "namespace": self.namespace}
+        groups = ["system:serviceaccounts", f"system:serviceaccounts:{self.namespace}", "system:authenticated"]
+        user = {"user": f"system:serviceaccount:{self.namespace}:{account}", "groups": groups}
+        version = "authorization.k8s.io/v1"
+        body = {"apiVersion": version, "kind": "SubjectAccessReview", "spec": {**user, "resourceAttributes": asked}}
+        status = (self.get(f"/apis/{version}/subjectaccessreviews", body) or {}).get("status", {})
+        return bool(status["allowed"]) if "allowed" in status else None
+
     @functools.cached_property
     def deployments(self) -> dict[str, dict[str, Any]]:
         """All of the cluster, by name."""
         return {one["metadata"]["name"]: one for one in self.items("/apis/apps/v1/deployments?limit=5000")}
 
-    def skew(self) -> float | None:
+    @property
+    def nodes(self) -> list[dict[str, Any]]:
+        """All of the cluster."""
+        return self.items("/api/v1/nodes")
+
+    def skew(self) -> float:
         """Seconds by which the API server's clock is ahead of this one."""
         from email.utils import parsedate_to_datetime
 
-        _, _, headers = self.api.call_api(
-            "/version", "GET", response_type="object", auth_settings=["BearerToken"], _request_timeout=PATIENCE
-        )
-        date = headers.get("Date")
-        return parsedate_to_datetime(date).timestamp() - time.time() if date else None
+        asked = {"response_type": "object", "auth_settings": ["BearerToken"], "_request_timeout": PATIENCE}
+        *_, headers = self.api.call_api("/version", "GET", **asked)
+        return parsedate_to_datetime(headers["Date"]).timestamp() - time.time()
 
 
 def version_of(text: str) -> tuple[int, ...]:
@@ -125,13 +121,13 @@ def version_of(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found.groups() if part) if found else ()
 
 
-def examine(cluster: Cluster, patience: float = 10.0) -> list[Fault]:
-    """All faults, at latest after ``patience`` seconds.
+def examine(cluster: Cluster) -> list[tuple[str, str]]:
+    """All faults, at latest after `MOST` seconds: what is missing or wrong, and what to do.
 
     Raises:
         RequestError: the API server does not answer.
     """
-    from pipelines.doctor import installation, platform, rights
+    from pipelines.doctor import checks, needs
 
     try:
         about = cluster.get("/version")
@@ -141,19 +137,15 @@ def examine(cluster: Cluster, patience: float = 10.0) -> list[Fault]:
         ) from error
     if about is None:
         raise RequestError("the API server takes no requests from this user: log in again")
-    checks = [*platform.CHECKS, *installation.CHECKS, *rights.CHECKS]
     pool, found = ThreadPoolExecutor(16), []
-    asked = [(check, pool.submit(lambda c: list(c(cluster)), check)) for check in checks]
-    end = time.monotonic() + patience
-    for check, answer in asked:
+    asked = {check: pool.submit(lambda c: list(c(cluster)), check) for check in (*checks.CHECKS, *needs.CHECKS)}
+    end = time.monotonic() + MOST
+    for check, answer in asked.items():
         try:
             found += answer.result(timeout=max(0.0, end - time.monotonic()))
         except Exception as error:
-            what = f"{check.__name__.replace('_', ' ')} could not be asked: {type(error).__name__}: {error}"
-            found.append(Fault(what, "ask again; the API server may be slow, or answer what is not expected"))
+            found.append(("unasked", {"check": check.__name__, "error": f"{type(error).__name__}: {error}"}))
     pool.shutdown(wait=False, cancel_futures=True)
-    found += [
-        Fault(f"you may not read {path}", "ask the cluster's administrators for the right to view it")
-        for path in sorted(cluster.refused)
-    ]
-    return found
+    found += [("unread", {"path": path}) for path in sorted(cluster.refused)]
+    told = ((EXPECTED["faults"][key], {**cluster.names, **values}) for key, values in found)
+    return [(what.format(**values), remedy.format(**values)) for (what, remedy), values in told]
