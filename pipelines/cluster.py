@@ -19,6 +19,11 @@ from lineage.signing import SCHEME
 NETWORKS = ("encode-features", "fine-tune", "evaluate", "draw-samples")
 """The steps that load networks, and so run in the image with torch. The others do without."""
 GATE = "gate"
+STEPS = (
+    *("snapshot-data", "plan", "validate-data", *NETWORKS, GATE, "register", "promote", "nothing-new", "close-run"),
+    "default",
+)
+"""Rows that the table may have."""
 STEP_LABEL = "triptych.dev/step"
 """Label of a step's pod; the cluster's admission policies go by it."""
 KEYS = "/var/run/triptych/keys"
@@ -115,6 +120,8 @@ class ClusterSettings(Section):
             named = ", ".join(f"{name} (or {IMAGES[name]})" for name in sorted(missing))
             raise ValueError(f"images does not name {named}")
         for step in self.steps:
+            if step not in STEPS:
+                raise ValueError(f"steps.{step} is no step; there are {', '.join(STEPS)}")
             row = self.needs(step)  # refuses what Needs does not have
             secrets = {*row.secrets, *(place.partition("/")[0] for place in row.secret_environment.values())}
             if self.gate_key in secrets:
