@@ -89,6 +89,9 @@ k exec statefulset/triptych-postgres -- psql -U postgres -tc "select 1 from pg_d
 sed "s|IMAGE|localhost:5001/triptych-data@$data_digest|" infra/kind/load.yaml | k apply -f -
 k wait --for=condition=Ready pod/triptych-load --timeout=300s
 tar -C examples -h -cf - avatars | k exec -i triptych-load -- tar -C /shared -xf -
+# The policy by content, the same as in the cluster, where the files lie elsewhere.
+printf 'extends: %s\nevaluation: {limit: 64}\n' "$PWD/examples/avatars/retrain.yaml" > "$work/policy.yaml"
+triptych policy set --work-dir "$work/home" --config "$work/policy.yaml" --reason "one machine's first policy"
 triptych ledger export --work-dir "$work/home" "$work/ledger.jsonl"
 k cp "$work/ledger.jsonl" triptych-load:/tmp/ledger.jsonl
 k cp "$work/ledger.root.pub" triptych-load:/tmp/ledger.root.pub

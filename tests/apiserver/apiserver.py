@@ -168,10 +168,16 @@ class ApiServer:
         """Where an object of this kind and name is, by discovery."""
         version, kind = document["apiVersion"], document["kind"]
         root = f"/api/{version}" if "/" not in version else f"/apis/{version}"
-        if root not in self.known or kind not in self.known[root]:
+        end = time.monotonic() + PATIENCE
+        while kind not in self.known.get(root, {}):  # discovery lags behind new definitions
             status, answer = self.ask("GET", root)
-            assert status == 200, f"{version} is not served: {answer}"
-            self.known[root] = {one["kind"]: one for one in answer["resources"] if "/" not in one["name"]}
+            if status == 200:
+                self.known[root] = {one["kind"]: one for one in answer["resources"] if "/" not in one["name"]}
+            assert kind in self.known.get(root, {}) or time.monotonic() < end, (
+                f"{version} {kind} is not served: {answer}"
+            )
+            if kind not in self.known.get(root, {}):
+                time.sleep(0.5)
         resource, metadata = self.known[root][kind], document["metadata"]
         inside = f"/namespaces/{metadata.get('namespace', namespace)}" if resource["namespaced"] else ""
         return f"{root}{inside}/{resource['name']}/{metadata['name']}"

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import requests
 
+from infra.governed.settings import read_settings
+from lineage.digests import LineageError
 from lineage.ledger import Ledger
 from tests.apiserver.apiserver import ApiServer
 from tests.servers.governed import clean_environment, command, free_port, settings
@@ -177,3 +179,21 @@ def test_migrating_twice_and_without_a_ledger(tmp_path: Path) -> None:
         done = subprocess.run(migrate, env={**os.environ, **told}, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert Ledger.open(made["TRIPTYCH_LEDGER"], made["TRIPTYCH_ROOT"]).state.size == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"TRIPTYCH_NAMESPACE": ""}, "TRIPTYCH_NAMESPACE goes with TRIPTYCH_AUTHENTICATION=kubernetes"),
+        ({"TRIPTYCH_AUTHENTICATION": "none"}, "TRIPTYCH_NAMESPACE goes with TRIPTYCH_AUTHENTICATION=kubernetes"),
+        ({"TRIPTYCH_USER_HEADER": "X-User"}, "TRIPTYCH_USER_HEADER goes with TRIPTYCH_AUTHENTICATION=header"),
+    ],
+)
+def test_settings_that_do_not_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], said: str
+) -> None:
+    told = settings(tmp_path, authentication="kubernetes", TRIPTYCH_NAMESPACE="triptych") | changes
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LineageError, match=said):
+        read_settings()
