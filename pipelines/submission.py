@@ -49,10 +49,11 @@ class Kfp:
         self.settings = settings
         with warnings.catch_warnings(), _told(settings):
             warnings.simplefilter("ignore", FutureWarning)
-            # With a namespace the client neither asks for one nor keeps it in the home folder.
+            # With a namespace that is not "kubeflow" the client neither asks KFP for one nor keeps it in the home
+            # folder; requests name the right one themselves.
             self.client = Client(
                 host=settings.endpoint,
-                namespace=settings.namespace,
+                namespace="unused",
                 credentials=_credentials(token_file),
                 ssl_ca_cert=settings.ca or None,
                 ui_host=settings.pages or None,

@@ -57,7 +57,7 @@ class Desk:
             "registry": self.registry,
             "cluster": {
                 "endpoint": self.kfp.url,
-                "namespace": "portraits",
+                "namespace": "kubeflow",
                 "images": {"data": f"r.example/data@sha256:{'1' * 64}", "torch": f"r.example/torch@sha256:{'2' * 64}"},
                 "tracking_uri": "http://mlflow:5000",
                 "ledger": self.home.url,
@@ -140,7 +140,7 @@ def test_a_run_is_submitted_as_todays_pipeline_with_what_each_step_needs(desk: D
     assert done.exit_code == 0, done.output
     (run,) = desk.kfp.pipelines.runs.values()
     (experiment,) = desk.kfp.pipelines.experiments.values()
-    assert experiment["namespace"] == "portraits" and run["experiment_id"] == experiment["experiment_id"]
+    assert experiment["namespace"] == "kubeflow" and run["experiment_id"] == experiment["experiment_id"]
     assert run["service_account"] == "triptych-run"
     told = run["runtime_config"]["parameters"]
     assert told["run"]["trigger"] == "drift faces" and "local, unauthenticated" in told["run"]["user"]
