@@ -4,23 +4,33 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 DATA   := examples/avatars/data
+FACES  := components/validate_data/face_detection_short_range.tflite
 EXTRAS := data,training,evaluation,registry,server,serving,avatars,cluster,containers,dev
 # Two torch processes that share two cores need their threads told apart.
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine data retrain shuffled ui lint test test-cluster test-containers test-servers servers fuzz tiny-models clean
+.PHONY: help install engine data retrain shuffled images ui lint test test-cluster test-containers test-servers servers fuzz tiny-models clean
 
 help: ## List all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
-install: $(VENV)/.installed ## Create the virtual environment and install everything, pinned
+install: $(VENV)/.installed $(FACES) ## Create the virtual environment and install everything, pinned
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo 'installing into $(VENV), everything pinned: two to four minutes, a few GB'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
-	$(BIN)/python -m components.validate_data.faces
 	touch $@
+
+# The face detector, out of mediapipe's wheel, which brings much that is not needed here.
+$(FACES): | $(VENV)/.installed
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+	  --platform manylinux_2_28_x86_64 --python-version 311 --dest build/faces mediapipe==0.10.21
+	$(BIN)/python -m zipfile -e build/faces/mediapipe-*.whl build/faces
+	cp build/faces/mediapipe/modules/face_detection/$(notdir $@) $@
+	rm -r build/faces
+	$(BIN)/python -m components.validate_data.faces
 
 data: $(DATA)/new/metadata.jsonl $(DATA)/shuffled/metadata.jsonl ## Draw the portraits to train on
 
@@ -35,6 +45,9 @@ retrain: install data ## Run the main job on the embedded default: avatars
 
 shuffled: install data ## The same on shuffled captions: the gate must reject it
 	$(BIN)/triptych retrain --config examples/avatars/shuffled-captions.yaml
+
+images: install ## Build both images of the steps, on the Docker engine that runs
+	$(BIN)/python -m infra.images.build
 
 ui: install ## MLflow's pages on what the runs left
 	$(BIN)/triptych ui
@@ -61,7 +74,7 @@ servers: # Debian's PostgreSQL and Chromium, where a root user lacks them
 	{ ls /usr/lib/postgresql/*/bin/initdb && command -v chromium && command -v chromedriver; } > /dev/null 2>&1 || \
 	{ apt-get update -q && apt-get install -q -y --no-install-recommends postgresql chromium chromium-driver; }
 
-engine: # Debian's engine and debootstrap, where a root user has neither and no engine is given
+engine: # Tests' Docker engine: Debian's, and debootstrap, where a root user has neither and no engine is given
 	test -n "$$DOCKER_HOST" || { command -v dockerd && command -v debootstrap; } > /dev/null || \
 	{ apt-get update -q && apt-get install -q -y --no-install-recommends docker.io debootstrap; }
 

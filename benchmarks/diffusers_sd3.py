@@ -134,7 +134,7 @@ def run_script() -> None:
 
 def theirs(asked: argparse.Namespace, place: Path, seed: int, side: Side) -> None:
     """One run of the script: fp32, one process."""
-    from training.processes import child
+    from training.launch.processes import child
 
     options = f"""
         --pretrained_model_name_or_path {place}/bundle --dataset_name {place}/pictures --cache_dir {place}/cache
@@ -170,8 +170,8 @@ def settings_of(asked: argparse.Namespace, bundle: Path, seed: int, **chosen: An
 
 def ours(settings: TrainingSettings, place: Path, side: Side) -> None:
     """One run of ours, through the launcher."""
-    from training.curves import read_points
-    from training.launch import fine_tune
+    from training.launch.launch import fine_tune
+    from training.train.curves import read_points
 
     with tempfile.TemporaryDirectory(dir=place) as folder:
         curves = Path(folder) / "curves.jsonl"

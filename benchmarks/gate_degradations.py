@@ -30,7 +30,7 @@ from components.gate.scores import read_scores
 from components.gate.verdict import decide
 from lineage.digests import digest_file
 from pipelines.configuration import Configuration, read_configuration
-from training.launch import fine_tune
+from training.launch.launch import fine_tune
 
 CONFIGURATION = Path("examples/avatars/retrain.yaml")
 SHUFFLED = Path("examples/avatars/data/shuffled")

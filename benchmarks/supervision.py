@@ -20,12 +20,12 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 
 from benchmarks.supervision_report import BASE, RANDOM, STARTS, write_report
 from training.settings import SupervisionSettings, TrainingSettings
@@ -93,8 +93,8 @@ def settings_of(arm: str, seed: int, steps: int, batch_size: int) -> TrainingSet
 def encode_new(data: Path, features: Path) -> None:
     """Encode the pictures of an `imagefolder` for all arms."""
     from lineage.digests import digest_file
-    from training.encoding import Corpus, encode
-    from training.pictures import open_picture
+    from training.encode.encoding import Corpus, encode
+    from training.encode.pictures import open_picture
 
     metadata = data / "metadata.jsonl"
     listed = [json.loads(line) for line in metadata.read_text("utf-8").splitlines()]
@@ -104,12 +104,7 @@ def encode_new(data: Path, features: Path) -> None:
     ]
     for row in rows:
         row["sha256"] = digest_file(data / row["file_name"])
-    corpus = Corpus(
-        manifest=digest_file(metadata),
-        captions=[row["text"] for row in rows],
-        load=lambda numbers: [open_picture(rows[number]) for number in numbers],
-        rows=rows,
-    )
+    corpus = Corpus(rows, lambda numbers: [open_picture(rows[number]) for number in numbers])
     info = encode(settings_of("ours-with-structure", 0, 1, 1), corpus, features)
     print(json.dumps(info.alignment))
 
@@ -118,9 +113,9 @@ class Run:
     """One arm with one seed, from the base model or from random weights."""
 
     def __init__(self, settings: TrainingSettings, features: Path, device: torch.device, arm: str, start: str) -> None:
+        from training.encode.features import Features
         from training.families import family_of
-        from training.features import Features
-        from training.model import Batches, SupervisedTransformer, parameter_groups
+        from training.train.model import Batches, SupervisedTransformer, parameter_groups
 
         self.settings, self.device, self.noisy = settings, device, arm.startswith("noisy")
         read = Features(features, settings)
@@ -140,21 +135,20 @@ class Run:
 
     def steps(self) -> Iterator[int]:
         """Train; gives the number of steps done after each."""
-        from training.loop import learning_rate
-        from training.model import move
-        from training.supervision import schedule
+        from training.teach.supervision import schedule
+        from training.train.loop import learning_rate
 
         settings = self.settings
         for step in range(settings.steps):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step) * group.get("faster", 1.0)
-            batch = move(self.batches[step], self.device)
+            batch = send_to_device(self.batches[step], self.device)
             if self.noisy:
                 weights = batch.timesteps.square()
-                batch = replace(batch, shares=batch.shares * weights / weights.mean())
+                batch = batch._replace(shares=batch.shares * weights / weights.mean())
             losses = self.model(batch, schedule(settings.supervision, step, settings.steps))
             self.optimizer.zero_grad(set_to_none=True)
-            losses.total.backward()
+            losses.loss.backward()
             torch.nn.utils.clip_grad_norm_(self.trained, settings.max_gradient_norm)
             self.optimizer.step()
             decay = min(settings.ema_decay, (1 + step) / (10 + step))

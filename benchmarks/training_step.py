@@ -46,12 +46,12 @@ def settings_of(steps: int, batch: int, supervised: bool, processes: int = 1) ->
 
 def ours(settings: TrainingSettings, features: Path, place: Path) -> Callable[[int], None]:
     """The product's loop; gives what does one step."""
-    from training.job import Job
-    from training.launch import run_identity
-    from training.loop import Trainer, _prepare
-    from training.supervision import schedule
+    from training.launch.launch import run_identity
+    from training.teach.supervision import schedule
+    from training.train.job import TrainingJob
+    from training.train.loop import Trainer, prepare
 
-    job = Job(
+    job = TrainingJob(
         settings=settings,
         features=features,
         candidate=place / "candidate",
@@ -60,7 +60,7 @@ def ours(settings: TrainingSettings, features: Path, place: Path) -> Callable[[i
         checkpoints=None,
     )
     accelerator = the_accelerator()
-    batches, engine = _prepare(job, accelerator)
+    batches, engine = prepare(job, accelerator)
     trainer = Trainer(job, accelerator, engine)
 
     def step(number: int) -> None:
@@ -78,9 +78,9 @@ def bare(settings: TrainingSettings, features: Path, steps: int) -> Callable[[in
     import torch
     from torch.nn import functional
 
+    from training.encode.features import Features
     from training.families import family_of
-    from training.features import Features
-    from training.model import Batches
+    from training.train.model import Batches
 
     family = family_of(settings.base_model)
     model = family.load_transformer()
@@ -104,26 +104,17 @@ _made: list[Any] = []
 
 def the_accelerator() -> Any:
     """The one Accelerator of this process, under DeepSpeed as the launcher would start it."""
-    import json
+    import socket
 
-    from training.deepspeed_config import deepspeed_config
-    from training.loop import _accelerator
-    from training.processes import free_port
+    from training.train.deepspeed_config import deepspeed_config
+    from training.train.loop import start_accelerator
 
     if not _made:
-        config = Path(tempfile.mkdtemp()) / "deepspeed.json"
-        config.write_text(json.dumps(deepspeed_config(settings_of(1, BATCH[0], False))))
-        one = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        os.environ |= one | {
-            "MASTER_PORT": str(free_port()),
-            "DS_ACCELERATOR": "cpu",
-            "ACCELERATE_USE_DEEPSPEED": "true",
-            "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(config),
-            "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
-            "ACCELERATE_MIXED_PRECISION": "no",
-            "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file,zero3_init_flag",
-        }
-        _made.append(_accelerator())
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        _made.append(start_accelerator(deepspeed_config(settings_of(1, BATCH[0], False))))
     return _made[0]
 
 
@@ -150,17 +141,11 @@ def some_rows(count: int) -> list[dict[str, str]]:
 
 def encode_some(settings: TrainingSettings, count: int, features: Path) -> None:
     """Encode the first ``count`` of the new avatars."""
-    from lineage.digests import digest_file
-    from training.encoding import Corpus, encode
-    from training.pictures import open_picture
+    from training.encode.encoding import Corpus, encode
+    from training.encode.pictures import open_picture
 
     rows = some_rows(count)
-    corpus = Corpus(
-        manifest=digest_file(DATA / "metadata.jsonl"),
-        captions=[row["text"] for row in rows],
-        load=lambda numbers: [open_picture(rows[number]) for number in numbers],
-        rows=rows,
-    )
+    corpus = Corpus(rows, lambda numbers: [open_picture(rows[number]) for number in numbers])
     encode(settings, corpus, features)
 
 
@@ -203,7 +188,7 @@ def alone(features: Path, batch: int, rounds: int, block: int) -> None:
 
 def together(features: Path, batch: int, steps: int) -> None:
     """Two processes against one of half the batch, each started by the launcher."""
-    from training.launch import fine_tune
+    from training.launch.launch import fine_tune
 
     taken = {}
     for processes in (1, 2):
@@ -217,7 +202,7 @@ def together(features: Path, batch: int, steps: int) -> None:
 
 def as_in_training() -> None:
     """Run this command in the environment of a training process, if it does not yet."""
-    from training.processes import python_environment
+    from training.launch.processes import python_environment
 
     environment = python_environment(1)
     if environment != os.environ:

@@ -13,8 +13,6 @@ import gc
 import json
 import os
 import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 STAGES = (0, 2, 3)
@@ -27,10 +25,21 @@ def held(stage: int, layers: int, width: int, precision: str) -> dict[str, float
     import torch
     from diffusers import SD3Transformer2DModel
 
-    from training.loop import _accelerator
-    from training.shards import Shards
+    from training.settings import SupervisionSettings, TrainingSettings
+    from training.train.deepspeed_config import deepspeed_config
+    from training.train.loop import start_accelerator
+    from training.train.masters import Masters
 
-    accelerator = _accelerator()
+    settings = TrainingSettings(
+        base_model=Path(),
+        zero_stage=stage,
+        batch_size=2,
+        precision=precision,
+        supervision=SupervisionSettings(enabled=False),
+    )
+    config = deepspeed_config(settings)
+    config["zero_optimization"]["reduce_bucket_size"] = BUCKET
+    accelerator = start_accelerator(config)
     torch.manual_seed(0)
     model = SD3Transformer2DModel(
         sample_size=16,
@@ -48,7 +57,7 @@ def held(stage: int, layers: int, width: int, precision: str) -> dict[str, float
     parameters = sum(parameter.numel() for parameter in model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     engine, _ = accelerator.prepare(model, optimizer)
-    shards = Shards(engine, stage, 0.999)
+    masters = Masters(engine, stage, 0.999)
     kind = next(model.parameters()).dtype
     for _ in range(2):
         predicted = engine(
@@ -60,7 +69,7 @@ def held(stage: int, layers: int, width: int, precision: str) -> dict[str, float
         )[0]
         engine.backward(predicted.float().square().mean())
         engine.step()
-        shards.average()
+        masters.average()
     del predicted
     gc.collect()
     storages = {}
@@ -73,44 +82,13 @@ def held(stage: int, layers: int, width: int, precision: str) -> dict[str, float
 
 def measure(stage: int, layers: int, width: int, precision: str) -> dict[str, float]:
     """Two processes at ``stage``; gives what the first one held."""
-    from training.deepspeed_config import deepspeed_config
-    from training.processes import free_port, python_environment
-    from training.settings import SupervisionSettings, TrainingSettings
+    from training.launch.launch import launcher_environment, torchrun
 
-    settings = TrainingSettings(
-        base_model=Path(),
-        zero_stage=stage,
-        batch_size=2,
-        precision=precision,
-        supervision=SupervisionSettings(enabled=False),
-    )
-    with tempfile.TemporaryDirectory() as place:
-        config = Path(place) / "deepspeed.json"
-        told = deepspeed_config(settings)
-        told["zero_optimization"]["reduce_bucket_size"] = BUCKET
-        config.write_text(json.dumps(told))
-        shared = python_environment(1) | {
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-            "GLOO_SOCKET_IFNAME": "lo",
-            "DS_ACCELERATOR": "cpu",
-            "ACCELERATE_USE_DEEPSPEED": "true",
-            "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(config),
-            "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
-            "ACCELERATE_MIXED_PRECISION": "no",
-            "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file,zero3_init_flag",
-        }
-        command = [sys.executable, "-m", "benchmarks.zero_memory", "--layers", str(layers), "--width", str(width)]
-        command += ["--precision", precision, "--stage", str(stage)]
-        processes = [
-            subprocess.Popen(
-                command, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, text=True
-            )
-            for rank in range(2)
-        ]
-        outputs = [process.communicate()[0] for process in processes]
-    line = next(line for line in outputs[0].splitlines() if line.startswith('{"parameters"'))
+    command = [*torchrun(2), "benchmarks.zero_memory", "--layers", str(layers), "--width", str(width)]
+    command += ["--precision", precision, "--stage", str(stage)]
+    environment = launcher_environment(1) | {"DS_ACCELERATOR": "cpu"}
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    line = next(line for line in output.splitlines() if line.startswith('{"parameters"'))
     read: dict[str, float] = json.loads(line)
     return read
 
@@ -124,7 +102,9 @@ def main() -> None:
     parser.add_argument("--stage", type=int, help="(used for the processes)")
     asked = parser.parse_args()
     if asked.stage is not None:
-        print(json.dumps(held(asked.stage, asked.layers, asked.width, asked.precision)), flush=True)
+        said = held(asked.stage, asked.layers, asked.width, asked.precision)
+        if os.environ["RANK"] == "0":
+            print(json.dumps(said), flush=True)
         os._exit(0)
     found = {}
     for stage in STAGES if asked.precision == "fp32" else STAGES[1:]:

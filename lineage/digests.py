@@ -89,7 +89,12 @@ def digest_path(path: Path | str) -> str:
             files.append(inner.relative_to(path).as_posix())
         elif inner.is_symlink() or not inner.is_dir():
             raise LineageError(f"{inner} is neither a file nor a directory of its own, so {path} has no digest")
-    return TREE + hex_of(digest_json([[name, digest_file(path / name)] for name in sorted(files)]))
+    return digest_tree({name: digest_file(path / name) for name in files})
+
+
+def digest_tree(files: Mapping[str, str]) -> str:
+    """The digest of a folder that holds ``files``: relative path -> digest."""
+    return TREE + hex_of(digest_json([[name, files[name]] for name in sorted(files)]))
 
 
 def manifest_digest(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -112,7 +117,7 @@ _row_encoder = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(
 
 
 def code_digest(*packages: str) -> str:
-    """The digest of the Python sources of installed ``packages``, the same in a checkout and in an image.
+    """The digest of the Python sources of installed ``packages`` or modules, the same in a checkout and in an image.
 
     Raises:
         LineageError: a package is not installed.
@@ -120,8 +125,11 @@ def code_digest(*packages: str) -> str:
     sources: list[list[str]] = []
     for package in sorted(packages):
         spec = find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
+        if spec is None or not (spec.submodule_search_locations or spec.origin):
             raise LineageError(f"package {package!r} is not installed; its code has no digest")
+        if not spec.submodule_search_locations:
+            sources.append([package, digest_file(Path(str(spec.origin)))])
+            continue
         root = Path(next(iter(spec.submodule_search_locations)))
         for source in root.rglob("*.py"):
             sources.append([f"{package}/{source.relative_to(root).as_posix()}", digest_file(source)])

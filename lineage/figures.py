@@ -21,8 +21,8 @@ def cells(figure: Mapping[str, Any]) -> list[str]:
 
 
 def metrics(figures: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Figures as MLflow shows them: ``gate/alignment/difference`` -> value."""
-    parts = ("incumbent", "candidate", "difference", "lower", "upper")
+    """Figures as MLflow shows them: ``gate/alignment/difference`` -> value. The verdict has the rest."""
+    parts = ("candidate", "difference")
     return {f"{METRICS}{f['name']}/{part}".replace(" ", "_"): float(f[part]) for f in figures for part in parts}
 
 

@@ -335,13 +335,11 @@ def tags_of(state: State, model: str, number: str) -> dict[str, str]:
 
 
 def registration_tags(registered: Registered, judged: Judged, standing: Standing = "candidate") -> dict[str, str]:
-    """What our tags say of a version that is, or is about to be, in the ledger."""
+    """What our tags say of a version that is, or is about to be, in the ledger, which has the rest."""
     return {
+        "decision": judged.decision,
         "standing": standing,
         "candidate": registered.candidate,
-        "verdict": registered.verdict,
-        "decision": judged.decision,
         "incumbent": judged.incumbent,
-        "training_key": registered.training_key,
-        "evaluation_terms": registered.evaluation_terms,
+        "verdict": registered.verdict,
     }

@@ -25,6 +25,8 @@ from lineage.digests import LineageError, digest_bytes
 
 SCHEMES = ("file", "s3", "gs", "hf")
 """Where pictures may lie. fsspec knows more, among them some that run programs or ask strangers."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""What Pillow may decode; others run programs, or are not for photographs."""
 PARQUET = "parquet+"
 ROWS = 8192
 """Rows of a manifest held at once."""

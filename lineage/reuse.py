@@ -14,10 +14,11 @@ from typing import Any
 from lineage.digests import code_digest, digest_json, digest_path
 
 TRAINING_CODE = (
-    "training",
+    "training.settings",
+    *(f"training.{room}" for room in ("families", "teach", "encode", "train")),
     *(f"components.{step}" for step in ("snapshot_data", "validate_data", "encode_features", "fine_tune")),
 )
-"""The packages whose code decides a candidate's weights."""
+"""The packages whose code decides a candidate's weights: not how training is launched and watched."""
 JUDGING_CODE = ("components.evaluate", "components.gate", "training.families")
 """The packages whose code decides a verdict; families say how a model is asked to draw."""
 

@@ -9,7 +9,7 @@ from pipelines.commands.champion import models, policy_app, promote, reconcile, 
 from pipelines.commands.doctor import doctor
 from pipelines.commands.ledger import channel_app, ledger_app
 from pipelines.commands.request import Commands
-from pipelines.commands.run import compile_pipeline, retrain, ui, validate
+from pipelines.commands.run import compile_pipeline, prune, retrain, ui, validate
 from pipelines.commands.submit import submit
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    *(retrain, submit, doctor, validate, models, ui, gate, audit),
+    *(retrain, submit, doctor, validate, models, ui, prune, gate, audit),
     *(reproduce, promote, rollback, withdraw, reconcile),
 ):
     app.command()(command)

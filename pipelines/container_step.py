@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -12,7 +11,7 @@ import docker
 import urllib3
 from docker.errors import APIError, DockerException, NotFound
 
-from infra.docker import ContainerError
+from infra.images.build import ContainerError
 
 RUN_LABEL = "triptych.run"
 ROOT_LABEL = "triptych.root"
@@ -109,16 +108,14 @@ def remove(container: Any) -> None:
     Raises:
         ContainerError: it is still there after `GRACE_SECONDS`.
     """
-    deadline = time.monotonic() + GRACE_SECONDS
-    while True:
-        try:
+    try:
+        with suppress(NotFound):
             container.remove(force=True)
-            return
+    except (APIError, OSError) as error:  # such as 409: somebody else is removing it
+        try:
+            container.wait(condition="removed", timeout=GRACE_SECONDS)
         except NotFound:
             return
-        except (APIError, OSError) as error:  # such as 409: somebody else is removing it
-            if time.monotonic() > deadline:
-                raise ContainerError(
-                    f"container {container.short_id} cannot be removed: {error}; docker rm --force it"
-                ) from error
-            time.sleep(0.1)
+        except LOST:
+            told = f"container {container.short_id} cannot be removed: {error}; docker rm --force it"
+            raise ContainerError(told) from error

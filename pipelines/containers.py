@@ -22,17 +22,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import docker
-from docker.errors import ImageNotFound
+from docker.errors import DockerException, ImageNotFound
 from kfp import local
 from kfp.local import docker_task_handler
 
-from infra.docker import ContainerError
-from infra.docker.engine import DEFAULT_SOCKET, connect
+from infra.images.build import ContainerError
 from lineage.records import IMAGE_VARIABLE, RUN_VARIABLE
 from pipelines.container_step import ROOT_LABEL, RUN_LABEL, Volumes, remove, run_step
-from pipelines.processes import initialised, replaced
+from pipelines.processes import initialised
 from pipelines.workspace import terminations_interrupt
 
 CONTRACT = "(client: 'docker.DockerClient', image: str, command: List[str], volumes: Dict[str, Any], **container_run_args) -> int"  # noqa: E501
@@ -77,7 +77,7 @@ def containers(
     the block, and none of an earlier run its beginning: one run at a time uses it, which `pipelines.workspace` sees to.
 
     Args:
-        image: the image of every step, by a tag that the engine has. Nothing is pulled.
+        image: the image of every step, by a name or id that the engine has. Nothing is pulled.
         run_id: the run; its containers are labelled with it and with the pipeline root.
         pipeline_root: where artifacts go; made if need be.
         mounts: files and folders that steps may read.
@@ -102,7 +102,7 @@ def containers(
         labels = {RUN_LABEL: run_id, ROOT_LABEL: str(pipeline_root)}
         own = {"image_id": image_id, "labels": labels, "own_volumes": volumes, "credentials": credentials or {}}
         step: Any = functools.partial(run_step, **own)  # type: ignore[arg-type]
-        stack.enter_context(replaced(docker_task_handler, "run_docker_container", step))
+        stack.enter_context(patch.object(docker_task_handler, "run_docker_container", step))
         told = {**(environment or {}), IMAGE_VARIABLE: image_id, RUN_VARIABLE: run_id}
         runner = local.DockerRunner(**_arguments(told))
         stack.enter_context(initialised(runner, pipeline_root))
@@ -132,10 +132,16 @@ def remove_containers(client: docker.DockerClient, pipeline_root: Path) -> None:
 
 
 def _engine() -> docker.DockerClient:
-    address = os.environ.get("DOCKER_HOST") or f"unix://{DEFAULT_SOCKET}"
+    address = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
     if not address.startswith("unix://"):
         raise ContainerError(f"the engine at DOCKER_HOST={address} may be elsewhere and not see paths of this machine")
-    client = connect()
+    try:
+        client = docker.from_env()
+        client.ping()
+    except (DockerException, OSError) as error:
+        raise ContainerError(
+            f"no Docker engine answers at {address} ({error}); start it, or set DOCKER_HOST"
+        ) from error
     options = client.info().get("SecurityOptions") or []
     if any("rootless" in option or "userns" in option for option in options):
         client.close()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from kfp import local
 from kfp.local import config
@@ -17,31 +18,18 @@ from lineage.records import RUN_VARIABLE
 @contextmanager
 def processes(run: str, pipeline_root: Path) -> Iterator[None]:
     """Inside this block a pipeline that is called is the run ``run``, each of its steps a process."""
-    before = os.environ.get(RUN_VARIABLE)
-    os.environ[RUN_VARIABLE] = run  # KFP hands the environment on
-    try:
-        with initialised(local.SubprocessRunner(use_venv=False), pipeline_root):
-            yield
-    finally:
-        del os.environ[RUN_VARIABLE]
-        os.environ.update({RUN_VARIABLE: before} if before else {})
+    # KFP hands the environment on.
+    with (
+        patch.dict(os.environ, {RUN_VARIABLE: run}),
+        initialised(local.SubprocessRunner(use_venv=False), pipeline_root),
+    ):
+        yield
 
 
 @contextmanager
 def initialised(runner: Any, pipeline_root: Path) -> Iterator[None]:
     """Have KFP use ``runner`` inside this block, and what it used before afterwards."""
-    with replaced(config.LocalExecutionConfig, "instance", None):
+    with patch.object(config.LocalExecutionConfig, "instance", None):
         # An empty workspace_root: no workspace, instead of a temporary folder that nobody removes.
         local.init(runner=runner, pipeline_root=str(pipeline_root), workspace_root="", raise_on_error=True)
         yield
-
-
-@contextmanager
-def replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
-    """Have ``holder`` hold another value inside this block."""
-    before = getattr(holder, name)
-    setattr(holder, name, value)
-    try:
-        yield
-    finally:
-        setattr(holder, name, before)

@@ -1,7 +1,10 @@
-"""The end of a run and the state of the registry, as short tables."""
+"""The end of a run and the state of the registry, as short tables that fit 80 columns."""
 
 from __future__ import annotations
 
+import shutil
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lineage.digests import short
+from lineage.digests import hex_of
 from lineage.figures import cells
 from lineage.registry import Registry
+from pipelines.commands.request import WORK
 from pipelines.narration import say
 from pipelines.retrain import Finished
 
@@ -39,26 +43,43 @@ def print_outcome(console: Console, finished: Finished, root: Path, model_name: 
     promoted = finished.records["promote"].facts
     moved = f"alias {promoted['alias']} -> " if promoted["alias"] else ""
     say(console, f"{moved}{model_name} version {promoted['version']}")
-    say(console, f"look: triptych ui --work-dir {root}   triptych models --work-dir {root}")
+    _print_next(console, root, "champion" if promoted["alias"] == "champion" else promoted["version"])
+
+
+def _print_next(console: Console, root: Path, version: str) -> None:
+    """The commands that a person would type next, as they work in this shell and folder."""
+    program = "triptych" if shutil.which("triptych") else sys.argv[0]
+    place = "" if root.resolve() == WORK.resolve() else f" --work-dir {root}"
+    say(console, "next:")
+    say(console, f"  {program} ui{place}  # MLflow's pages: curves, pictures, versions")
+    say(console, f"  {program} audit {version}{place}  # all that stands behind it, and whether it holds")
+    if (makefile := Path("Makefile")).is_file() and "\nserve:" in makefile.read_text("utf-8"):
+        say(console, "  make serve  # draw with the champion")
+    else:
+        say(console, f"  {program} models{place}  # every version and its verdict")
 
 
 def _figures_table(figures: list[dict[str, Any]], other: str, name: str) -> Table:
-    table = Table(title=f"candidate against {name}")
-    for column in ("", other, "candidate", "difference", "interval", "margin", "holds"):
-        table.add_column(column, justify="left" if not column else "right")
+    table = Table(title=f"candidate against {name}", box=None, padding=(0, 2, 0, 0))
+    table.add_column("", min_width=12)
+    table.add_column(f"{other} →\ncandidate", justify="right", no_wrap=True, min_width=17)
+    for column in ("difference (interval)", "margin", "holds"):
+        table.add_column(column, justify="right", no_wrap=True)
     for figure in figures:
         holds = "yes" if figure["lower"] > -figure["margin"] else "[red]no[/red]"
-        table.add_row(*cells(figure), holds, end_section=figure["name"] == "aesthetics")
+        named, before, after, difference, interval, margin = cells(figure)
+        table.add_row(named, f"{before} → {after}", f"{difference} ({interval})", margin, holds)
     return table
 
 
 def print_versions(console: Console, store: Registry) -> None:
     """Every version with its aliases and verdict."""
-    table = Table("version", "alias", "verdict", "against", "weights", "MLflow run", title=store.model_name)
+    table = Table("version", "alias", "verdict", "against", "weights", "made (UTC)", title=store.model_name)
     versions = store.versions()
     owners = {version.tags.get("candidate"): f"version {version.number}" for version in reversed(versions)}
     for version in versions:
         decision, incumbent, candidate = (version.tags.get(tag, "?") for tag in ("decision", "incumbent", "candidate"))
         judged, against = Text(decision, STYLES.get(decision, BAD)), owners.get(incumbent, "base model")
-        table.add_row(version.number, ", ".join(version.aliases), judged, against, short(candidate), version.mlflow_run)
+        made = f"{datetime.fromtimestamp(version.created / 1000, UTC):%Y-%m-%d %H:%M}"
+        table.add_row(version.number, ", ".join(version.aliases), judged, against, hex_of(candidate)[:12], made)
     console.print(table)

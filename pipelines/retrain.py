@@ -111,8 +111,7 @@ def _runner(request: Request, place: Workspace, context: RunContext) -> Iterator
         with processes(context.id, place.pipeline_root):
             yield IMAGE, context
         return
-    from infra.docker.engine import engine
-    from infra.images.build import ensure_image
+    from infra.images.build import build_image
     from pipelines.containers import bucket_environment, containers
     from pipelines.server import tracking_server
 
@@ -125,17 +124,15 @@ def _runner(request: Request, place: Workspace, context: RunContext) -> Iterator
         Path(store).mkdir(parents=True, exist_ok=True)
     writable = [Path(store)] if store else []
     credentials = bucket_environment([*places, configuration.data.store], os.environ)
-    with engine():
-        image = ensure_image()
-        with (
-            tracking_server(place) as server,
-            containers(image, context.id, place.pipeline_root, mounts, writable, credentials=credentials),
-        ):
-            # As in a cluster: the server alone holds the promotion key, moves the champion, and tells witness and
-            # channel.
-            asking = {"tracking_uri": server, "ledger": server, "witness": "", "channel": ""}
-            held = {role: home.uri(role) for role in ("run", "gate")}
-            yield image, context.model_copy(update={**asking, "keys": held, "marks": str(place.state / "ledger")})
+    image = build_image("triptych-torch")
+    with (
+        tracking_server(place) as server,
+        containers(image, context.id, place.pipeline_root, mounts, writable, credentials=credentials),
+    ):
+        # As in a cluster: the server alone holds the promotion key, moves the champion, and tells witness and channel.
+        asking = {"tracking_uri": server, "ledger": server, "witness": "", "channel": ""}
+        held = {role: home.uri(role) for role in ("run", "gate")}
+        yield image, context.model_copy(update={**asking, "keys": held, "marks": str(place.state / "ledger")})
 
 
 def _run(request: Request, force: bool, place: Workspace, context: RunContext, image: str, told: RunContext) -> str:

@@ -197,7 +197,6 @@ def news(configuration: Configuration, context: RunContext, force: bool = False)
     from lineage.records import recording
 
     told, model = configuration.arguments(), configuration.registry.model_name
-    sections = told["evaluation"], told["gate"]
     try:
         with tempfile.TemporaryDirectory() as folder:
             state = Path(context.state) if context.state else None
@@ -205,12 +204,12 @@ def news(configuration: Configuration, context: RunContext, force: bool = False)
     except SnapshotError as error:
         raise RequestError(str(error)) from error
     known = context.open_ledger().refresh()
-    check_policy(known, model, *sections)
+    check_policy(known, model, told["evaluation"], told["gate"])
     held = known.leases.get(model)
     if held and held.expires > datetime.now(UTC).isoformat() and configuration.registry.busy == "end":
         return "busy", f"run {held.run} has {model} until {held.expires}"
-    deciding = configuration.training.deciding()
-    plan = make_plan(known, model, taken.digest, told["validation"], deciding, *sections, force, leakage=False)
+    sections = {**told, "training": configuration.training.deciding()}
+    plan = make_plan(known, model, taken.digest, sections, force, leakage=False)
     if plan.needed:
         return None, plan.reason
     with recording(context, "nothing-new", {"reason": plan.reason}) as record:

@@ -9,9 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from components.snapshot_data.folder import SnapshotError
 from components.snapshot_data.snapshot import take_snapshot
-from components.validate_data.errors import DataValidationError
 from components.validate_data.validate import validate
 from lineage.digests import LineageError
 from pipelines.configuration import Configuration
@@ -36,7 +34,7 @@ def validate_source(configuration: Configuration, out: Path) -> bool:
             taken = take_snapshot(configuration.data, out / "snapshot", out / "state")
             say(console, f"snapshot {taken.digest}: {taken.rows} rows, {taken.refused} refused")
             validate(configuration.validation, out / "snapshot", validated, out / "state")
-    except (SnapshotError, DataValidationError, LineageError, OSError) as error:
+    except (LineageError, OSError) as error:
         problem = str(error)
     if summary.is_file():
         _print_summary(console, json.loads(summary.read_text(encoding="utf-8")))

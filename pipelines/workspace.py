@@ -15,16 +15,20 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from unittest.mock import patch
 
 import psutil
 
+from lineage.digests import digest_path
 from lineage.embedded import Embedded
+from lineage.statements import VERDICT_FILE
 from pipelines.errors import RequestError
 
 MARK = "TRIPTYCH_WORK_DIR"
@@ -57,8 +61,11 @@ class Workspace:
 
 
 @contextmanager
-def workspace(root: Path, runner: str) -> Iterator[Workspace]:
+def workspace(root: Path, runner: str = "") -> Iterator[Workspace]:
     """Hold a work folder for one run: created, locked, and with nothing running in it.
+
+    Args:
+        runner: whose the folder is, or becomes; empty: anybody's.
 
     Raises:
         RequestError: another run uses it, it belongs to another runner, or it cannot be written.
@@ -77,13 +84,43 @@ def workspace(root: Path, runner: str) -> Iterator[Workspace]:
             raise RequestError(f"another run uses {root}; wait for it, or give another --work-dir") from error
         _claim(place, runner)
         stop_leftovers(place)
-        os.environ[MARK] = str(place.root)
         try:
-            with terminations_interrupt():
+            with patch.dict(os.environ, {MARK: str(place.root)}), terminations_interrupt():
                 yield place
         finally:
             stop_leftovers(place)
-            del os.environ[MARK]
+
+
+def prune(place: Workspace, keep: int) -> tuple[int, int]:
+    """Delete the logs of all but the last ``keep`` runs, and what their steps passed to each other.
+
+    Records stay, because the ledger names every one; so does unfinished work, and a folder that holds a verdict which
+    the ledger knows and of which no version was registered, because it is nowhere else.
+
+    Returns:
+        How many folders and logs were deleted, and how many bytes were in them.
+
+    Raises:
+        RequestError: a run uses the work folder.
+        LineageError: the ledger cannot be read.
+    """
+    with workspace(place.root):
+        state = place.lineage.open().state
+        stored = {one.verdict for versions in state.versions.values() for one in versions.values()}
+        only_here = state.verdicts.keys() - stored
+        passed = [path for path in place.pipeline_root.iterdir() if path.is_dir()]
+        passed = [path for path in passed if path not in (place.records, place.state)]
+        old = [
+            path
+            for kind in (passed, list((place.root / "logs").glob("retraining-*.log")))
+            for path in sorted(kind, key=lambda one: one.stat().st_mtime)[: max(0, len(kind) - keep)]
+            if only_here.isdisjoint(map(digest_path, path.rglob(VERDICT_FILE)))
+        ]
+        size = 0
+        for path in old:
+            size += sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return len(old), size
 
 
 def stop_leftovers(place: Workspace) -> list[int]:
@@ -104,9 +141,9 @@ def stop_leftovers(place: Workspace) -> list[int]:
 def _claim(place: Workspace, runner: str) -> None:
     # Versions made by processes name files, those made in containers a server: neither can read the other's.
     owner = place.root / "runner"
-    if not owner.exists():
+    if runner and not owner.exists():
         owner.write_text(runner)
-    elif owner.read_text() != runner:
+    elif runner and owner.read_text() != runner:
         raise RequestError(f"{place.root} belongs to runs in {owner.read_text()}; give another --work-dir")
 
 

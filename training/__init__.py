@@ -7,25 +7,21 @@ paper's figures are claimed.
 
 A reader's way through this room:
 
-    settings.py      what can be chosen
-    families/        Stable Diffusion 3, FLUX and Qwen-Image behind one small adapter
-    teacher.py       the frozen dual encoder; phrases.py splits captions for it; targets.py aligns the two
-    structure.py     the frozen vision model, and what patches look like to it
-    frozen.py        these frozen models at work, while encoding and while training; pictures.py reads what they see
-    encoding.py      everything that is computed once, before training; shelf.py keeps it
-    features.py      reads it; features_info.py says what it was made from
-    draws.py         data order, noise, timesteps, dropout: keyed by (seed, epoch, sample); buckets.py cuts batches
-    supervision.py   tap, projector, losses, schedule
-    model.py         backbone and projector as one module, and the loss of one batch; lora.py trains an adapter instead
-    loop.py          the training loop under accelerate and DeepSpeed (deepspeed_config.py)
-    shards.py        its master weights, optimizer state and moving average, whatever ZeRO shards
-    saving.py        what is due between two steps: checkpoints.py, samples.py, stopping.py
-    meter.py         its losses, and the watch for a run that goes wrong; probe.py compares two gradients
-    fine_tune.py     what each process runs; launch.py starts them (job.py: what they tell each other; processes.py)
-    node.py          what each machine of a cluster runs; topology.py: which one it is; transfer.py brings its folders
-    export.py        the candidate: a plain bundle of its family
-    curves.py        loss curves: JSON lines and a picture; watching.py shows them while they grow
-    leakage.py       whether a scorer judges by a network that taught
+    settings.py   what can be chosen
+    families/     Stable Diffusion 3, FLUX and Qwen-Image behind one small adapter, and how a picture is drawn
+    teach/        teacher.py, the frozen dual encoder; phrases.py splits captions for it; targets.py aligns the two;
+                  structure.py, the frozen vision model; supervision.py: tap, projector, losses, schedule; probe.py
+                  compares two gradients; leakage.py: whether a scorer judges by a network that taught
+    encode/       encoders.py, the frozen models at work; encoding.py, everything that is computed once; store.py keeps
+                  it by row; info.py says what it was made from; features.py reads it while training
+    train/        process.py, what each process runs; loop.py under accelerate and DeepSpeed; model.py, the model and
+                  the loss of one batch; draws.py and buckets.py, what chance decides; masters.py, fp32 weights and
+                  their average; checkpoints.py, what is due between two steps; meter.py watches the losses;
+                  lora.py; export.py writes the candidate; curves.py
+    launch/       launch.py starts the processes on one machine, node.py on each of a cluster; transfer.py brings
+                  folders there; watching.py shows the curves while they grow
+    portrait.py   the registered model, as MLflow loads it
 
-The package itself imports nothing heavy.
+Each room imports from those above it only (`families` from `settings` alone); import-linter holds them to it. The
+package itself imports nothing heavy.
 """

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    field_validator,
     model_serializer,
     model_validator,
 )
@@ -23,7 +23,9 @@ Part = Literal["latents", "text", "teacher", "structure"]
 """What is encoded: VAE posteriors, conditioning, the teacher's patches, the vision model's self-similarities."""
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A section of the configuration, which is also a KFP parameter."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_serializer(mode="wrap")
@@ -32,7 +34,14 @@ class _Section(BaseModel):
         return {name: value for name, value in serialize(self).items() if value is not None}
 
 
-class SupervisionSettings(_Section):
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Granularities = Annotated[tuple[Granularity, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+
+
+class SupervisionSettings(Section):
     """Feature supervision of the image branch; all of it costs nothing at inference."""
 
     enabled: bool = True
@@ -41,10 +50,10 @@ class SupervisionSettings(_Section):
     """What the image stream is supervised with: ``text``, the vision-aligned text features of the caption;
     ``vision``, the teacher's own patch features, no text in them; ``shuffled-text``, the control of an ablation,
     as ``text`` but of another picture's caption, while the conditioning stays right."""
-    granularity: tuple[Granularity, ...] = ("phrase", "clause")
+    granularity: Granularities = ("phrase", "clause")
     """What the text target is aligned with: the caption's phrases, its clauses, the caption as one; any of them."""
     tap: int | None = Field(default=None, ge=0)
-    """Index of the joint block whose image stream is supervised; None: about a third of the depth."""
+    """Index of the block whose image stream is supervised; None: about a third of the depth."""
     weight: float = Field(default=0.5, ge=0)
     """λ, the weight of L_local and L_global beside the velocity loss, at its height."""
     local_weight: float = Field(default=1.0, ge=0)
@@ -71,18 +80,6 @@ class SupervisionSettings(_Section):
     mask_dropped: bool = True
     """Leave samples whose caption was dropped out of the supervision."""
 
-    @field_validator("granularity", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("granularity")
-    @classmethod
-    def _some(cls, value: tuple[Granularity, ...]) -> tuple[Granularity, ...]:
-        if not value:
-            raise ValueError("granularity is empty; name phrase, clause or caption, or several of them")
-        return value
-
     @property
     def structured(self) -> bool:
         """Whether L_structure is part of the loss."""
@@ -98,7 +95,7 @@ class SupervisionSettings(_Section):
         return self
 
 
-class SampleSettings(_Section):
+class SampleSettings(Section):
     """Pictures drawn with the averaged weights while training runs: always the same prompts and seeds."""
 
     every: int = Field(default=0, ge=0)
@@ -121,7 +118,7 @@ class SampleSettings(_Section):
         return self
 
 
-class LoraSettings(_Section):
+class LoraSettings(Section):
     """The adapter that ``method: lora`` trains instead of the MM-DiT's own weights."""
 
     rank: int = Field(default=16, ge=1)
@@ -135,7 +132,7 @@ class LoraSettings(_Section):
     """Ends of the names of the linear layers that get an adapter: the joint attention's, in all families."""
 
 
-class TrainingSettings(_Section):
+class TrainingSettings(Section):
     """One fine-tuning run. Equal settings, features and machine give a candidate with equal digest."""
 
     base_model: Path
@@ -182,7 +179,7 @@ class TrainingSettings(_Section):
     offload: bool = False
     """Keep master weights, optimizer state and their average in the host's memory, with zero_stage 3 weights too."""
     compile: bool = False
-    """Compile the joint blocks: faster steps after a minute or more of compiling, which needs a C++ compiler."""
+    """Compile the blocks: faster steps after a minute or more of compiling, which needs a C++ compiler."""
     threads_per_process: int = Field(default=1, ge=1)
     """CPU threads of each process; more of them in all than cores slows training down many times."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -193,8 +190,9 @@ class TrainingSettings(_Section):
     more time."""
     seed: int = Field(default=0, ge=0, lt=2**53)
     """Decides data order, noise, timesteps, dropout and the projector's first weights."""
-    caption_dropout: float = Field(default=0.1, ge=0, le=1)
-    """Share of samples trained on the empty caption, which classifier-free guidance needs."""
+    caption_dropout: float | None = Field(default=None, ge=0, le=1)
+    """Share of samples trained on the empty caption, which classifier-free guidance needs. None: 0.1, and 0 for FLUX.1,
+    which is distilled and drawn without."""
     null_tokens: tuple[int, int] = (1, 1)
     """Only for SD3 without T5: fewest and most zero tokens appended to the CLIP tokens, drawn anew each step.
     Diffusers' pipeline appends ``max_sequence_length`` of them (256 unless told): train with what is sampled with."""

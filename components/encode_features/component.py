@@ -12,6 +12,7 @@ def encode_features(run: dict, job: str, training: dict, validated: Input[Datase
 
     from components.encode_features.pictures import encode_pictures
     from lineage.records import RunContext, recording
+    from training.encode.info import INFO
     from training.settings import TrainingSettings
 
     context = RunContext.of(run, job)
@@ -20,10 +21,10 @@ def encode_features(run: dict, job: str, training: dict, validated: Input[Datase
         record.input("validated", validated.path)
         cache = Path(context.state) / "features" if context.state else None
         info = encode_pictures(settings, Path(validated.path), Path(features.path), cache)
-        record.input("base_model", info.base_model)
-        if info.teacher:
-            record.input("teacher", info.teacher)
-        if info.structure:
-            record.input("structure_model", info.structure.model)
+        record.input("base_model", settings.base_model)
+        if teacher := info.made_of.get("teacher"):
+            record.input("teacher", teacher)
+        if structure := info.made_of.get("structure"):
+            record.input("structure_model", structure["model"])
         record.facts |= info.model_dump(mode="json")
-        return record.output("features", features.path)
+        return record.output("features", Path(features.path) / INFO)

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import ImageOps
-
-from training.buckets import Size, nearest
-from training.encoding import Corpus, encode
-from training.features_info import FeaturesInfo
-from training.pictures import corpus_digest, open_picture, training_rows
+from training.encode.encoding import Corpus, encode
+from training.encode.info import FeaturesInfo
+from training.encode.pictures import Size, nearest, open_picture, training_rows
 from training.settings import TrainingSettings
 
 READERS = 8
 """Pictures read at once: object stores answer slowly, and in parallel."""
+LYING = 5
+"""EXIF orientation from which width and height are exchanged."""
 
 
 def encode_pictures(
@@ -23,7 +22,7 @@ def encode_pictures(
 ) -> FeaturesInfo:
     """Encode the accepted pictures of a validated artifact into a features folder.
 
-    ``cache``: a folder that outlives the step, where finished shards are found again.
+    ``cache``: a folder that outlives the step, where rows are found again.
 
     Raises:
         TrainingError: a picture is missing, is not what was validated, or cannot be encoded.
@@ -31,22 +30,19 @@ def encode_pictures(
     rows = training_rows(validated)
     with ThreadPoolExecutor(READERS) as readers:
         corpus = Corpus(
-            manifest=corpus_digest(rows),
-            captions=[row["text"] for row in rows],
-            load=lambda numbers: list(readers.map(open_picture, [rows[number] for number in numbers])),
             rows=rows,
-            sizes=_sizes(settings.buckets, rows, readers),
+            load=lambda numbers: list(readers.map(open_picture, [rows[number] for number in numbers])),
+            sizes=_sizes(settings.buckets, rows, validated / "facts.parquet"),
         )
         return encode(settings, corpus, features, cache)
 
 
-def _sizes(buckets: Sequence[Size], rows: list[dict[str, str]], readers: ThreadPoolExecutor) -> list[Size] | None:
-    """The bucket of each picture; where there is a choice, each picture is read for it once more."""
+def _sizes(buckets: Sequence[Size], rows: list[dict[str, str]], facts: Path) -> list[Size] | None:
+    """The bucket of each picture, by its size upright as validation measured it; None: there are no buckets."""
     if len(buckets) < 2:
         return list(buckets) * len(rows) or None
-    return [nearest(size, buckets) for size in readers.map(_size, rows)]
+    import pyarrow.parquet as pq
 
-
-def _size(row: dict[str, str]) -> Size:
-    """Width and height of a picture held upright."""
-    return ImageOps.exif_transpose(open_picture(row)).size
+    table = pq.read_table(facts, columns=["sha256", "width", "height", "orientation"]).to_pylist()
+    turned = {f["sha256"]: (f["width"], f["height"])[:: -1 if f["orientation"] >= LYING else 1] for f in table}
+    return [nearest(turned[row["sha256"]], buckets) for row in rows]

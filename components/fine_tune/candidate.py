@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainjob import train_on_cluster
 from lineage.artifacts import fetch_weights
 from lineage.digests import digest_json, hex_of
-from training.curves import draw_curves, read_points
-from training.features_info import check_features
-from training.launch import RECORD, fine_tune, run_identity
-from training.pictures import corpus_digest, training_rows
+from training.encode.info import check_features
+from training.encode.pictures import corpus_digest, training_rows
+from training.launch.launch import RECORD, fine_tune, run_identity
+from training.launch.watching import MlflowRun
 from training.settings import TrainingSettings
-from training.watching import MlflowRun
+from training.train.curves import draw_curves, read_points
+
+ABANDONED = 14 * 24 * 3600
+"""Seconds after which checkpoints that no run has taken up are removed."""
 
 
 def train_candidate(
@@ -51,12 +55,24 @@ def train_candidate(
         record = train_on_cluster(trainjob, run, settings, features, candidate, points, mlflow)
     else:
         checkpoints = Path(state) / "fine-tune" / _key(settings, features) if state else None
+        if checkpoints:
+            remove_abandoned(checkpoints.parent, checkpoints.name)
         record = fine_tune(settings, features, candidate, points, mlflow, checkpoints)
     curves.write_text(draw_curves(read_points(points), "Fine-tuning"), "utf-8")
     training_record.write_bytes(candidate.with_name(RECORD).read_bytes())
     if checkpoints:
         shutil.rmtree(checkpoints, ignore_errors=True)  # what they were kept for is there
     return record.model_dump(mode="json")
+
+
+def remove_abandoned(folder: Path, own: str) -> None:
+    """Remove checkpoints of runs that nobody took up again: those in ``folder`` but ``own`` whose last is older than
+    `ABANDONED`."""
+    for run in folder.glob("*") if folder.is_dir() else ():
+        newest = max((path.stat().st_mtime for path in (run, *run.iterdir())), default=0.0)
+        if run.name != own and time.time() - newest > ABANDONED:
+            print(f"removing the checkpoints at {run}: no run has taken them up for two weeks", flush=True)
+            shutil.rmtree(run)
 
 
 def _key(settings: TrainingSettings, features: Path) -> str:

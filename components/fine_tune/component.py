@@ -29,14 +29,15 @@ def fine_tune(
     from components.fine_tune.candidate import fetch_candidate, train_candidate
     from components.fine_tune.settings import TrainJobSettings
     from lineage.records import RunContext, recording
+    from training.encode.info import INFO
+    from training.launch.watching import MlflowRun
     from training.settings import TrainingSettings
-    from training.watching import MlflowRun
 
     context = RunContext.of(run, job)
     outputs = Path(candidate.path), Path(curves.path), Path(training_record.path)
     with recording(context, "fine-tune", parameters=training) as record:
         record.input("validated", validated.path)
-        record.input("features", features.path)
+        record.input("features", Path(features.path) / INFO)
         if reuse_uri:
             record.facts |= fetch_candidate(reuse_uri, reuse_digest, context.tracking_uri, *outputs)
         else:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import Field, field_validator
+
+from training.settings import Section
 
 
-class TrainJobSettings(BaseModel):
+class TrainJobSettings(Section):
     """Where and how a Kubeflow TrainJob runs the training. What is trained, and by how many processes, is not said
     here but under ``training``: it decides the weights, this does not."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     storage: str = Field(min_length=1)
     """URI, or absolute path of a mounted volume, that the step and all nodes can read and write."""
@@ -23,13 +23,13 @@ class TrainJobSettings(BaseModel):
     """None: the step's own."""
     nodes: int = Field(default=1, ge=1)
     """Machines that ``training.processes`` are spread over, evenly."""
-    resources: dict[str, str | int] = {}
+    resources: dict[str, str | int] = Field(default={})
     """Of each node, requested and limited alike, as ``{cpu: 8, memory: 64Gi, gpu: 4}``."""
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default={})
     """Of the job; Kueue takes its queue from ``kueue.x-k8s.io/queue-name``."""
-    environment: dict[str, str] = {}
+    environment: dict[str, str] = Field(default={})
     """Variables of each node; no secrets: those belong into ``pod``, as references."""
-    pod: dict[str, Any] = {}
+    pod: dict[str, Any] = Field(default={})
     """What is patched into each node's pod, as Kubernetes spells it: ``volumes``, ``containers`` (the node's is called
     ``node``), ``serviceAccountName``, ``tolerations``."""
     timeout_seconds: float | None = Field(default=None, gt=0)
@@ -37,7 +37,8 @@ class TrainJobSettings(BaseModel):
     poll_seconds: float = Field(default=10, gt=0)
     """Between two looks at the job."""
     patience_seconds: float = Field(default=900, ge=0)
-    """How long the cluster's API may be unreachable before the step gives up; the job goes on meanwhile."""
+    """How long a request is tried again where the cluster's API does not answer: the sum of the pauses between tries.
+    Then the step gives up; the job goes on."""
 
     @field_validator("storage")
     @classmethod
@@ -60,8 +61,3 @@ class TrainJobSettings(BaseModel):
         if isinstance(value, list):
             return [cls._integers(inner) for inner in value]
         return int(value) if isinstance(value, float) and value.is_integer() else value
-
-    @model_serializer(mode="wrap")
-    def _without_nulls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what is not set: a KFP parameter cannot hold a null."""
-        return {name: value for name, value in serialize(self).items() if value is not None}

@@ -1,7 +1,8 @@
-"""The cluster's trainer API, asked through Kubeflow's SDK: patient where it is away, plain where it refuses.
+"""The cluster's trainer API, asked through Kubeflow's SDK: requests are tried again where it is away, and refusals are
+explained.
 
-The SDK polls with a deadline and gives up at the first lost connection; a job that waits in a queue for hours needs
-other manners. So waiting is ours, every request and its models are the SDK's.
+The SDK's own wait polls with a deadline; a job may wait in a queue for hours. So waiting is ours, every request and its
+models are the SDK's, and trying again is the Kubernetes client's.
 """
 
 from __future__ import annotations
@@ -16,9 +17,14 @@ from typing import Any, TypeVar
 from components.fine_tune.settings import TrainJobSettings
 from training.errors import TrainingError
 
-NODE_COMMAND = ("python", "-m", "training.node", "--place")
+NODE_COMMAND = ("python", "-m", "training.launch.node", "--place")
 COMPLETE, FAILED = "Complete", "Failed"
 LONGEST_PAUSE = 30.0
+"""Most seconds between two tries at a request: none before the first of them, then 2, then twice as many."""
+AWAY = (408, 429, 500, 502, 503, 504)
+"""HTTP statuses of an API that may answer later."""
+LAST_LINES = 40
+"""Lines of a failed job's log that are shown."""
 REQUEST_TIMEOUT = (10.0, 30.0)
 """Seconds to connect, and to wait for the next part of an answer; the client itself knows no end to either."""
 NEEDED = (
@@ -38,7 +44,7 @@ class Taken(Exception):
 
 
 @dataclass(frozen=True)
-class Job:
+class JobState:
     """A TrainJob as the API shows it."""
 
     ended: str
@@ -54,13 +60,12 @@ class TrainerApi:
     """TrainJobs of one namespace."""
 
     def __init__(self, settings: TrainJobSettings) -> None:
-        from kubeflow.trainer import KubernetesBackendConfig
         from kubeflow.trainer.constants import constants as api
         from kubernetes.config import ConfigException
 
         self._settings = settings
         try:
-            self._backend: Any = _backend(KubernetesBackendConfig(namespace=settings.namespace))
+            self._backend: Any = _backend(settings)
         except ConfigException as error:
             raise TrainingError(
                 f"no cluster can be reached from here: {error}; run the step in the cluster, set KUBECONFIG, or leave "
@@ -69,7 +74,7 @@ class TrainerApi:
         self.namespace: str = self._backend.namespace
         self._kind = (api.GROUP, api.VERSION, self.namespace, api.TRAINJOB_PLURAL)
 
-    def find(self, name: str) -> Job | None:
+    def find(self, name: str) -> JobState | None:
         """The job ``name``, or None."""
         from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
@@ -83,7 +88,7 @@ class TrainerApi:
             return None
         conditions = (found.status and found.status.conditions) or []
         end = next((c for c in conditions if c.type in (COMPLETE, FAILED) and c.status == "True"), None)
-        return Job(
+        return JobState(
             ended=end.type if end else "",
             reason=f"{end.reason}: {end.message}" if end else "",
             created=found.metadata.creation_timestamp,
@@ -109,22 +114,12 @@ class TrainerApi:
                 "cluster; list them with `kubectl get trainingruntimes,clustertrainingruntimes` and set "
                 "trainjob.runtime; if kubectl knows neither, install Kubeflow Trainer 2"
             ) from error
-        trainer = CustomTrainerContainer(
-            image=settings.image,
-            num_nodes=settings.nodes,
-            resources_per_node=dict(settings.resources) or None,
-            env=settings.environment or None,
-        )
-        options = [
-            Name(name),
-            TrainerCommand([*NODE_COMMAND, place]),
-            *([Labels(settings.labels)] if settings.labels else []),
-        ]
-        if settings.pod:
-            options.append(pod_patch(settings.pod))
-        self._ask(
-            f"create TrainJob {name}", lambda: self._backend.train(runtime=runtime, trainer=trainer, options=options)
-        )
+        resources, environment = dict(settings.resources) or None, settings.environment or None
+        trainer = CustomTrainerContainer(settings.image, settings.nodes, resources, environment)
+        options = [Name(name), TrainerCommand([*NODE_COMMAND, place])]
+        options += [Labels(settings.labels)] if settings.labels else []
+        options += [pod_patch(settings.pod)] if settings.pod else []
+        self._ask(f"create TrainJob {name}", lambda: self._backend.train(runtime, None, trainer, options))
 
     def delete(self, name: str, wait: bool = True) -> None:
         """Delete the job ``name`` and, if asked to, wait until it and its pods are gone: they write to its place."""
@@ -146,77 +141,65 @@ class TrainerApi:
                 )
             time.sleep(min(1.0, self._settings.poll_seconds))
 
-    def first_node(self, name: str) -> str:
-        """The newest pod of the job's first node that has begun to run; empty where there is none. One attempt."""
+    def last_lines(self, name: str) -> str:
+        """The last lines that the job's first node printed, or why they cannot be read; one attempt."""
         from kubeflow.trainer.constants import constants as api
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
 
-        # Not through the SDK's get_job: where a pod was restarted, that shows any of them.
+        # Not through the SDK's get_job_logs: where a pod was restarted, that shows any of them.
         selector = api.POD_LABEL_SELECTOR.format(trainjob_name=name) + f",{api.JOB_INDEX_LABEL}=0"
-        pods = self._backend.core_api.list_namespaced_pod(self.namespace, label_selector=selector).items
-        begun = [pod for pod in pods if pod.status.phase != api.POD_PENDING]
-        return max(begun, key=lambda pod: pod.metadata.creation_timestamp).metadata.name if begun else ""
-
-    def log(self, pod: str, follow: bool, since_seconds: int | None) -> Any:
-        """A node's log as an HTTP response whose lines begin with their time (RFC 3339). One attempt."""
-        since = {"since_seconds": since_seconds} if since_seconds else {}
-        return self._backend.core_api.read_namespaced_pod_log(
-            pod,
-            self.namespace,
-            container="node",
-            follow=follow,
-            timestamps=True,
-            _preload_content=False,
-            _request_timeout=(10, 120),
-            **since,
-        )
+        core = self._backend.core_api
+        try:
+            pods = core.list_namespaced_pod(self.namespace, label_selector=selector).items
+            begun = [pod.metadata for pod in pods if pod.status.phase != api.POD_PENDING]
+            if not begun:
+                return "(none of its pods has begun to run)"
+            pod = max(begun, key=lambda metadata: metadata.creation_timestamp).name
+            lines = core.read_namespaced_pod_log(pod, self.namespace, container="node", tail_lines=LAST_LINES)
+            return str(lines)
+        except (ApiException, HTTPError) as error:
+            return f"(its log cannot be read: {error})"
 
     def _ask(self, what: str, call: Callable[[], Answer]) -> Answer:
-        """Ask until there is an answer.
+        """Ask, and put into words what goes wrong.
 
         Raises:
             Missing, Taken: the API's 404 and 409.
             TrainingError: it refuses, or is away for longer than ``patience_seconds``.
         """
-        until, pause = time.monotonic() + self._settings.patience_seconds, min(1.0, self._settings.poll_seconds)
-        while True:
-            try:
-                return call()
-            except Exception as error:  # the SDK wraps whatever happened in a RuntimeError
-                trouble = self._trouble(what, _origin(error))
-                if time.monotonic() + pause > until:
-                    raise TrainingError(
-                        f"{trouble}, for {self._settings.patience_seconds:g} s; a job that was submitted goes on: "
-                        "run the step again to attach to it"
-                    ) from error
-            print(f"{trouble}; trying again in {pause:g} s", flush=True)
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-
-    def _trouble(self, what: str, error: BaseException) -> str:
-        """What passes, in words; what does not is raised."""
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
 
         tried = f"could not {what} in namespace {self.namespace}"
-        if not isinstance(error, ApiException):
-            if isinstance(error, HTTPError | OSError):
-                return f"{tried}: {error}"
-            raise TrainingError(f"{tried}: {error}") from error
-        said = _message(error)
-        if error.status == 404:
-            raise Missing(said) from error
-        if error.status == 409:
-            raise Taken(said) from error
-        if error.status in (401, 403):
-            raise TrainingError(f"{tried}, not allowed: {said}; {NEEDED}") from error
-        if error.status in (0, 408, 429) or error.status >= 500:
-            return f"{tried}: {error.status} {said}"
-        raise TrainingError(f"{tried}, refused: {error.status} {said}; see the trainjob section") from error
+        try:
+            return call()
+        except Exception as raised:  # the SDK wraps whatever happened in a RuntimeError
+            error: Any = _origin(raised)
+            said = _message(error) if isinstance(error, ApiException) else str(error)
+            status = error.status if isinstance(error, ApiException) else None
+            if status == 404:
+                raise Missing(said) from error
+            if status == 409:
+                raise Taken(said) from error
+            if status in (401, 403):
+                raise TrainingError(f"{tried}, not allowed: {said}; {NEEDED}") from error
+            if status in AWAY or isinstance(error, HTTPError | OSError):
+                raise TrainingError(
+                    f"{tried}: {said}, for {self._settings.patience_seconds:g} s; a job that was submitted goes on: "
+                    "run the step again to attach to it"
+                ) from error
+            raise TrainingError(f"{tried}, refused: {said}; see the trainjob section") from error
 
 
-def _backend(config: Any) -> Any:
-    """The SDK's backend, whose requests end after `REQUEST_TIMEOUT` where they do not name a time themselves."""
+def _backend(settings: TrainJobSettings) -> Any:
+    """The SDK's backend. Its requests end after `REQUEST_TIMEOUT`, and are tried again for ``patience_seconds``: all of
+    them may be, because jobs have names."""
+    from kubeflow.common.utils import is_running_in_k8s
+    from kubeflow.trainer import KubernetesBackendConfig
     from kubeflow.trainer.backends.kubernetes.backend import KubernetesBackend
+    from kubernetes import client, config
+    from urllib3 import Retry
 
     class Backend(KubernetesBackend):  # type: ignore[misc]
         def verify_backend(self) -> None:
@@ -230,7 +213,19 @@ def _backend(config: Any) -> Any:
             rest.request = timed
             super().verify_backend()
 
-    return Backend(config)
+    tries, patience = 1, settings.patience_seconds
+    while (patience := patience - min(2.0**tries, LONGEST_PAUSE)) >= 0:
+        tries += 1
+    configuration = client.Configuration()
+    configuration.retries = Retry(
+        tries, status_forcelist=AWAY, allowed_methods=None, raise_on_status=False,
+        backoff_factor=1.0, backoff_max=LONGEST_PAUSE,
+    )  # fmt: skip
+    if is_running_in_k8s():
+        config.load_incluster_config(client_configuration=configuration)
+    else:
+        config.load_kube_config(client_configuration=configuration)
+    return Backend(KubernetesBackendConfig(namespace=settings.namespace, client_configuration=configuration))
 
 
 def pod_patch(pod: dict[str, Any]) -> Any:

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
-from components.fine_tune.pod_log import PodLog
 from components.fine_tune.settings import TrainJobSettings
-from components.fine_tune.trainer_api import COMPLETE, FAILED, Job, Taken, TrainerApi
+from components.fine_tune.trainer_api import COMPLETE, FAILED, JobState, Taken, TrainerApi
 from lineage.digests import digest_path, hex_of
-from training.curves import CurvePoint
+from lineage.policy import differences
 from training.errors import StorageError, TrainingError
-from training.job import POINT, pictures_beside
-from training.launch import LINES_KEPT, RECORD, TrainingRecord
-from training.node import CANDIDATE, CHECKPOINTS, CURVES, PICTURES, REQUEST, Request, input_digests
-from training.processes import termination_as_exit
+from training.launch.launch import RECORD, TrainingRecord
+from training.launch.node import CANDIDATE, CHECKPOINTS, CURVES, PICTURES, REQUEST, TrainingRequest, input_digests
+from training.launch.processes import termination_as_exit
+from training.launch.transfer import Place
+from training.launch.watching import MlflowCurves, MlflowRun
 from training.settings import TrainingSettings
-from training.transfer import Place
-from training.watching import MlflowCurves, MlflowRun, Terminal
+from training.train.curves import read_points
+from training.train.job import pictures_beside
 
 
 def job_name(run: str) -> str:
@@ -52,12 +52,10 @@ def train_on_cluster(
     """
     api, name = TrainerApi(trainjob), job_name(run)
     place = Place(trainjob.storage) / name
-    watcher = Watcher(settings, mlflow)
     with termination_as_exit():
         try:
             request = _start(api, name, place, trainjob, settings, features)
-            with PodLog(api, name, watcher.line, trainjob.poll_seconds):
-                ended = _wait(api, name, trainjob)
+            ended = _wait(api, name, trainjob)
         except (KeyboardInterrupt, SystemExit):
             print(f"cancelled: deleting TrainJob {api.namespace}/{name}", flush=True)
             api.delete(name, wait=False)
@@ -65,15 +63,23 @@ def train_on_cluster(
     if ended.ended == FAILED:
         raise TrainingError(
             f"TrainJob {api.namespace}/{name} failed: {ended.reason}; run the step again to train anew, from the last "
-            "checkpoint where there is one. Last lines of its first node:\n" + "\n".join(watcher.lines)
+            f"checkpoint where there is one. Last lines of its first node:\n{api.last_lines(name)}"
         )
     try:
-        return _collect(place, request, candidate, curves, watcher)
+        record = _collect(place, request, candidate, curves)
     except StorageError:
         raise  # what the job left may be good: a retry attaches to it and collects again
     except TrainingError:
         api.delete(name, wait=False)  # otherwise each retry would attach to it and end here
         raise
+    log = MlflowCurves(mlflow)
+    log.log({f"target_{name}": value for name, value in record.target.items()}, step=0)
+    for point in read_points(curves):
+        log.log(point.metrics(), point.step)
+    for picture in sorted(pictures_beside(curves).glob("*.png")):
+        log.picture(picture)
+    log.close()
+    return record.model_copy(update={"mlflow_error": log.error})
 
 
 def _start(
@@ -83,7 +89,7 @@ def _start(
     trainjob: TrainJobSettings,
     settings: TrainingSettings,
     features: Path,
-) -> Request:
+) -> TrainingRequest:
     """Attach to the job, or submit it."""
     if settings.processes % trainjob.nodes:
         raise TrainingError(
@@ -92,7 +98,7 @@ def _start(
         )
     digests = input_digests(settings, features)
     shared = Place(trainjob.storage) / "features" / hex_of(digests["features"])
-    request = Request(settings=settings, features=(shared / "files").uri, digests=digests)
+    request = TrainingRequest(settings=settings, features=(shared / "files").uri, digests=digests)
     job = api.find(name)
     if job is not None and (job.ended == FAILED or job.leaving):
         print(f"TrainJob {api.namespace}/{name} of an earlier attempt failed ({job.reason}): training anew", flush=True)
@@ -111,7 +117,7 @@ def _start(
         except Taken:
             pass  # by another attempt at this step, or by this one when the answer was lost
     text = place.read(REQUEST)
-    if text is None or Request.model_validate_json(text) != request:
+    if text is None or TrainingRequest.model_validate_json(text) != request:
         raise TrainingError(
             f"TrainJob {api.namespace}/{name} is there, and {REQUEST} at {place.uri} asks for something else than this "
             "step; delete the job"
@@ -120,7 +126,7 @@ def _start(
     return request
 
 
-def _wait(api: TrainerApi, name: str, trainjob: TrainJobSettings) -> Job:
+def _wait(api: TrainerApi, name: str, trainjob: TrainJobSettings) -> JobState:
     """Look at the job until it has ended."""
     while True:
         job = api.find(name)
@@ -141,7 +147,7 @@ def _wait(api: TrainerApi, name: str, trainjob: TrainJobSettings) -> Job:
         time.sleep(trainjob.poll_seconds)
 
 
-def _collect(place: Place, request: Request, candidate: Path, curves: Path, watcher: Watcher) -> TrainingRecord:
+def _collect(place: Place, request: TrainingRequest, candidate: Path, curves: Path) -> TrainingRecord:
     """Bring the candidate here and check that it is what the job says it made, from what was asked for."""
     text, points = place.read(RECORD), place.read(CURVES)
     if text is None or points is None:
@@ -150,21 +156,18 @@ def _collect(place: Place, request: Request, candidate: Path, curves: Path, watc
         record = TrainingRecord.model_validate_json(text)
     except ValidationError as error:
         raise TrainingError(f"{RECORD} at {place.uri} is not a training record: {error}; train again") from error
-    made_of = {"features": record.features, "base model": record.base_model}
-    differs = [name for name, digest in made_of.items() if digest != request.digests[name]]
-    differs += [] if record.settings == request.settings.model_dump(mode="json") else ["settings"]
-    if differs:
-        raise TrainingError(f"{RECORD} at {place.uri} is of other {' and '.join(differs)} than asked for; train again")
+    asked: dict[str, Any] = {name: request.digests[name] for name in ("features", "base model")}
+    asked["settings"] = request.settings.model_dump(mode="json")
+    made_of = {"features": record.features, "base model": record.base_model, "settings": record.settings}
+    if other := list(differences(asked, made_of)):
+        raise TrainingError(f"{RECORD} at {place.uri} is of another training: {'; '.join(other)}; train again")
     (place / CANDIDATE).download(candidate)
     found = digest_path(candidate) if candidate.is_dir() else "nothing"
     if found != record.candidate:
         raise TrainingError(
             f"the candidate at {place.uri} is {found}, and its record says {record.candidate}; train again"
         )
-    pictures = pictures_beside(curves)
-    (place / PICTURES).download(pictures)
-    for picture in sorted(pictures.glob("*.png")):
-        watcher.picture(picture)
+    (place / PICTURES).download(pictures_beside(curves))
     curves.write_text(points, "utf-8")
     candidate.with_name(RECORD).write_text(text, "utf-8")
     try:
@@ -172,29 +175,3 @@ def _collect(place: Place, request: Request, candidate: Path, curves: Path, watc
     except StorageError as error:
         print(f"the candidate is here, and its checkpoints are left over: {error}", flush=True)
     return record
-
-
-class Watcher:
-    """What the first node prints: points go to the terminal and to MLflow, the rest is passed on. Pictures go to MLflow
-    when they are here."""
-
-    def __init__(self, settings: TrainingSettings, mlflow: MlflowRun | None) -> None:
-        self._terminal, self._curves = Terminal(settings), MlflowCurves(mlflow)
-        self.lines: deque[str] = deque(maxlen=LINES_KEPT)
-
-    def line(self, line: str) -> None:
-        """Take a line of the log."""
-        if not line.startswith(POINT):
-            self.lines.append(line)
-            self._terminal.line(line)
-            return
-        try:
-            point = CurvePoint.model_validate_json(line.removeprefix(POINT))
-        except ValidationError:  # cut off by the log's rotation
-            return
-        self._terminal.point(point)
-        self._curves.point(point)
-
-    def picture(self, path: Path) -> None:
-        """Take a picture that the job drew."""
-        self._curves.picture(path)

@@ -36,6 +36,7 @@ def plan(
     from collections import namedtuple
     from dataclasses import asdict
 
+    from components.plan.overview import show_run
     from components.plan.plan import plan_run
     from lineage.records import RunContext, recording
     from lineage.registry import Registry, RegistrySettings
@@ -44,13 +45,15 @@ def plan(
     context, settings = RunContext.of(run, job), RegistrySettings.model_validate(registry)
     with recording(context, "plan", parameters={"force": force, "registry": registry}) as record:
         record.input("snapshot", snapshot_digest)
-        deciding = TrainingSettings.model_validate(training).deciding()
-        made = plan_run(context, settings, snapshot_digest, validation, deciding, evaluation, gate, force)
+        sections = {"validation": validation, "evaluation": evaluation, "gate": gate}
+        sections["training"] = TrainingSettings.model_validate(training).deciding()
+        made = plan_run(context, settings, snapshot_digest, sections, force)
         facts = {**asdict(made), "mlflow_run": ""}
         if made.needed:
             store = Registry(context.tracking_uri, settings.model_name, settings.artifacts)
             facts["mlflow_run"] = store.open_run(context.id)
             store.log_dataset(facts["mlflow_run"], snapshot_digest, data["source"], {"rows": int(rows)})
+            show_run(store, facts["mlflow_run"], context, {**sections, "data": data})
         record.facts |= facts
         for shown in ("incumbent_name", "base_digest", "busy"):
             facts.pop(shown)

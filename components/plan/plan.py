@@ -14,11 +14,15 @@ from typing import Any
 from lineage.digests import LineageError, digest_path
 from lineage.entries import BusyError, Registered
 from lineage.leases import take_lease
-from lineage.policy import differences, policy_digest
+from lineage.policy import changes
 from lineage.records import RunContext
 from lineage.registry import RegistrySettings
 from lineage.reuse import by_content, evaluation_terms, training_key
 from lineage.rules import Champion, State
+
+Sections = Mapping[str, Mapping[str, Any]]
+"""Sections of the configuration by name: ``validation``, ``training`` (without what only watches the training),
+``evaluation`` and ``gate``."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,7 @@ def plan_run(
     context: RunContext,
     settings: RegistrySettings,
     snapshot_digest: str,
-    validation: Mapping[str, Any],
-    training: Mapping[str, Any],
-    evaluation: Mapping[str, Any],
-    gate: Mapping[str, Any],
+    sections: Sections,
     force: bool,
 ) -> Plan:
     """Take the model's lease, hold this run's policy against the ledger's, and decide; see `make_plan`.
@@ -65,18 +66,15 @@ def plan_run(
     except BusyError as error:
         return Plan(needed=False, reason=f"busy: {error}", busy=True)
     state = context.open_ledger().refresh()  # what a run that was waited for did is part of it
-    check_policy(state, model, evaluation, gate)
-    return make_plan(state, model, snapshot_digest, validation, training, evaluation, gate, force)
+    check_policy(state, model, sections["evaluation"], sections["gate"])
+    return make_plan(state, model, snapshot_digest, sections, force)
 
 
 def make_plan(
     state: State,
     model: str,
     snapshot_digest: str,
-    validation: Mapping[str, Any],
-    training: Mapping[str, Any],
-    evaluation: Mapping[str, Any],
-    gate: Mapping[str, Any],
+    sections: Sections,
     force: bool,
     leakage: bool = True,
 ) -> Plan:
@@ -85,26 +83,25 @@ def make_plan(
     Args:
         state: of the ledger; the registry's tags and aliases are not asked.
         model: name of the registered model.
-        validation, training, evaluation, gate: the sections of the configuration, ``training`` without what only
-            watches the training.
         force: train and judge although nothing is new.
         leakage: look for leakage where something has to run, which loads torch.
 
     Raises:
         TrainingError: something has to run, and a scorer holds weights of a network that supervises training.
     """
+    training, evaluation = sections["training"], sections["evaluation"]
     versions = list(state.versions.get(model, {}).values())
     champion, anchor = state.champion(model), state.anchor(model)
     if anchor and champion and anchor.candidate == champion.candidate:
         anchor = None
     base_digest = digest_path(training["base_model"])
     incumbent_digest = champion.candidate if champion else base_digest
-    key = training_key(snapshot_digest, validation, training)
-    terms = evaluation_terms(evaluation, gate)
+    key = training_key(snapshot_digest, sections["validation"], training)
+    terms = evaluation_terms(evaluation, sections["gate"])
     known = next((v for v in reversed(versions) if v.training_key == key), None)
     needed, reason = _decide(state, versions, known, champion, incumbent_digest, terms)
     if leakage and (needed or force):
-        from training.leakage import refuse_leakage  # loads torch, which a run with nothing new does without
+        from training.teach.leakage import refuse_leakage  # loads torch, which a run with nothing new does without
 
         refuse_leakage(evaluation, training)
     reuse = None if force else known
@@ -155,13 +152,11 @@ def check_policy(state: State, model: str, evaluation: Mapping[str, Any], gate: 
     Raises:
         LineageError: the ledger pins another policy for the model, or none.
     """
-    pinned, now = state.policies.get(model), {"gate": gate, "evaluation": by_content(evaluation)}
+    pinned = state.policies.get(model)
     if pinned is None:
         raise LineageError(f"the ledger pins no policy for {model}; enter this run's with: triptych policy set")
-    if pinned.digest != policy_digest(now["evaluation"], gate):
-        before = {"gate": pinned.gate, "evaluation": pinned.evaluation}
-        told = "; ".join(differences(before, now))
+    if told := changes(pinned, by_content(evaluation), gate):
         raise LineageError(
-            f"this run's policy is not the one that the ledger pins for {model} ({told}): run with that one, or have "
-            "it changed with: triptych policy set"
+            f"this run's policy is not the one that the ledger pins for {model} ({'; '.join(told)}): run with that "
+            "one, or have it changed with: triptych policy set"
         )

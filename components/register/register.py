@@ -22,7 +22,7 @@ from lineage.figures import figures_table, metrics
 from lineage.model_signature import sign_model
 from lineage.moves import registration_tags
 from lineage.records import RunContext, check_records
-from lineage.registry import EVIDENCE_FOLDER, Registry, RegistrySettings, new_attempt
+from lineage.registry import EVIDENCE_FOLDER, TAG, Registry, RegistrySettings, new_attempt
 from lineage.signing import SCHEME
 from lineage.statements import VERDICT, VERDICT_FILE, read_statement, write_statement
 
@@ -129,6 +129,8 @@ def _store(
     source = store.upload(mlflow_run, folder, candidate.weights, evidence, attempt)
     tags = registration_tags(registered, judged)
     version = store.create(mlflow_run, source, tags, describe(candidate, mlflow_run, attempt))
+    for name, value in {"decision": judged.decision, "version": version.number}.items():
+        store.client.set_tag(mlflow_run, f"{TAG}{name}", value)
     return registered.model_copy(update={"version": version.number})
 
 
@@ -175,9 +177,10 @@ def describe(candidate: Candidate, mlflow_run: str, attempt: str) -> str:
     predicate = candidate.verdict.predicate
     links = " · ".join(f"[{name}]({link(path)})" for name, path in DOCUMENTS.items())
     lines = [
-        f"**{predicate['decision']}** against `{short(predicate['evaluation']['incumbent']['digest'])}`",
+        # The list of versions shows the first line as plain text.
+        f"{predicate['decision']}: {'; '.join(predicate['reasons'])}",
         "",
-        *(f"- {reason}" for reason in predicate["reasons"]),
+        f"Against {short(predicate['evaluation']['incumbent']['digest'])}.",
         "",
         f"Evidence: {links}",
         "",

@@ -65,14 +65,9 @@ class Folder:
         Raises:
             RefusedError: it is no name, leaves the folder, by itself or by a link, or nothing is there.
         """
-        if not isinstance(name, str) or not name:
-            raise RefusedError(f"file_name is {name!r}; name the image relative to {self.uri}", name)
-        if file := self.files.get(name):
+        if isinstance(name, str) and (file := self.files.get(name)):
             return name, file
-        relative = PurePosixPath(name)
-        if relative.is_absolute() or ".." in relative.parts or "\0" in name:
-            raise RefusedError(f"file_name {name!r} leaves the folder; name a file inside {self.uri}", name)
-        plain = relative.as_posix()
+        plain = plain_name(name, self.uri)
         file = self.files.get(plain) or self._behind_links(plain)
         if file is None:
             raise RefusedError(f"file_name {name!r} is not a file in {self.uri}; add it or drop the row", name)
@@ -100,6 +95,20 @@ class Folder:
                 return ""
             known.update(f"{name}\0{file.stamp}\0".encode(errors="surrogateescape"))
         return known.hexdigest()
+
+
+def plain_name(name: object, where: str) -> str:
+    """The plain spelling of a row's ``file_name``, relative to ``where``.
+
+    Raises:
+        RefusedError: it is no name, or leads out of there.
+    """
+    if not isinstance(name, str) or not name:
+        raise RefusedError(f"file_name is {name!r}; name the image relative to {where}", name)
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or "\0" in name:
+        raise RefusedError(f"file_name {name!r} leaves the folder; name a file inside {where}", name)
+    return relative.as_posix()
 
 
 def list_folder(source: str) -> Folder:

@@ -7,12 +7,13 @@ wrong nevertheless would be found by validation, which reads every image.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from lineage.digests import digest_bytes, digest_file, hex_of
+from lineage.folders import whole_folder
 
 FILES, INDEX = "files.parquet", "index.json"
 
@@ -34,35 +35,30 @@ class Kept:
         self.folder = state / "data" / name if state else None
         self.files: dict[str, Measured] | None = None
 
-    def snapshot(self, fingerprint: str, target: Path) -> bool:
-        """Put the last snapshot into ``target``, if it was taken of the same and is whole."""
-        if not self.folder or not fingerprint:
+    def take(self, name: str, key: str, target: Path) -> bool:
+        """Copy what was kept as ``name`` into the empty folder ``target``, if it was kept for ``key`` and is whole."""
+        if not self.folder or not key:
             return False
         try:
-            index = json.loads((self.folder / "snapshot" / INDEX).read_bytes())
-            if index["fingerprint"] != fingerprint:
+            index = json.loads((self.folder / name / INDEX).read_bytes())
+            if index["key"] != key:
                 return False
-            target.mkdir(parents=True)
-            for name, digest in index["files"].items():
-                shutil.copyfile(self.folder / "snapshot" / name, target / name)
-                if digest_file(target / name) != digest:
-                    raise ValueError(name)
+            for file, digest in index["files"].items():
+                if digest_file(Path(shutil.copyfile(self.folder / name / file, target / file))) != digest:
+                    raise ValueError(file)
         except (OSError, ValueError, LookupError, TypeError):
-            shutil.rmtree(target, ignore_errors=True)
+            for copied in target.iterdir():
+                copied.unlink()
             return False
         return True
 
-    def keep_snapshot(self, fingerprint: str, folder: Path) -> None:
-        """Keep a snapshot for the case that nothing changes."""
-        if not self.folder or not fingerprint:
+    def keep(self, name: str, key: str, folder: Path) -> None:
+        """Keep the files of ``folder`` as ``name``, for who asks with ``key``."""
+        if not self.folder or not key:
             return
-        partial, kept = self.folder / f"snapshot.{os.getpid()}", self.folder / "snapshot"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(folder, partial)
-        files = {path.name: digest_file(path) for path in folder.iterdir()}
-        (partial / INDEX).write_text(json.dumps({"fingerprint": fingerprint, "files": files}))
-        shutil.rmtree(kept, ignore_errors=True)
-        partial.replace(kept)
+        with whole_folder(self.folder / name) as kept:
+            files = {path.name: digest_file(Path(shutil.copy(path, kept))) for path in folder.iterdir()}
+            (kept / INDEX).write_text(json.dumps({"key": key, "files": files}))
 
     def known(self, uri: str, stamp: str) -> Measured | None:
         """What was found the last time, if the image at ``uri`` is still the same."""
@@ -80,25 +76,18 @@ class Kept:
         if not self.folder or not lasting:
             return
         files = {**(self.files or {}), **lasting}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f"{FILES}.{os.getpid()}"
         columns = zip(*files.values(), strict=True)
         table = {"uri": list(files), **dict(zip(Measured._fields, map(list, columns), strict=True))}
-        pq.write_table(pa.table(table), partial)
-        digest = digest_file(partial)
-        partial.replace(self.folder / FILES)
-        (self.folder / f"{FILES}.digest").write_text(digest)
+        with TemporaryDirectory() as folder:
+            pq.write_table(pa.table(table), Path(folder) / FILES)
+            self.keep("files", "files", Path(folder))
 
     def _read_files(self) -> dict[str, Measured]:
-        if not self.folder or not (self.folder / FILES).is_file():
-            return {}
         import pyarrow.parquet as pq
 
-        try:
-            if digest_file(self.folder / FILES) != (self.folder / f"{FILES}.digest").read_text():
+        with TemporaryDirectory() as folder:
+            if not self.take("files", "files", Path(folder)):
                 return {}
-        except OSError:
-            return {}
-        columns = pq.read_table(self.folder / FILES).to_pydict()
+            columns = pq.read_table(Path(folder) / FILES).to_pydict()
         measured = map(Measured, *(columns[name] for name in Measured._fields))
         return dict(zip(columns["uri"], measured, strict=True))

@@ -11,11 +11,9 @@ the same data. Rows that cannot be pinned go to ``refused.parquet``, each with i
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -33,6 +31,7 @@ from components.snapshot_data.settings import DataSettings
 from components.snapshot_data.source import Refused, Row, Source, open_source
 from components.snapshot_data.store import Store
 from lineage.digests import code_digest, digest_bytes, digest_json, manifest_digest
+from lineage.folders import whole_folder
 from lineage.pictures import ROWS, GoneError, PictureError, manifest_rows, read_bytes
 from lineage.progress import report
 
@@ -73,26 +72,12 @@ def take_snapshot(settings: DataSettings, target: Path, state: Path | None = Non
     source = open_source(settings)
     kept, metadata = Kept(state, settings.source), _metadata(source)
     fingerprint = _fingerprint(settings, source, metadata)
-    with _whole(target) as partial:
-        if kept.snapshot(fingerprint, partial):
+    with whole_folder(target) as partial:
+        if kept.take("snapshot", fingerprint, partial):
             return Snapshot(**{**json.loads((partial / "snapshot.json").read_bytes()), "read": 0})
-        partial.mkdir(parents=True)
         taken = _take(settings, source, metadata, partial, _Reader(kept, Store.of(settings, state)))
-        kept.keep_snapshot(fingerprint, partial)
+        kept.keep("snapshot", fingerprint, partial)
         return taken
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """Where to make a folder, which takes the place of ``target`` once it is whole."""
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        yield partial
-        shutil.rmtree(target, ignore_errors=True)
-        partial.replace(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _metadata(source: Source) -> str:
@@ -162,7 +147,7 @@ class _Reader:
         refused: list[Refused] = []
         rows: list[dict[str, Any]] = []
         schema = MANIFEST.append(pa.field("row", pa.int64()))
-        for done in self._measured(source.rows(self._is_known)):
+        for done in self._measured(source.rows(lambda uri, stamp: self._known(uri, stamp) is not None)):
             if isinstance(done, Refused):
                 refused.append(done)
             else:
@@ -192,9 +177,6 @@ class _Reader:
     def _known(self, uri: str, stamp: str) -> Measured | None:
         measured = self.kept.known(uri, stamp)
         return measured if measured and (self.store is None or self.store.has(measured.sha256)) else None
-
-    def _is_known(self, uri: str, stamp: str) -> bool:
-        return self._known(uri, stamp) is not None
 
     def _measure(self, row: Row) -> dict[str, Any] | Refused:
         try:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, Any, Literal
 
-from components.snapshot_data.folder import Folder, RefusedError, SnapshotError, list_folder
+from components.snapshot_data.folder import Folder, RefusedError, SnapshotError, list_folder, plain_name
 from components.snapshot_data.metadata import TEXTS, jsonl_rows, parquet_rows, texts
 from components.snapshot_data.settings import DataSettings
 from lineage.pictures import PARQUET, PictureError, open_file, reaching, read_bytes
@@ -134,7 +134,7 @@ class Source:
         uri = cell_uri(self.folder.place(name), column, row)
         said, image = content.get("file_name"), content.get(column)
         try:
-            plain = _inner_name(said) if "file_name" in content else f"{name}/{row:08d}"
+            plain = plain_name(said, name) if "file_name" in content else f"{name}/{row:08d}"
             if image is None and not content["known"]:
                 raise RefusedError(f"the row has no image in column {column}; add it or drop the row")
             return Row(number, plain, texts(content, self.rights), uri, stamp, image)
@@ -222,15 +222,6 @@ def _image_column(schema: Any, place: str) -> str:
         what = f"{len(found)} columns of bytes ({', '.join(found)})" if found else "no column of bytes"
         raise SnapshotError(f"{place} has {what} among {', '.join(schema.names)}; one column must hold the images")
     return str(found[0])
-
-
-def _inner_name(said: object) -> str:
-    if not isinstance(said, str) or not said:
-        raise RefusedError(f"file_name is {said!r}; name the image", said)
-    plain = PurePosixPath(said)
-    if plain.is_absolute() or ".." in plain.parts or "\0" in said:
-        raise RefusedError(f"file_name {said!r} leaves the folder; name the image plainly", said)
-    return plain.as_posix()
 
 
 def _refused(number: int, said: object, error: RefusedError) -> Refused:

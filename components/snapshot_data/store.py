@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,15 @@ class Store:
         return f"{self.uri}/{name[:2]}/{name}"
 
     def has(self, digest: str) -> bool:
-        """Whether there is a copy."""
+        """Whether there is a copy; what there is was listed once."""
+        return hex_of(digest) in self._there
+
+    @cached_property
+    def _there(self) -> set[str]:
         with _storing(self.uri):
-            return bool(self.filesystem.exists(self._path(digest)))
+            root = self.uri.removeprefix("file://")
+            found = self.filesystem.find(root) if self.filesystem.exists(root) else ()
+            return {path.rpartition("/")[2] for path in found}
 
     def put(self, digest: str, content: bytes) -> None:
         """Write a copy, whole or not at all, unless there is one.
@@ -57,18 +64,16 @@ class Store:
         """
         if self.has(digest):
             return
-        path = self._path(digest)
+        path = self.place(digest).removeprefix("file://")
         with _storing(self.uri):
-            if not self.uri.startswith("file://"):
+            if self.uri.startswith("file://"):
+                partial = Path(f"{path}.{os.getpid()}.{threading.get_ident()}")
+                partial.parent.mkdir(parents=True, exist_ok=True)
+                partial.write_bytes(content)
+                partial.replace(path)
+            else:
                 self.filesystem.pipe_file(path, content)
-                return
-            partial = Path(f"{path}.{os.getpid()}.{threading.get_ident()}")
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content)
-            partial.replace(path)
-
-    def _path(self, digest: str) -> str:
-        return self.place(digest).removeprefix("file://")
+        self._there.add(hex_of(digest))
 
 
 @contextmanager

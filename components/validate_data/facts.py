@@ -2,26 +2,26 @@
 
 | column | what |
 |---|---|
-| `row`, `file_name`, `sha256`, `bytes`, `text`, `split` | as in the manifest, `row` counted from 0 |
+| `row`, `file_name`, `sha256`, `bytes`, `text`, `split`, `phash` | as in the manifest, `row` counted from 0 |
 | `license`, `consent`, `source` | as in the manifest, null where blank |
 | `caption_length` | characters of the caption without the white space around it; 0 where it is missing |
 | `caption_tokens` | its tokens with those that mark start and end; null where no tokenizer is set |
 | `caption_control` | control characters in it, line ends and tabs among them; 0 where it is missing |
-| the others | `components.validate_data.images`; `phash` as in the manifest, where it has one |
+| the others | `components.validate_data.images` |
 
-Few images are measured in this process. More of them stream through Daft in a process of its own
-(`components.validate_data.engine`), which calls `Measure` on all cores, and unchanged on a Ray cluster where
-``DAFT_RUNNER=ray`` is set; `docs/data.md` says why Daft. Memory holds a few batches, however many images there are.
+Batches are measured in threads, each with a `Measure` of its own: decoding and the detector leave Python's lock to the
+others. Memory holds a batch a thread, however many images there are. Where ``RAY_ADDRESS`` names a Ray cluster, the
+same function runs in its workers, which must reach the images and have this code installed.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
+import os
+import threading
 import unicodedata
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.validate_data.errors import DataValidationError
-from components.validate_data.faces import FaceDetector, weights
+from components.validate_data.faces import FaceDetector
 from components.validate_data.images import MEASURED, measure_images
 from components.validate_data.settings import ValidationSettings
 from lineage.pictures import ROWS, PictureError, read_picture
 from lineage.progress import track
 
-COPIED = ("file_name", "sha256", "bytes", "text", "split")
+COPIED = ("file_name", "sha256", "bytes", "text", "split", "phash")
 RIGHTS = ("license", "consent", "source")
 STATED = pa.schema(
     [
@@ -46,6 +46,7 @@ STATED = pa.schema(
         ("bytes", pa.int64()),
         ("text", pa.string()),
         ("split", pa.string()),
+        ("phash", pa.string()),
         *((name, pa.string()) for name in RIGHTS),
         ("caption_length", pa.int64()),
         ("caption_tokens", pa.int64()),
@@ -57,8 +58,6 @@ CHANGED = pa.field("changed", pa.string())
 
 BATCH = 64
 """Images measured together: at 512 pixels their squares take 30 MiB."""
-FEW = 4096
-"""Up to so many images are measured before other processes would have started."""
 READERS = 8
 """Images read at once where they do not lie on this machine."""
 NAMED = 5
@@ -84,10 +83,6 @@ class Measure:
         stated["caption_tokens"] = [None] * len(rows)
         if self.tokenizer is not None:
             stated["caption_tokens"] = [len(one.ids) for one in self.tokenizer.encode_batch_fast(captions)]
-        if "phash" in rows.column_names:
-            at = MEASURED.get_field_index("phash")
-            phash = pc.coalesce(rows["phash"].cast(pa.string()), measured["phash"])
-            measured = measured.set_column(at, "phash", phash)
         columns = pa.table(stated, schema=STATED).columns + measured.columns
         return pa.table([*columns, pa.array(changed, CHANGED.type)], schema=SCHEMA.append(CHANGED))
 
@@ -111,14 +106,11 @@ def write_facts(manifest: pa.Table, settings: ValidationSettings, path: Path) ->
     Raises:
         DataValidationError: images are gone or are not the ones that the snapshot was taken of.
     """
-    if settings.faces:
-        weights()  # fetched at most once, not by each process
     numbered = manifest.add_column(0, "row", pa.array(range(len(manifest)), pa.int64()))
-    few, scratch = len(manifest) <= FEW, path.with_suffix(".manifest")
-    tables = _here(numbered, settings) if few else _engine(numbered, settings, scratch)
     changed: list[str] = []
     waiting: list[pa.Table] = []  # a row group of each batch would make a long footer
-    with pq.ParquetWriter(path, SCHEMA) as writer:
+    with _pool(settings.processes) as pool, pq.ParquetWriter(path, SCHEMA) as writer:
+        tables = pool.imap(partial(_measure, settings), numbered.to_batches(max_chunksize=BATCH))
         for table in track(tables, "measuring images", len(manifest), weight=BATCH):
             for row in table.filter(pc.is_valid(table["changed"])).to_pylist():
                 changed.append(f"row {row['row']}, {row['changed']}")
@@ -136,43 +128,23 @@ def write_facts(manifest: pa.Table, settings: ValidationSettings, path: Path) ->
         )
 
 
-def _here(manifest: pa.Table, settings: ValidationSettings) -> Iterator[pa.Table]:
-    measure = Measure(settings)
-    for batch in manifest.to_batches(max_chunksize=BATCH):
-        yield measure(pa.Table.from_batches([batch]))
+def _pool(workers: int) -> Any:
+    """Threads of this process, as many as there are cores; where ``RAY_ADDRESS`` names a Ray cluster, its workers."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return ThreadPool(workers or os.cpu_count())
+    from ray.util.multiprocessing import Pool
+
+    return Pool(workers or None)
 
 
-def _engine(manifest: pa.Table, settings: ValidationSettings, scratch: Path) -> Iterator[pa.Table]:
-    """Through Daft, in the order of the manifest; see `components.validate_data.engine`.
+_own = threading.local()
 
-    Args:
-        scratch: a file to hand the manifest over in.
-    """
-    pq.write_table(manifest, scratch)
-    command = [sys.executable, "-m", "components.validate_data.engine", str(scratch), settings.model_dump_json()]
-    after = 0
-    with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said) as engine,
-    ):
-        try:
-            with engine.stdout as pipe, pa.ipc.open_stream(pipe) as stream:  # type: ignore[union-attr]
-                for batch in stream:
-                    if batch["row"][0].as_py() != after:
-                        raise DataValidationError(f"the engine lost row {after} or its order; run again")
-                    after += len(batch)
-                    yield pa.Table.from_batches([batch])
-        except pa.ArrowException:
-            engine.wait()  # it ended early, and says why itself
-        except BaseException:
-            engine.kill()
-            raise
-        finally:
-            scratch.unlink()
-        if engine.wait() or after != len(manifest):
-            said.seek(0)
-            why = said.read().decode(errors="replace").strip().rpartition("\n")[2]
-            raise DataValidationError(f"the engine stopped at row {after} with status {engine.returncode}: {why}")
+
+def _measure(settings: ValidationSettings, batch: pa.RecordBatch) -> pa.Table:
+    if getattr(_own, "settings", None) != settings:
+        _own.settings, _own.measure = settings, Measure(settings)
+    found: pa.Table = _own.measure(pa.Table.from_batches([batch]))
+    return found
 
 
 def _contents(rows: pa.Table) -> tuple[list[bytes], list[str | None]]:

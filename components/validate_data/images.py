@@ -8,7 +8,6 @@
 | `orientation` | of its EXIF, 1 to 8; 1 is upright, and where it says nothing |
 | `sharpness` | variance of the Laplacian of the square's grey values (0 to 255) |
 | `exposure` | mean grey value, 0 (black) to 1 (white) |
-| `phash` | perceptual hash, 16 hex digits: signs of the 8 x 8 lowest cosine frequencies against their median |
 | `faces`, `face_score`, `face_share` | see `components.validate_data.faces`; null where they are not looked for |
 
 Faces are looked for at 64 pixels, four pictures to a frame of the detector; where none is seen in a larger picture,
@@ -49,7 +48,6 @@ MEASURED = pa.schema(
         ("orientation", pa.int64()),
         ("sharpness", pa.float32()),
         ("exposure", pa.float32()),
-        ("phash", pa.string()),
         ("faces", pa.int64()),
         ("face_score", pa.float32()),
         ("face_share", pa.float32()),
@@ -58,8 +56,8 @@ MEASURED = pa.schema(
 
 SMALL, LARGE = 64, 256
 """Sides of the square, pixels."""
-HASHED = 32
-"""Side of what the perceptual hash is taken of."""
+COARSE = 32
+"""Side of what the exposure is taken of."""
 CACHED = 2**16
 """Pixels whose sharpness is computed together: what comes in between stays in the processor's cache."""
 ORIENTATION = 0x0112
@@ -178,11 +176,10 @@ def _measure_squares(members: list[Square], side: int, columns: Columns, detecto
         strip.paste(square, (0, place * side))
     grey = strip.convert("L")
     greys = np.asarray(grey).reshape(number, side, side)
-    coarse = np.asarray(grey.reduce(side // HASHED)).reshape(number, HASHED, HASHED)
+    coarse = np.asarray(grey.reduce(side // COARSE)).reshape(number, COARSE, COARSE)
     found: dict[str, list[Any]] = {
         "exposure": (coarse.mean(axis=(1, 2), dtype=np.float32) / 255).tolist(),
         "sharpness": _sharpness(greys).tolist(),
-        "phash": _perceptual_hashes(coarse),
     }
     if detector is not None:
         faces = detector.find(np.asarray(strip.reduce(side // SMALL)).reshape(number, SMALL, SMALL, 3))
@@ -209,12 +206,3 @@ def _sharpness(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         laplacian -= 4 * middle
         variances.append(laplacian.astype(np.float32).var(axis=(1, 2)))
     return np.concatenate(variances)
-
-
-def _perceptual_hashes(grey: npt.NDArray[np.uint8]) -> list[str]:
-    """Of (N, 32, 32): Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010."""
-    n = np.arange(HASHED)
-    cosines = np.cos(np.pi * np.outer(np.arange(8), 2 * n + 1) / (2 * HASHED)).astype(np.float32)
-    lowest = (cosines @ grey.astype(np.float32) @ cosines.T).reshape(-1, 64)
-    bits = np.packbits(lowest > np.median(lowest, axis=1, keepdims=True), axis=1)
-    return [one.tobytes().hex() for one in bits]

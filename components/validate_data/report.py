@@ -30,67 +30,7 @@ THUMBNAIL = 96
 LONGEST_CAPTION = 300
 """Characters of a caption that are shown."""
 
-TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>Data report</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem }
-h1 { margin-bottom: 0 } .lead { color: #555; margin-top: 0 }
-.counts { display: flex; gap: 2.5rem; margin: 1.5rem 0 } .counts b { display: block; font-size: 1.8rem }
-table { border-collapse: collapse; width: 100%; margin: 1rem 0 2rem }
-th, td { text-align: left; padding: .4rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top }
-td { overflow-wrap: anywhere } th { white-space: nowrap } ul { margin: 0; padding-left: 1.1rem }
-.yes { color: #0a6b2d } .no { color: #b00020; font-weight: 600 } img { display: block; border-radius: 4px }
-.refused { border-left: 4px solid #b00020; padding: .5rem 1rem; background: #fdf1f2 }
-small { color: #666 }
-</style>
-</head>
-<body>
-<h1>Data report</h1>
-<p class="lead">{{ "Refused" if refused else "Accepted" }} · {{ result.digest }}</p>
-{% if refused %}<div class="refused"><ul>
-{% for reason in refused %}<li>{{ reason }}</li>{% endfor %}
-</ul></div>{% endif %}
-<div class="counts">
-<div><b>{{ result.rows }}</b>rows</div>
-<div><b>{{ result.accepted }}</b>good</div>
-<div><b>{{ result.quarantined }}</b>quarantined</div>
-{% if result.refused_before %}<div><b>{{ result.refused_before }}</b>refused by the snapshot</div>
-{% endif %}</div>
-<h2>Expectations</h2>
-<table>
-<tr><th>Expectation</th><th>Severity</th><th>Holds</th><th>Observed</th></tr>
-{% for outcome in outcomes %}<tr>
-<td>{{ outcome.description }}<br><small>{{ outcome.name }}</small></td>
-<td>{{ outcome.severity }}</td>
-<td class="{{ 'yes' if outcome.holds else 'no' }}">{{ "yes" if outcome.holds else "no" }}</td>
-<td>{{ outcome.error or outcome.observed }}</td>
-</tr>
-{% endfor %}</table>
-<h2>Quarantined rows</h2>
-{% if not shown %}<p>None.</p>{% else %}
-<table>
-<tr><th>Row</th><th>Image</th><th>File and caption</th><th>Reasons</th></tr>
-{% for one in shown %}<tr>
-<td>{{ one.row }}</td>
-<td>{% if one.thumbnail %}<img alt="" src="data:image/png;base64,{{ one.thumbnail }}">{% endif %}</td>
-<td>{{ one.file_name }}<br><small dir="auto">{{ one.text }}</small></td>
-<td><ul>{% for reason in one.reasons %}<li>{{ reason }}</li>{% endfor %}</ul></td>
-</tr>
-{% endfor %}</table>
-{% if result.quarantined > shown | length %}
-<p>{{ result.quarantined - shown | length }} more are in quarantine.parquet.</p>
-{% endif %}{% endif %}
-{% if before %}<h2>Refused by the snapshot</h2>
-<table>
-<tr><th>Row</th><th>File</th><th>Reason</th></tr>
-{% for one in before %}<tr><td>{{ one.row }}</td><td>{{ one.file_name }}</td><td>{{ one.reason }}</td></tr>
-{% endfor %}</table>{% endif %}
-</body>
-</html>
-"""
+TEMPLATE = Path(__file__).with_suffix(".html")
 
 
 def write_report(
@@ -123,7 +63,7 @@ def write_report(
         }
         for place, (pinned, (row, group)) in enumerate(zip(listed.to_pylist(), by_row, strict=True))
     ]
-    template = Environment(autoescape=True).from_string(TEMPLATE)
+    template = Environment(autoescape=True).from_string(TEMPLATE.read_text("utf-8"))
     page = template.render(result=result, outcomes=outcomes, shown=shown, refused=refused, before=before[:MOST_ROWS])
     path.write_text(page, encoding="utf-8")
 

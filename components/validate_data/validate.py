@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from components.validate_data.report import write_report
 from components.validate_data.settings import ValidationSettings
 from components.validate_data.suite import Outcome, build_suite, read_suite, run_suite
 from lineage.digests import digest_file, manifest_digest
+from lineage.folders import whole_folder
 
 REFERENCE = "validated-facts.parquet"
 """In the folder that outlives runs: facts of the data accepted last, against which drift is measured."""
@@ -58,7 +58,7 @@ def validate(settings: ValidationSettings, snapshot: Path, target: Path, state: 
     reference = state / REFERENCE if state else None
     suite = build_suite(read_suite(Path(settings.suite)), settings, reference)
     manifest = read_manifest(snapshot)
-    with _whole(target) as folder:
+    with whole_folder(target) as folder:
         facts = folder / "facts.parquet"
         write_facts(manifest, settings, facts)
         judged = run_suite(suite, facts)
@@ -80,7 +80,9 @@ def validate(settings: ValidationSettings, snapshot: Path, target: Path, state: 
     if refused:
         raise DataValidationError(f"the data is refused: {'; '.join(refused)}; see {target / 'report.html'}")
     if reference is not None:
-        _keep(target / "facts.parquet", reference)
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(shutil.copyfile(target / "facts.parquet", reference.with_suffix(".partial")))
+        partial.replace(reference)
     return result
 
 
@@ -90,28 +92,6 @@ def _refused_before(snapshot: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     return [{key: str(value) for key, value in row.items()} for row in pq.read_table(path).to_pylist()]
-
-
-def _keep(facts: Path, reference: Path) -> None:
-    reference.parent.mkdir(parents=True, exist_ok=True)
-    partial = reference.with_suffix(".partial")
-    shutil.copyfile(facts, partial)
-    partial.replace(reference)
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of ``target`` only once it is full."""
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(target, ignore_errors=True)
-    partial.replace(target)
 
 
 def _write_summary(
@@ -131,15 +111,11 @@ def _write_summary(
         "settings": settings.model_dump(mode="json"),
         "expectations": [
             {
-                "expectation": outcome.name,
-                "description": outcome.description,
-                "severity": outcome.severity,
-                "holds": outcome.holds,
-                "observed": outcome.observed,
-                "failing_rows": None if outcome.rows is None else len(outcome.rows),
-                "error": outcome.error,
+                "expectation": one.name,
+                "failing_rows": None if one.rows is None else len(one.rows),
+                **{key: getattr(one, key) for key in ("description", "severity", "holds", "observed", "error")},
             }
-            for outcome in outcomes
+            for one in outcomes
         ],
     }
     path.write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")

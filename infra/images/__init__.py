@@ -1,1 +1,1 @@
-"""The container image that every step of the pipeline runs in, and how it is built."""
+"""The container images that the pipeline's steps run in: two Dockerfile targets, and the command that builds them."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from infra.docker import ContainerError
+from infra.images.build import ContainerError
 from lineage.digests import LineageError, digest_bytes, hex_of
 from pipelines.errors import RequestError
 
@@ -136,9 +136,7 @@ def about(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def configuration_of(path: Path, source: str | None = None) -> Configuration:
     """The configuration, with its data source (or ``source`` in its place) and its expectations looked at."""
-    from components.snapshot_data.folder import SnapshotError
     from components.snapshot_data.source import check_source
-    from components.validate_data.errors import DataValidationError
     from components.validate_data.suite import check_suite
     from pipelines.configuration import read_configuration
 
@@ -146,7 +144,7 @@ def configuration_of(path: Path, source: str | None = None) -> Configuration:
     try:
         check_source(configuration.data)
         check_suite(configuration.validation)
-    except (SnapshotError, DataValidationError) as error:
+    except LineageError as error:
         raise RequestError(str(error)) from error
     return configuration
 

@@ -84,3 +84,17 @@ def ui(subject: Subject, port: Annotated[int, typer.Option(help="On the loopback
     command, told = server_command(subject.place, port), server_environment(subject.place)
     typer.echo(f"MLflow on http://127.0.0.1:{port}; Ctrl-C ends it")
     os.execve(command[0], command, told)
+
+
+@about("work_dir")
+def prune(
+    subject: Subject,
+    keep: Annotated[int, typer.Option(min=0, help="So many of the last runs stay as they are.")],
+) -> None:
+    """Delete logs of old runs and what their steps passed on; records, versions and evidence stay."""
+    from rich.filesize import decimal
+
+    from pipelines.workspace import prune as delete_old
+
+    number, size = delete_old(subject.place, keep)
+    typer.echo(f"deleted {number} folders and logs, {decimal(size)}")

@@ -264,7 +264,7 @@ def test_an_alias_moved_behind_the_ledgers_back_is_named(world: World) -> None:
     assert reason == "the ledger says 2; the registry says 3"
 
 
-TAGS = ("standing", "candidate", "verdict", "decision", "incumbent", "training_key", "evaluation_terms")
+TAGS = ("standing", "candidate", "verdict", "decision", "incumbent")
 
 
 @contextmanager

@@ -18,10 +18,10 @@ from components.fine_tune.trainjob import job_name, train_on_cluster
 from tests.cluster.kubernetes import Cluster, Server
 from tests.training.conftest import World
 from tests.training.conftest import world as world
-from training.launch import TrainingRecord
-from training.processes import free_port
-from training.transfer import Place
-from training.watching import MlflowRun
+from tests.training.forked import free_port
+from training.launch.launch import TrainingRecord
+from training.launch.transfer import Place
+from training.launch.watching import MlflowRun
 
 RUN = "retraining-20260101-000000-abcd"
 NAME = job_name(RUN)

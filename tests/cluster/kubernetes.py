@@ -54,21 +54,17 @@ class Cluster:
         self.runtimes = {"torch-distributed": RUNTIME}
         self.pods: dict[str, dict[str, Any]] = {}
         self.logs: dict[str, list[str]] = {}
-        self.log_open: dict[str, bool] = {}
         self.asked: list[str] = []
         """Method and resource of each request."""
         self.trouble: list[tuple[str, int]] = []
         """(start of an entry of ``asked``, status): each answers one request so; `CLOSED` closes the connection and
         `SILENT` keeps it open without a word."""
-        self.cut_log_after: int | None = None
-        """Lines after which the next log's connection is lost."""
         self.keeps: set[str] = set()
         """Jobs with a finalizer: deleting only marks them."""
         self.pods_outlive = False
         """Pods take their time to end: until `vanish` they are there, and with them a job deleted in the foreground."""
         self.on_create: Any = None
         """Called with the name of a job when it is created."""
-        self.written = threading.Condition(self.lock)
 
     def create(self, body: dict[str, Any], namespace: str) -> tuple[int, dict[str, Any]]:
         known = TrainerV1alpha1TrainJob.from_dict(body)
@@ -102,7 +98,7 @@ class Cluster:
                 "spec": {"containers": [{"name": "node", "image": "any"}]},
                 "status": {"phase": "Running"},
             }
-            self.logs[pod], self.log_open[pod] = [], True
+            self.logs[pod] = []
         return pod
 
     def select(self, selector: str) -> list[dict[str, Any]]:
@@ -113,22 +109,18 @@ class Cluster:
         return [pod for pod in pods if all(pod["metadata"]["labels"].get(name) == value for name, value in asked)]
 
     def write(self, pod: str, line: str) -> None:
-        with self.written:
-            number = sum(len(lines) for lines in self.logs.values())
-            self.logs[pod].append(f"2026-01-01T00:00:{number // 1000:02d}.{number % 1000:09d}Z {line}\n")
-            self.written.notify_all()
+        with self.lock:
+            self.logs[pod].append(f"{line}\n")
 
     def end(self, job: str, how: str = "Complete", reason: str = "Done", message: str = "all nodes ended") -> None:
         """End the job's pods and the job."""
-        with self.written:
-            for name, pod in self.pods.items():
+        with self.lock:
+            for pod in self.pods.values():
                 if pod["metadata"]["labels"]["jobset.sigs.k8s.io/jobset-name"] == job:
                     pod["status"]["phase"] = "Succeeded" if how == "Complete" else "Failed"
-                    self.log_open[name] = False
             now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
             condition = {"type": how, "status": "True", "reason": reason, "message": message, "lastTransitionTime": now}
             self.jobs[job]["status"] = {"conditions": [condition]}
-            self.written.notify_all()
 
     def vanish(self) -> None:
         """The pods have ended; what waited for that goes too."""
@@ -155,10 +147,10 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         """Nothing on standard error."""
 
-    def answer(self, code: int, body: dict[str, Any]) -> None:
-        content = json.dumps(body).encode()
+    def answer(self, code: int, body: dict[str, Any] | bytes, kind: str = "application/json") -> None:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(code)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -182,7 +174,8 @@ class Handler(BaseHTTPRequestHandler):
         if trouble:
             self.answer(*refusal(trouble[1], f"{what} is not to be"))
         elif log := LOG.fullmatch(url.path):
-            self.stream(log["pod"], follow="follow" in parse_qs(url.query))
+            tail = int(parse_qs(url.query)["tailLines"][0])
+            self.answer(200, "".join(self.cluster.logs[log["pod"]][-tail:]).encode(), "text/plain")
         elif found:
             self.answer(*self.resource(method, found, body, parse_qs(url.query)))
         elif pod := POD.fullmatch(url.path):
@@ -214,31 +207,6 @@ class Handler(BaseHTTPRequestHandler):
                         cluster.pods.clear()
                 return 200, {"kind": "Status", "status": "Success"}
             return 200, known[name]
-
-    def stream(self, pod: str, follow: bool) -> None:
-        cluster = self.cluster
-        self.send_response(200)
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        with cluster.lock:
-            cut, cluster.cut_log_after = cluster.cut_log_after, None
-        sent = 0
-        while True:
-            with cluster.written:
-                while follow and len(cluster.logs[pod]) == sent and cluster.log_open[pod]:
-                    cluster.written.wait()
-                fresh, ended = cluster.logs[pod][sent:], not (follow and cluster.log_open[pod])
-            for line in fresh:
-                if sent == cut:
-                    self.close_connection = True  # in the middle of a line
-                    half = line[: len(line) // 2].encode()
-                    self.wfile.write(b"%x\r\n%s\r\n" % (len(half), half))
-                    return
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(line.encode()), line.encode()))
-                sent += 1
-            if ended:
-                self.wfile.write(b"0\r\n\r\n")
-                return
 
     def do_GET(self) -> None:
         self.handle_one("GET")

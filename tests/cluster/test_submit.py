@@ -108,8 +108,8 @@ class Desk:
         """Have a run of today's data, code and settings in the ledger, judged and rejected."""
         configuration, told = self.configuration, self.configuration.arguments()
         digest = take_snapshot(configuration.data, self.folder / "snapshot").digest
-        sections = told["validation"], configuration.training.deciding(), told["evaluation"], told["gate"]
-        plan = make_plan(self.home.open().state, MODEL, digest, *sections, force=False, leakage=False)
+        sections = {**told, "training": configuration.training.deciding()}
+        plan = make_plan(self.home.open().state, MODEL, digest, sections, force=False, leakage=False)
         assert plan.needed
         self.judge("earlier", "reject", training_key=plan.training_key, evaluation_terms=plan.evaluation_terms)
         self.append(Closed(run="earlier", outcome="judged"))

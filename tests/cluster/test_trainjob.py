@@ -23,10 +23,11 @@ from components.fine_tune.trainer_api import pod_patch
 from lineage.digests import digest_path, hex_of
 from tests.cluster.conftest import NAME, RUN, RealJob, Step, leave_results, train_for_real, use
 from tests.cluster.kubernetes import CLOSED, SILENT, Cluster, Server
+from training.encode.info import features_digest
 from training.errors import StorageError, TrainingError
-from training.node import Request, input_digests
+from training.launch.node import TrainingRequest, input_digests
+from training.launch.watching import MlflowRun
 from training.settings import SampleSettings
-from training.watching import MlflowRun
 
 
 def finish(step: Step, real: RealJob, *lines: str) -> None:
@@ -53,9 +54,9 @@ def put_job(step: Step, **status: str) -> None:
         },
         "portraits",
     )
-    shared = step.root / "shared" / "features" / hex_of(digest_path(step.world.features)) / "files"
+    shared = step.root / "shared" / "features" / hex_of(features_digest(step.world.features)) / "files"
     settings, features = step.world.settings(), step.world.features
-    request = Request(settings=settings, features=str(shared), digests=input_digests(settings, features))
+    request = TrainingRequest(settings=settings, features=str(shared), digests=input_digests(settings, features))
     step.place.mkdir(parents=True)
     (step.place / "request.json").write_text(request.model_dump_json(), "utf-8")
 
@@ -91,14 +92,14 @@ def test_a_job_trains_on_two_nodes_and_its_candidate_comes_back(real: RealJob) -
 def test_the_request_names_image_nodes_command_and_queue(real: RealJob) -> None:
     spec = real.body["spec"]
     assert spec["runtimeRef"] == {"name": "torch-distributed", "kind": "ClusterTrainingRuntime"}
-    assert spec["trainer"]["command"] == ["python", "-m", "training.node", "--place", str(real.place)]
+    assert spec["trainer"]["command"] == ["python", "-m", "training.launch.node", "--place", str(real.place)]
     assert (spec["trainer"]["image"], spec["trainer"]["numNodes"]) == ("registry.example/triptych@sha256:1", 2)
     assert real.body["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "portraits"}
     assert real.body["metadata"]["namespace"] == "portraits"
 
 
 def test_the_same_training_on_one_machine_gives_the_same_weights(real: RealJob, step: Step) -> None:
-    from training.launch import fine_tune
+    from training.launch.launch import fine_tune
 
     here = fine_tune(step.world.settings(), step.world.features, step.candidate, step.root / "curves.jsonl")
     assert here.candidate == real.record.candidate
@@ -143,9 +144,7 @@ def test_a_job_is_made_anew_only_when_no_pod_of_the_one_before_can_write_any_mor
     assert (created(step.cluster), left) == (1, [])
 
 
-def test_a_job_made_anew_goes_on_from_the_checkpoint_of_the_one_that_failed(
-    step: Step, real: RealJob, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_job_made_anew_goes_on_from_the_checkpoint_of_the_one_that_failed(step: Step, real: RealJob) -> None:
     """Both train for real; what they end with together is what a job ends with that nothing happened to."""
     step.changes["nodes"], step.training["checkpoint_every"] = 1, 2
     step.training["samples"] = SampleSettings(every=2, prompts=("a portrait",), steps=1)
@@ -159,7 +158,6 @@ def test_a_job_made_anew_goes_on_from_the_checkpoint_of_the_one_that_failed(
     in_the_way.unlink()
     record = step.run()
     assert created(step.cluster) == 2
-    assert f"training goes on from {in_the_way.with_name('step-00000002')}, step 2 of 5" in capfd.readouterr().out
     assert (record.resumed_from, record.candidate) == (2, real.record.candidate)
     assert not in_the_way.parent.exists(), "a candidate needs no checkpoints"
     pictures = sorted(path.name for path in (step.root / "curves-samples").iterdir())
@@ -309,36 +307,25 @@ def test_processes_that_do_not_spread_evenly_are_refused(step: Step) -> None:
         step.run()
 
 
-def test_the_log_comes_once_across_a_lost_connection_and_a_restarted_pod(
-    step: Step, real: RealJob, capfd: pytest.CaptureFixture[str]
-) -> None:
-    def log() -> None:
-        step.cluster.cut_log_after = 2
-        pod = step.cluster.start(NAME)
-        for number in range(5):
-            step.cluster.write(pod, f"line {number} of the first pod")
-        while step.cluster.asked.count("GET log") < 2:
+def test_the_last_lines_are_those_of_the_first_node_s_newest_pod(step: Step) -> None:
+    def fail() -> None:
+        for pod, index in (("older", 0), ("another-node", 1), ("newest", 0)):
+            step.cluster.write(step.cluster.start(NAME, index=index, pod=pod), f"printed by {pod}")
             time.sleep(0.01)
-        step.cluster.log_open[pod] = False
-        time.sleep(0.01)
-        finish_again = step.cluster.start(NAME, pod="restarted")
-        step.cluster.write(finish_again, "line 0 of the second pod")
-        leave_results(real, step.place)
-        step.cluster.end(NAME)
+        step.cluster.end(NAME, "Failed")
 
-    on_create(step, log)
-    step.run()
-    printed = [line for line in capfd.readouterr().out.splitlines() if line.startswith("line")]
-    assert printed == [*(f"line {number} of the first pod" for number in range(5)), "line 0 of the second pod"]
+    on_create(step, fail)
+    with pytest.raises(TrainingError) as raised:
+        step.run()
+    assert "printed by newest" in str(raised.value)
+    assert "printed by older" not in str(raised.value) and "printed by another-node" not in str(raised.value)
 
 
-def test_a_log_that_may_not_be_read_costs_only_the_log(
-    step: Step, real: RealJob, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_log_that_may_not_be_read_costs_only_the_lines(step: Step) -> None:
     step.cluster.trouble += [("GET log", 403)] * 1000
-    on_create(step, lambda: finish(step, real, "unseen"))
-    step.run()
-    assert "cannot be read now, the job is unharmed" in capfd.readouterr().err
+    on_create(step, lambda: (step.cluster.start(NAME), step.cluster.end(NAME, "Failed", "PodFailed", "exit 1")))
+    with pytest.raises(TrainingError, match=r"PodFailed: exit 1(?s:.*)its log cannot be read: "):
+        step.run()
 
 
 @pytest.mark.parametrize(
@@ -352,7 +339,7 @@ def test_a_log_that_may_not_be_read_costs_only_the_log(
             lambda place: (place / "training.json").write_text(
                 (place / "training.json").read_text().replace('"steps": 5', '"steps": 6')
             ),
-            "is of other settings",
+            "is of another training: settings.steps",
         ),
     ],
 )
@@ -369,7 +356,7 @@ def test_a_candidate_that_is_not_what_was_asked_for_is_refused(
     assert step.cluster.jobs == {}  # or each retry would attach to it
 
 
-def test_pictures_come_here_and_to_mlflow(step: Step, real: RealJob, tmp_path: Path) -> None:
+def test_curves_and_pictures_come_here_and_to_mlflow(step: Step, real: RealJob, tmp_path: Path) -> None:
     tracking = f"sqlite:///{tmp_path}/mlflow.db"
     client = MlflowClient(tracking)
     experiment = client.create_experiment("pictures", (tmp_path / "artifacts").as_uri())
@@ -380,6 +367,8 @@ def test_pictures_come_here_and_to_mlflow(step: Step, real: RealJob, tmp_path: P
     finish(step, real)
     step.run()
     assert (tmp_path / "curves-samples" / "step-00000005.png").read_bytes() == b"a picture"
+    assert [m.step for m in client.get_metric_history(step.mlflow.run_id, "training/loss")] == [2, 4, 5]
+    assert client.get_metric_history(step.mlflow.run_id, "training/target_null_share")
     logged = client.list_artifacts(step.mlflow.run_id, "samples")
     assert [file.path for file in logged] == ["samples/step-00000005.png"]
 

@@ -10,6 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from components.snapshot_data.duplicates import perceptual_hash
+from components.validate_data import faces, facts
+from components.validate_data.errors import DataValidationError
 from components.validate_data.faces import FaceDetector
 from components.validate_data.images import measure_images
 from components.validate_data.settings import ValidationSettings
@@ -91,8 +94,8 @@ def test_it_is_quarantined_with_file_row_and_reason(bad: tuple[Portraits, Valida
     found = [row for row in portraits.quarantine() if row["file_name"] == name]
     (finding,) = [row for row in found if f"({column})" in row["expectation"]]
     assert finding["reason"]
-    facts = pq.read_table(portraits.validated / "facts.parquet").to_pylist()
-    assert facts[finding["row"]]["file_name"] == name
+    measured = pq.read_table(portraits.validated / "facts.parquet").to_pylist()
+    assert measured[finding["row"]]["file_name"] == name
     assert "Traceback" not in finding["reason"]
 
 
@@ -135,20 +138,20 @@ def test_orientation_is_undone_before_faces_are_looked_for() -> None:
     upright.transpose(Image.Transpose.ROTATE_180).save(stored, "PNG", exif=exif)
     upright.save(plain, "PNG")
     detector = FaceDetector(0.3)
-    facts = measure_images([stored.getvalue(), plain.getvalue()], 2**20, detector).to_pylist()
-    assert [row["orientation"] for row in facts] == [3, 1]
-    for name in ("phash", "faces", "sharpness", "exposure"):
-        assert facts[0][name] == pytest.approx(facts[1][name]) if name != "phash" else facts[0][name] == facts[1][name]
+    found = measure_images([stored.getvalue(), plain.getvalue()], 2**20, detector).to_pylist()
+    assert [row["orientation"] for row in found] == [3, 1]
+    for name in ("faces", "sharpness", "exposure"):
+        assert found[0][name] == pytest.approx(found[1][name])
 
 
 def test_faces_are_found_in_portraits_and_not_in_noise() -> None:
     drawn = [path.read_bytes() for path in sorted((AVATARS / "evaluation").rglob("*.png"))[:40]]
     noise = [encoded("PNG", seed) for seed in range(40)]
-    facts = measure_images([*drawn, *noise], 2**20, FaceDetector(0.3)).to_pylist()
-    seen = [row["faces"] for row in facts]
+    found = measure_images([*drawn, *noise], 2**20, FaceDetector(0.3)).to_pylist()
+    seen = [row["faces"] for row in found]
     assert seen[:40].count(1) >= 38
     assert sum(seen[40:]) <= 2
-    assert all(0.05 < row["face_share"] <= 1 for row in facts[:40] if row["faces"])
+    assert all(0.05 < row["face_share"] <= 1 for row in found[:40] if row["faces"])
 
 
 def test_a_face_too_small_for_the_first_look_is_found_by_the_second() -> None:
@@ -161,40 +164,39 @@ def test_a_face_too_small_for_the_first_look_is_found_by_the_second() -> None:
         contents.append(stream.getvalue())
     coarse = [Image.open(io.BytesIO(content)).convert("RGB").reduce(8) for content in contents]
     first = detector.find(np.stack([np.asarray(one) for one in coarse]))
-    facts = measure_images(contents, 2**20, detector).to_pylist()
+    found = measure_images(contents, 2**20, detector).to_pylist()
     assert (first.count == 0).sum() >= 5
-    assert sum(row["faces"] > 0 for row in facts) >= 18
-    assert all(row["face_share"] < 0.2 for row in facts)
+    assert sum(row["faces"] > 0 for row in found) >= 18
+    assert all(row["face_share"] < 0.2 for row in found)
 
 
 def test_an_image_measured_large_or_small_has_nearly_the_same_hash() -> None:
     contents = [encoded("PNG", 7, size=(size, size)) for size in (64, 512)] + [encoded("JPEG", 7, size=(512, 512))]
-    facts = measure_images(contents, 2**20, None).to_pylist()
-    first, *others = (int(row["phash"], 16) for row in facts)
+    first, *others = (int(perceptual_hash(content) or "", 16) for content in contents)
     assert all((first ^ other).bit_count() <= 8 for other in others)
-    assert {row["faces"] for row in facts} == {None}
+    assert measure_images(contents, 2**20, None)["faces"].null_count == 3, "nobody looked for any"
 
 
-def test_many_images_go_through_the_engine_to_the_same_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from components.validate_data import facts
-
+def test_measured_in_several_threads_the_facts_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "BATCH", 7)
     portraits = Portraits(tmp_path)
     portraits.add("broken.png", b"broken")
-    settings = ValidationSettings(suite="none", faces=False, processes=2)
     manifest = facts.read_manifest(portraits.pin())
-    facts.write_facts(manifest, settings, tmp_path / "here.parquet")
-    monkeypatch.setattr(facts, "FEW", 0)
-    facts.write_facts(manifest, settings, tmp_path / "engine.parquet")
-    assert pq.read_table(tmp_path / "engine.parquet").equals(pq.read_table(tmp_path / "here.parquet"))
+    for threads in (1, 4):
+        settings = ValidationSettings(suite="none", processes=threads)
+        facts.write_facts(manifest, settings, tmp_path / f"{threads}.parquet")
+    one, four = (pq.read_table(tmp_path / f"{threads}.parquet") for threads in (1, 4))
+    assert one.equals(four) and one["row"].to_pylist() == list(range(GOOD + 1))
 
 
-def test_an_engine_that_stops_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from components.validate_data import facts
-
-    portraits = Portraits(tmp_path)
-    manifest = facts.read_manifest(portraits.pin())
-    monkeypatch.setattr(facts, "FEW", 0)
+def test_what_stops_a_thread_stops_the_step(tmp_path: Path) -> None:
+    manifest = facts.read_manifest(Portraits(tmp_path).pin())
     settings = ValidationSettings(suite="none", faces=False, tokenizer=str(tmp_path / "nowhere"))
-    with pytest.raises(facts.DataValidationError, match=r"engine stopped at row 0 with status 1: .*nowhere.*tokenizer"):
+    with pytest.raises(DataValidationError, match=r"validation\.tokenizer: .*nowhere"):
         facts.write_facts(manifest, settings, tmp_path / "facts.parquet")
-    assert not (tmp_path / "facts.manifest").exists()
+
+
+def test_without_the_face_detector_nothing_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faces, "MODEL", tmp_path / "detector.tflite")
+    with pytest.raises(DataValidationError, match=r"is not the face detector .* run make install, or set"):
+        FaceDetector(0.3)

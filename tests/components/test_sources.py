@@ -238,7 +238,9 @@ def test_a_file_that_is_too_young_is_not_trusted(world: World) -> None:
     assert [world.take(state=True).read for _ in range(2)] == [2, 2]
 
 
-@pytest.mark.parametrize("name", ["files.parquet", "snapshot/manifest.parquet", "snapshot/index.json"])
+@pytest.mark.parametrize(
+    "name", ["files/files.parquet", "files/index.json", "snapshot/manifest.parquet", "snapshot/index.json"]
+)
 def test_what_was_kept_and_then_damaged_is_not_used(world: World, name: str) -> None:
     world.imagefolder(range(3))
     settle()

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import docker
 import pytest
 
-from infra.docker.engine import engine as running_engine
-from infra.images.build import ensure_image
+from infra.images.build import build_image
+from tests.containers.engine import engine as running_engine
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +20,8 @@ def engine() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def image(engine: str) -> str:
-    """The tag of this checkout's image, built when the engine has it not."""
-    return ensure_image()
+    """The id of this checkout's image, built as far as the engine has it not."""
+    return build_image("triptych-torch")
 
 
 @pytest.fixture(scope="session")

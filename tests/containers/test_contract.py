@@ -11,7 +11,7 @@ import pytest
 from kfp import local
 from kfp.local import docker_task_handler
 
-from infra.docker import ContainerError
+from infra.images.build import ContainerError
 from pipelines.containers import check_contract
 
 

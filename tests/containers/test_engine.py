@@ -15,15 +15,15 @@ import docker
 import psutil
 import pytest
 
-from infra.docker import ContainerError
-from infra.docker.engine import answers, engine, find_engine, private_engine
+from infra.images.build import ContainerError
+from tests.containers.engine import answers, engine, find_engine, private_engine
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(300)]
 
 STARTS = """
 import sys, time
 from pathlib import Path
-from infra.docker.engine import private_engine
+from tests.containers.engine import private_engine
 with private_engine(Path(sys.argv[1])) as address:
     print(address, flush=True)
     time.sleep(300)
@@ -72,7 +72,8 @@ def test_the_command_line_lends_an_engine_to_a_command(engine: str) -> None:
     """Here one runs already, so the command gets that one, and its exit status is passed on."""
     command = 'test "$DOCKER_HOST" = "$EXPECTED" && exit 7'
     lent = subprocess.run(
-        [sys.executable, "-m", "infra.docker.engine", "--", "sh", "-c", command], env={**os.environ, "EXPECTED": engine}
+        [sys.executable, "-m", "tests.containers.engine", "--", "sh", "-c", command],
+        env={**os.environ, "EXPECTED": engine},
     )
     assert lent.returncode == 7
 

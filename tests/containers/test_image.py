@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,12 @@ import docker
 import pytest
 
 from infra.images import build
-from infra.images.build import buildkit_client, content
+from infra.images.build import ContainerError, build_image
 from lineage.digests import code_digest
 
 ROOMS = ("lineage", "training", "components", "pipelines", "infra", "examples")
 STRANGER = "12345:12345"
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.png", "*.safetensors")
 
 needs_engine = [pytest.mark.containers, pytest.mark.timeout(900)]
 
@@ -47,28 +49,34 @@ class TestImage:
         program = "from pathlib import Path; print(Path('/etc/pip.conf').exists(), *Path('/tmp/wheels').glob('*'))"
         assert printed(client, image, program) == "False"
 
+    def test_the_image_for_data_has_no_torch(self, client: docker.DockerClient, image: str) -> None:
+        small = build_image("triptych-data")
+        program = (
+            "import importlib.util, components.register.register, components.gate.gate, infra.governed.app;"
+            "print(importlib.util.find_spec('torch'))"
+        )
+        assert printed(client, small, program) == "None"
+        sizes = {name: client.images.get(one).attrs["Size"] for name, one in (("data", small), ("torch", image))}
+        print({name: f"{size / 1e6:.0f} MB" for name, size in sizes.items()})
+        assert sizes["data"] < sizes["torch"]
 
-def test_the_tag_follows_what_goes_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("pyproject.toml", "constraints.txt"):
-        (tmp_path / name).write_text((build.CHECKOUT / name).read_text())
-    source = tmp_path / "lineage" / "digests.py"
-    source.parent.mkdir()
-    source.write_text("one = 1\n")
+    def test_it_follows_the_checkout(self, image: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Equal checkouts have one image, and another line of code makes another one."""
+        names = ["LICENSE", "README.md", "constraints.txt", "pyproject.toml", "build/image", *ROOMS, "serving"]
+        for name in names:
+            place, target = build.CHECKOUT / name, tmp_path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(place, target, ignore=LEFT_OUT) if place.is_dir() else shutil.copy(place, target)
+        monkeypatch.setattr(build, "CHECKOUT", tmp_path)
+        assert build_image("triptych-torch") == image
+        (tmp_path / "lineage" / "notes.log").write_text("not installed")
+        with (tmp_path / "lineage" / "digests.py").open("a") as source:
+            source.write("ANOTHER = 1\n")
+        assert build_image("triptych-torch") != image
+
+
+def test_without_a_checkout_no_image_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(build, "CHECKOUT", tmp_path)
-    first = content().tag()
-    (tmp_path / "lineage" / "notes.log").write_text("not installed")
-    assert content().tag() == first
-    source.write_text("one = 2\n")
-    changed = content().tag()
-    (tmp_path / "constraints.txt").write_text("torch==0\n")
-    assert len({first, changed, content().tag()}) == 3
-
-
-def test_a_client_without_buildkit_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for folder, status in (("old", 1), ("new", 0)):
-        client = tmp_path / folder / "docker"
-        client.parent.mkdir()
-        client.write_text(f"#!/bin/sh\nexit {status}\n")
-        client.chmod(0o755)
-    monkeypatch.setattr(build, "SYSTEM_PATH", f"{tmp_path / 'old'}:{tmp_path / 'new'}")
-    assert buildkit_client() == str(tmp_path / "new" / "docker")
+    with pytest.raises(ContainerError, match=r"whole checkout of Triptych: .*constraints\.txt"):
+        build_image("triptych-torch")
+    assert not (tmp_path / "build").exists()

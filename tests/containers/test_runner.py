@@ -16,7 +16,7 @@ import pytest
 from kfp import dsl
 from kfp.local import config, docker_task_handler
 
-from infra.docker import ContainerError
+from infra.images.build import ContainerError
 from pipelines.container_step import RUN_LABEL, remove, run_step
 from pipelines.containers import containers
 

@@ -21,7 +21,7 @@ from tests.evaluate.conftest import settings
 from tests.evaluate.test_scorers import save_dinov2
 from tests.runs import AVATARS
 from training.errors import TrainingError
-from training.leakage import ALIKE, likeness, probe_pictures, refuse_leakage, shared_tensors, teacher_features
+from training.teach.leakage import ALIKE, likeness, probe_pictures, refuse_leakage, shared_tensors, teacher_features
 
 TEACHER = AVATARS / "models" / "teacher"
 

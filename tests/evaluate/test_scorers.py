@@ -17,7 +17,7 @@ from components.evaluate.scorers.sets import Cmmd, FdDinov2, Fid, Kid, Memorisat
 from components.evaluate.scoring import FeatureScorer, PictureScorer, load_scorers
 from components.evaluate.settings import ScorerSettings
 from tests.training.tiny import save_clip_tokenizer
-from training.leakage import probe_pictures
+from training.teach.leakage import probe_pictures
 
 PICTURES = probe_pictures(40, 48)
 PROMPTS = [

@@ -31,7 +31,7 @@ def one_input(content: bytes) -> None:
     assert len(facts) == 1
     (row,) = facts.to_pylist()
     assert row["decodes"] is (row["problem"] is None)
-    assert row["decodes"] is (row["phash"] is not None)
+    assert row["decodes"] is (row["exposure"] is not None)
 
 
 def write_seeds(folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from components.plan.plan import Plan, make_plan
+from components.plan.plan import Plan, Sections, make_plan
 from lineage.entries import Closed
 from lineage.signing import open_signer
 from tests.lineage.worlds import MODEL, World
@@ -29,7 +29,11 @@ def champion(world: World, name: str, incumbent: str, by_a_person: bool) -> str:
 
 
 def planned(world: World) -> Plan:
-    return make_plan(world.state, MODEL, "sha256:1", {}, {"base_model": str(world.folder / "base")}, {}, {}, False)
+    sections: Sections = {
+        **{name: {} for name in ("validation", "evaluation", "gate")},
+        "training": {"base_model": str(world.folder / "base")},
+    }
+    return make_plan(world.state, MODEL, "sha256:1", sections, force=False)
 
 
 def test_a_run_s_own_promotion_approves_nothing(world: World) -> None:

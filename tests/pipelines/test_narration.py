@@ -47,6 +47,16 @@ def test_progress_elsewhere_than_on_a_terminal_is_plain_and_rare(
     assert lines == ["    sampling 3/6, 0:10 left", "    sampling 6/6, 0:10 left"]
 
 
+def test_a_terminal_shows_one_bar_with_the_time_left(tmp_path: Path) -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, width=80, force_terminal=True)
+    with Narration(console, tmp_path / "run.log") as stream:
+        stream.write("[progress] fine-tuning 40/90, loss 0.1234, 12.3 images/s, 0:10 left\n")
+        stream._bar.refresh()
+        (line,) = [line for line in shown.getvalue().splitlines() if "fine-tuning" in line][-1:]
+    assert "40/90" in line and "0:10 left" in line and "loss" not in line
+
+
 def test_steps_report_progress_in_the_form_that_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(track([1, 2], "sampling", total=100, every=0.0, weight=50)) == [1, 2]
     assert capsys.readouterr().out.splitlines() == [

@@ -16,7 +16,7 @@ from tests.documents import example
 FIGURE: dict[str, Any] = example.verdict("sha256:0").predicate["figures"][0]
 
 
-def shown(decision: str, figures: list[dict[str, Any]], anchor: list[dict[str, Any]]) -> str:
+def shown(decision: str, figures: list[dict[str, Any]], anchor: list[dict[str, Any]], width: int = 80) -> str:
     """The text at the end of a run whose gate decided so."""
     ruling = {"decision": decision, "reasons": ["because"], "figures": figures, "anchor": anchor}
     records = [
@@ -24,7 +24,7 @@ def shown(decision: str, figures: list[dict[str, Any]], anchor: list[dict[str, A
         example.record("gate", 2, facts=ruling),
         example.record("promote", 3, facts={"alias": "", "version": "3"}),
     ]
-    console = Console(record=True, width=120)
+    console = Console(record=True, width=width)
     finished = Finished("judged", {record.step: record for record in records}, Path("log"))
     print_outcome(console, finished, Path("work"), "portraits")
     return console.export_text()
@@ -50,3 +50,21 @@ def test_an_invalid_verdict_has_reasons_and_no_empty_table() -> None:
     text = shown("invalid", [], [])
     assert "verdict: invalid" in text and "because" in text
     assert "candidate against" not in text
+
+
+def test_no_number_wraps_at_80_columns() -> None:
+    long = {"incumbent": 123.456, "candidate": 120.123, "difference": -3.333, "lower": -10.123, "upper": 5.111}
+    lines = shown("reject", [FIGURE, {**FIGURE, "name": "copies of training pictures", **long}], []).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("123.456 → 120.123" in line and "-3.333 (-10.123 to +5.111)" in line for line in lines)
+
+
+def test_the_end_names_commands_that_work_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the path by which this one was called, where the shell finds no triptych by its name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("sys.argv", [".venv/bin/triptych", "retrain"])
+    named = [line.split("#")[0].strip() for line in shown("hold", [FIGURE], []).splitlines()[-3:]]
+    assert named == [f".venv/bin/triptych {what} --work-dir work" for what in ("ui", "audit 3", "models")]
+    (tmp_path / "Makefile").write_text("all:\n\nserve: data\n")
+    assert "  make serve" in shown("hold", [FIGURE], []).splitlines()[-1]

@@ -264,7 +264,7 @@ class Pipeline:
         source = registry.upload(run, card, weights, {"verdict": verdict}, new_attempt())
         uploaded(source)
         tags = {"standing": "candidate", "candidate": digest, "verdict": envelope, "decision": decision}
-        tags |= {"incumbent": incumbent, "training_key": TERMS, "evaluation_terms": TERMS}
+        tags |= {"incumbent": incumbent}
         made = registry.create(run, source, tags, f"the gate says {decision}")
         registered = registration(made, name, digest, folder_of(card, weights), envelope)
         evidence = {"verdict": digest_path(verdict)}

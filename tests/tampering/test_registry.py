@@ -8,7 +8,7 @@ from lineage.digests import LineageError
 from tests.audit.world import MODEL, World
 from tests.tampering.test_evidence import named
 
-TAGS = ("candidate", "verdict", "standing", "decision", "incumbent", "training_key", "evaluation_terms")
+TAGS = ("candidate", "verdict", "standing", "decision", "incumbent")
 """They repeat what the ledger says."""
 
 

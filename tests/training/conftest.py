@@ -70,7 +70,7 @@ class Trained:
 @pytest.fixture(scope="session")
 def trained(world: World) -> Trained:
     """One run, used by all tests that look at a candidate."""
-    from training.launch import fine_tune
+    from training.launch.launch import fine_tune
 
     place = world.root / "trained"
     curves = place / "curves.jsonl"

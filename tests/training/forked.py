@@ -1,7 +1,7 @@
 """Training processes forked from one that has imported everything: a run starts at once instead of in ten seconds.
 
-`python -m tests.training.forked SPECS` is the parent. Each process runs `training.fine_tune.main` as under
-``accelerate launch``, whose environment it is given. `run_all` is called by the tests.
+`python -m tests.training.forked SPECS` is the parent. Each process runs `training.train.process.main` as under
+``torchrun``, whose environment it is given. `run_all` is called by the tests.
 """
 
 from __future__ import annotations
@@ -9,16 +9,23 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.job import RESULT, Job
-from training.launch import _write_job, run_identity
-from training.processes import free_port, python_environment
+from training.launch.launch import run_identity
+from training.launch.processes import python_environment
 from training.settings import TrainingSettings
+from training.train.job import JOB, RESULT, TrainingJob
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ def run_all(*runs: Run) -> list[list[int]]:
         for left in run.place.glob("error-*.json"):
             left.unlink()
         run.curves.write_text("")
-        job = Job(
+        job = TrainingJob(
             settings=run.settings,
             features=run.features,
             candidate=run.candidate,
@@ -72,7 +79,7 @@ def run_all(*runs: Run) -> list[list[int]]:
             identity=run_identity(run.settings, run.features),
             checkpoints=run.checkpoints,
         )
-        _write_job(run.place, job)
+        (run.place / JOB).write_text(job.model_dump_json())
         specs.append([str(run.place), run.settings.processes, run.kill_after, run.file_limit, run.spoilt])
     command = [sys.executable, "-m", "tests.training.forked", json.dumps(specs)]
     environment = python_environment(1) | {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
@@ -89,20 +96,15 @@ def _child(place: str, rank: int, world: int, port: int, kill_after: int, file_l
         "WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "ACCELERATE_USE_DEEPSPEED": "true",
-        "ACCELERATE_DEEPSPEED_CONFIG_FILE": f"{place}/deepspeed.json",
-        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
-        "ACCELERATE_MIXED_PRECISION": "no",
-        "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file,zero3_init_flag",
     }
     import resource
 
     import torch
 
-    from training import checkpoints, fine_tune
-    from training.model import Batch, Losses, SupervisedTransformer
-    from training.saving import Saving
-    from training.supervision import Phase
+    from training.teach.supervision import Phase
+    from training.train import checkpoints, process
+    from training.train.checkpoints import Saving
+    from training.train.model import Batch, Losses, SupervisedTransformer
 
     after, finish, forward = Saving.after, checkpoints.finish, SupervisedTransformer.forward
 
@@ -118,7 +120,7 @@ def _child(place: str, rank: int, world: int, port: int, kill_after: int, file_l
 
     def spoil(self: SupervisedTransformer, batch: Batch, phase: Phase) -> Losses:
         losses = forward(self, batch, phase)
-        losses.total.register_hook(lambda gradient: gradient * torch.inf)
+        losses.loss.register_hook(lambda gradient: gradient * torch.inf)
         return losses
 
     if spoilt:
@@ -126,8 +128,8 @@ def _child(place: str, rank: int, world: int, port: int, kill_after: int, file_l
     Saving.after = killed  # type: ignore[method-assign]
     if file_limit >= 0:
         checkpoints.finish = limited
-    sys.argv = ["training.fine_tune", "--job", place]
-    fine_tune.main()
+    sys.argv = ["training.train.process", "--job", place]
+    process.main()
     sys.stdout.flush()
     os._exit(torch.distributed.is_initialized())  # a process group that is left open counts as a failure
 
@@ -138,9 +140,9 @@ def main() -> None:
     import diffusers.models.transformers.transformer_sd3  # noqa: F401
     from accelerate.utils.deepspeed import DeepSpeedEngineWrapper  # noqa: F401
 
-    import training.export
     import training.families.sd3
-    import training.loop  # noqa: F401
+    import training.train.export
+    import training.train.loop  # noqa: F401
 
     ended = []
     for place, world, kill_after, file_limit, spoilt in json.loads(sys.argv[1]):

@@ -10,18 +10,21 @@ import torch
 from PIL import Image
 
 from components.encode_features.pictures import encode_pictures
+from components.validate_data.facts import read_manifest, write_facts
+from components.validate_data.settings import ValidationSettings
 from lineage.digests import digest_file
 from tests.training.conftest import World
 from tests.training.tiny import save_validated
 from tests.training.tiny_families import save_flux
-from training.buckets import bucket_samples, nearest
-from training.draws import batch_samples
+from training.encode.features import Features
+from training.encode.pictures import nearest
 from training.errors import TrainingError
 from training.families import family_of
-from training.features import Features
-from training.model import Batches, SupervisedTransformer
 from training.settings import TrainingSettings
-from training.supervision import Phase
+from training.teach.supervision import Phase
+from training.train.buckets import bucket_samples
+from training.train.draws import batch_samples
+from training.train.model import Batches, SupervisedTransformer
 
 BUCKETS = ((32, 32), (64, 32), (32, 64))
 """Width, height."""
@@ -74,10 +77,12 @@ def bucketed(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tr
             exif[0x0112] = 6
         picture.save(path, exif=exif)
         row = world.rows[number] | {"file_name": path.name, "sha256": digest_file(path), "uri": f"file://{path}"}
-        rows.append(row)
+        rows.append(row | {"split": "train"})
     base = save_flux(root / "base")
     settings = world.settings(base_model=base, buckets=BUCKETS, steps=12, batch_size=2, max_sequence_length=16)
-    encode_pictures(settings, save_validated(root / "validated", rows), root / "features")
+    validated = save_validated(root / "validated", rows)
+    write_facts(read_manifest(validated), ValidationSettings(suite="none", faces=False), validated / "facts.parquet")
+    encode_pictures(settings, validated, root / "features")
     return settings, root / "features"
 
 
@@ -93,9 +98,9 @@ def test_pictures_are_encoded_in_their_own_shape(bucketed: tuple[TrainingSetting
         batch = batches[step]
         shapes.add(tuple(batch.noisy.shape))
         losses = model(batch, Phase(0.5, detached=False))
-        losses.total.backward()
-        assert batch.conditioning["embeddings"].shape == (2, 16, 24) and losses.total.isfinite()
-        assert losses.local is not None
+        losses.loss.backward()
+        assert batch.conditioning["embeddings"].shape == (2, 16, 24) and losses.loss.isfinite()
+        assert losses.loss_local is not None
     assert shapes == {(2, 4, 8, 8), (2, 4, 8, 16), (2, 4, 16, 8)}
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 

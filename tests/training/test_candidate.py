@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from lineage.digests import digest_path
 from tests.training.conftest import Trained, World
 from tests.training.tiny import NO_T5
-from training.curves import draw_curves, read_points
 from training.errors import TrainingError
-from training.export import export_candidate
 from training.families import family_of
-from training.launch import TrainingRecord, fine_tune
+from training.launch.launch import TrainingRecord, fine_tune
+from training.train.curves import draw_curves, read_points
+from training.train.export import export_candidate
 
 WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
 
@@ -77,7 +77,7 @@ def test_all_else_is_the_base_model(world: World, trained: Trained) -> None:
 def test_it_loads_and_draws_the_same_where_none_of_our_code_is(trained: Trained, tmp_path: Path) -> None:
     from diffusers import StableDiffusion3Pipeline
 
-    import training.loop  # noqa: F401 (the supervision code is loaded here, and not over there)
+    import training.train.loop  # noqa: F401 (the supervision code is loaded here, and not over there)
 
     clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"OMP_NUM_THREADS": "1"}
     hide = f"import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]; {DRAW!r}"

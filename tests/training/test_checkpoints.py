@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from components.fine_tune.candidate import remove_abandoned
 from lineage.digests import digest_path
 from tests.training.conftest import World
 from tests.training.forked import Run, run_all
-from training.checkpoints import Manifest, begin, finish, newest, newest_whole
-from training.curves import read_points
 from training.errors import TrainingError
-from training.launch import run_identity
+from training.launch.launch import run_identity
 from training.settings import TrainingSettings
+from training.train.checkpoints import Manifest, begin, finish, newest, newest_whole
+from training.train.curves import read_points
 
 KINDS: dict[str, dict[str, Any]] = {
     "zero 2": {"zero_stage": 2},
@@ -115,7 +118,10 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
     ("changes", "reason"),
     [
         ({"processes": 1}, "was saved by 2 processes and this run has 1: each holds its own shard"),
-        ({"learning_rate": 0.5, "ema_decay": 0.5}, "of a run with other ema_decay, learning_rate;"),
+        (
+            {"learning_rate": 0.5, "ema_decay": 0.5},
+            r"another run: settings\.ema_decay: .*; settings\.learning_rate: .* -> 0\.5;",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(runs: Mapping[str, Run], changes: dict[str, Any], reason: str) -> None:
@@ -126,19 +132,19 @@ def test_a_checkpoint_of_another_run_is_refused(runs: Mapping[str, Run], changes
         newest_whole(run.checkpoints, run_identity(settings, run.features))
 
 
-def test_a_checkpoint_on_other_features_is_refused(runs: Mapping[str, Run], tmp_path: Path) -> None:
+def test_a_checkpoint_on_other_features_is_refused(runs: Mapping[str, Run]) -> None:
     run = runs["zero 2"]
-    (tmp_path / "features.json").write_text("{}")
+    other = run_identity(run.settings, run.features).model_copy(update={"features": "sha256:other"})
     assert run.checkpoints is not None
-    with pytest.raises(TrainingError, match="of a run with other features;"):
-        newest_whole(run.checkpoints, run_identity(run.settings, tmp_path))
+    with pytest.raises(TrainingError, match=r"is of another run: features: sha256:.* -> sha256:other;"):
+        newest_whole(run.checkpoints, other)
 
 
 def test_a_checkpoint_made_with_other_packages_is_refused(runs: Mapping[str, Run]) -> None:
     run = runs["zero 2"]
     other = run_identity(run.settings, run.features).model_copy(update={"packages": "sha256:other"})
     assert run.checkpoints is not None
-    with pytest.raises(TrainingError, match="of a run with other packages;"):
+    with pytest.raises(TrainingError, match=r"is of another run: packages: sha256:.* -> sha256:other;"):
         newest_whole(run.checkpoints, other)
 
 
@@ -187,3 +193,13 @@ def test_the_manifest_names_the_run(runs: Mapping[str, Run]) -> None:
     manifest = json.loads((runs["zero 2"].place / "checkpoints" / "step-00000009" / "manifest.json").read_text())
     assert manifest["run"]["processes"] == 2 and manifest["run"]["settings"]["seed"] == 0
     assert set(manifest["files"]) == {"rank-0.safetensors", "rank-1.safetensors", "curves.jsonl"}
+
+
+def test_checkpoints_that_no_run_takes_up_are_removed_in_time(tmp_path: Path) -> None:
+    for name, days in (("own", 90), ("abandoned", 20), ("another", 3)):
+        (tmp_path / name / "step-00000001").mkdir(parents=True)
+        then = time.time() - days * 24 * 3600
+        for path in (tmp_path / name / "step-00000001", tmp_path / name):
+            os.utime(path, (then, then))
+    remove_abandoned(tmp_path, "own")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["another", "own"]

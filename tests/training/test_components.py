@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from kfp import compiler, dsl, local
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from components.encode_features.component import encode_features
 from components.fine_tune.candidate import fetch_candidate
@@ -16,9 +18,10 @@ from lineage.records import read_records
 from tests.runs import run_context
 from tests.training.conftest import Trained, World
 from tests.training.tiny import save_validated
-from training.curves import read_points
+from training.encode.info import features_digest
 from training.errors import TrainingError
-from training.watching import MlflowCurves, MlflowRun
+from training.launch.watching import MlflowCurves, MlflowRun
+from training.train.curves import read_points
 
 
 def test_encode_features_runs_as_a_step_and_leaves_its_record(world: World, tmp_path: Path) -> None:
@@ -35,7 +38,7 @@ def test_encode_features_runs_as_a_step_and_leaves_its_record(world: World, tmp_
     done = encoding(run=run, training=world.settings().model_dump(mode="json"), place=str(validated))
     record = read_records(run["records"], "run-1")["encode-features"]
     assert record.status == "complete" and record.outputs["features"] == done.output
-    assert record.outputs["features"] == digest_path(world.features)
+    assert record.outputs["features"] == features_digest(world.features)
     assert {"validated", "base_model", "teacher"} <= record.inputs.keys()
 
 
@@ -49,7 +52,7 @@ def test_fine_tune_compiles_with_the_outputs_that_later_steps_read(tmp_path: Pat
 def test_the_step_refuses_features_of_another_snapshot(world: World, tmp_path: Path) -> None:
     others = save_validated(tmp_path / "validated", world.rows[1:])
     names = ("candidate", "curves", "training_record")
-    with pytest.raises(TrainingError, match=r"are of another snapshot: they name sha256:.*; encode them again"):
+    with pytest.raises(TrainingError, match=r"snapshot: sha256:.* -> sha256:.*; encode them again"):
         fine_tune.python_func(
             run=run_context(tmp_path).model_dump(exclude={"id"}),
             job="run-1",
@@ -87,14 +90,12 @@ def test_a_candidate_with_another_digest_is_refused(trained: Trained, tmp_path: 
 
 
 def test_curves_reach_mlflow(trained: Trained, tmp_path: Path) -> None:
-    from mlflow import MlflowClient
-
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = MlflowClient(uri)
     run = client.create_run(client.create_experiment("training")).info.run_id
     curves = MlflowCurves(MlflowRun(uri, run))
     for point in read_points(trained.curves):
-        curves.point(point)
+        curves.log(point.metrics(), point.step)
     assert curves.error is None
     assert [m.step for m in client.get_metric_history(run, "training/loss")] == [2, 4, 5]
     assert len(client.get_metric_history(run, "training/loss_local")) == 2
@@ -103,5 +104,25 @@ def test_curves_reach_mlflow(trained: Trained, tmp_path: Path) -> None:
 def test_a_run_that_mlflow_does_not_know_costs_the_curves_only(trained: Trained, tmp_path: Path) -> None:
     curves = MlflowCurves(MlflowRun(f"sqlite:///{tmp_path / 'mlflow.db'}", "0" * 32))
     for point in read_points(trained.curves):
-        curves.point(point)
+        curves.log(point.metrics(), point.step)
     assert curves.error is not None and "not found" in curves.error
+
+
+def test_an_mlflow_that_was_away_for_a_while_has_every_point_in_the_end(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    run = client.create_run(client.create_experiment("training")).info.run_id
+    curves = MlflowCurves(MlflowRun(uri, run))
+    first, *rest = read_points(trained.curves)
+    with monkeypatch.context() as away:
+        away.setattr(MlflowClient, "log_batch", lambda *_, **__: (_ for _ in ()).throw(MlflowException("away")))
+        curves.log(first.metrics(), first.step)
+        assert curves.error is not None and "away" in curves.error
+    curves.log(rest[0].metrics(), rest[0].step)
+    assert not client.get_metric_history(run, "training/loss"), "it is not asked again at once"
+    curves.close()
+    curves.log(rest[1].metrics(), rest[1].step)
+    assert curves.error is None
+    assert [m.step for m in client.get_metric_history(run, "training/loss")] == [2, 4, 5]

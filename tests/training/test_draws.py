@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from tests.training.conftest import World
-from training.draws import batch_samples, draw_null_tokens, draw_sample, is_dropped
+from training.encode.features import Features
 from training.families import family_of
-from training.features import Features
-from training.model import Batches
+from training.train.draws import batch_samples, draw_null_tokens, draw_sample, is_dropped
+from training.train.model import Batches
 
 
 def test_every_epoch_visits_every_sample_once_in_its_own_order() -> None:

@@ -13,34 +13,38 @@ import torch
 from PIL import Image
 
 from components.encode_features.pictures import encode_pictures
-from lineage.digests import digest_path
 from tests.training.conftest import World
 from tests.training.tiny import NO_T5, save_teacher, save_validated
+from training.encode.encoders import Encoders
+from training.encode.features import Features
+from training.encode.info import check_features, features_digest, read_info
+from training.encode.pictures import open_picture
 from training.errors import TrainingError
-from training.families import family_of
-from training.features import Features
-from training.features_info import check_features, read_info
 from training.settings import SupervisionSettings
+from training.teach.teacher import pixel_tensor
 
 
 def test_features_hold_what_training_reads(world: World) -> None:
     features = Features(world.features, world.settings())
-    batch = features.batch([0, 5, 23], [False, True, False])
+    rows = [0, 5, 23]
+    mean, std = features.latents(rows)
+    conditioning, target = features.conditioning(rows, [False, True, False]), features.target(rows)
+    structure = features.structure(rows)
     assert len(features) == 24 and features.teacher_width == 16
-    assert batch.mean.shape == batch.std.shape == (3, 4, 8, 8) and (batch.std > 0).all()
-    assert batch.conditioning["embeddings"].shape == (3, 40, 32) and batch.conditioning["pooled"].shape == (3, 24)
-    assert batch.target is not None and batch.target.local.shape == (3, 16, 16)
-    assert batch.target.caption.shape == (3, 16) and batch.target.entropy.shape == (3,)
-    assert batch.structure is not None and batch.structure.shape == (3, 3, 120), "3 layers, pairs of 16 patches"
+    assert mean.shape == std.shape == (3, 4, 8, 8) and (std > 0).all()
+    assert conditioning["embeddings"].shape == (3, 40, 32) and conditioning["pooled"].shape == (3, 24)
+    assert target is not None and target.local.shape == (3, 16, 16)
+    assert target.caption.shape == (3, 16) and target.entropy.shape == (3,)
+    assert structure is not None and structure.shape == (3, 3, 120), "3 layers, pairs of 16 patches"
     assert features.info.captions == 7, "six different ones and the empty one, each encoded once"
 
 
 def test_a_dropped_caption_is_the_empty_one(world: World) -> None:
     features = Features(world.features, world.settings())
-    dropped = features.batch([3], [True])
-    empty = family_of(world.base).load_encoders().encode_captions([""])
-    assert torch.allclose(dropped.conditioning["embeddings"], empty.conditioning["embeddings"], atol=1e-5)
-    assert torch.allclose(dropped.conditioning["pooled"], empty.conditioning["pooled"], atol=1e-5)
+    dropped = features.conditioning([3], [True])
+    empty = Encoders(world.settings()).encode("text", [""])
+    assert torch.allclose(dropped["embeddings"], empty["embeddings"], atol=1e-5)
+    assert torch.allclose(dropped["pooled"], empty["pooled"], atol=1e-5)
 
 
 def test_conditioning_is_what_the_pipeline_computes(world: World) -> None:
@@ -51,30 +55,30 @@ def test_conditioning_is_what_the_pipeline_computes(world: World) -> None:
     embeddings, _, pooled, _ = pipeline.encode_prompt(
         caption, None, None, do_classifier_free_guidance=False, max_sequence_length=3
     )
-    ours = family_of(world.base).load_encoders().encode_captions([caption])
-    padded = torch.nn.functional.pad(ours.conditioning["embeddings"], (0, 40 - 32, 0, 3))
-    assert torch.equal(padded, embeddings) and torch.equal(ours.conditioning["pooled"], pooled)
+    ours = Encoders(world.settings()).encode("text", [caption])
+    padded = torch.nn.functional.pad(ours["embeddings"], (0, 40 - 32, 0, 3))
+    assert torch.equal(padded, embeddings) and torch.equal(ours["pooled"], pooled)
 
 
 def test_latents_are_scaled_as_the_pipeline_decodes_them(world: World) -> None:
-    encoders = family_of(world.base).load_encoders()
-    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
-    mean, std = encoders.encode_images(pixels)
-    posterior = encoders.vae.encode(pixels).latent_dist
-    assert torch.allclose(mean / 1.3 + 0.1, posterior.mean, atol=1e-5)
-    assert torch.allclose(std / 1.3, posterior.std, atol=1e-5)
+    encoders = Encoders(world.settings())
+    pictures = [open_picture(row).convert("RGB") for row in world.rows[:2]]
+    made = encoders.encode("latents", pictures)
+    posterior = encoders.pipeline.vae.encode(pixel_tensor(pictures, [0.5] * 3, [0.5] * 3)).latent_dist
+    assert torch.allclose(made["mean"] / 1.3 + 0.1, posterior.mean, atol=1e-5)
+    assert torch.allclose(made["std"] / 1.3, posterior.std, atol=1e-5)
 
 
 def test_encoding_twice_gives_the_same_bytes(world: World, tmp_path: Path) -> None:
     encode_pictures(world.settings(), world.validated, tmp_path / "again")
-    assert digest_path(tmp_path / "again") == digest_path(world.features)
+    assert features_digest(tmp_path / "again") == features_digest(world.features)
 
 
 def test_plain_fine_tuning_needs_no_teacher(world: World, tmp_path: Path) -> None:
     settings = world.settings(teacher=None, supervision=SupervisionSettings(enabled=False))
     info = encode_pictures(settings, world.validated, tmp_path / "plain")
-    assert info.teacher is None
-    assert Features(tmp_path / "plain", settings).batch([0], [False]).target is None
+    assert "teacher" not in info.made_of
+    assert Features(tmp_path / "plain", settings).target([0]) is None
 
 
 def _changed(row: dict[str, object], folder: Path) -> dict[str, object]:
@@ -116,13 +120,16 @@ def test_unfinished_features_are_refused(world: World, tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[str, Callable[[World, Path], dict[str, Any]]]] = [
-    ("made with another teacher", lambda world, tmp: {"teacher": save_teacher(tmp / "teacher", seed=9)}),
-    ("made with another vision model", lambda world, tmp: {"structure_model": save_teacher(tmp / "model", seed=9)}),
-    ("or other depths", lambda world, tmp: {"supervision": SupervisionSettings(structure_depths=(0.5,))}),
-    ("another grid", lambda world, tmp: {"supervision": SupervisionSettings(structure_grid=3)}),
-    ("are in fp32, but", lambda world, tmp: {"cache_precision": "fp16"}),
+    ("teacher: tree-sha256:.* -> tree-sha256", lambda world, tmp: {"teacher": save_teacher(tmp / "teacher", seed=9)}),
+    (r"structure\.model: ", lambda world, tmp: {"structure_model": save_teacher(tmp / "model", seed=9)}),
     (
-        "another training.max_sequence_length: they name 256, asked for is 128",
+        r"structure\.depths: \[.*\] -> \[0\.5\]",
+        lambda world, tmp: {"supervision": SupervisionSettings(structure_depths=(0.5,))},
+    ),
+    (r"structure\.grid: 8 -> 3", lambda world, tmp: {"supervision": SupervisionSettings(structure_grid=3)}),
+    ("cache_precision: fp32 -> fp16", lambda world, tmp: {"cache_precision": "fp16"}),
+    (
+        "max_sequence_length: 256 -> 128",
         lambda world, tmp: {"max_sequence_length": 128},
     ),
     (
@@ -155,13 +162,13 @@ def test_features_of_buckets_are_refused_where_the_base_models_own_square_is_ask
 
 def test_captions_that_are_read_while_training_may_be_of_another_length(world: World, tmp_path: Path) -> None:
     settings = world.settings(cached=("latents",))
-    assert encode_pictures(settings, world.validated, tmp_path / "features").longest is None
+    assert encode_pictures(settings, world.validated, tmp_path / "features").made_of.get("max_sequence_length") is None
     check_features(world.settings(cached=("latents",), max_sequence_length=128), tmp_path / "features")
 
 
 def test_features_of_another_snapshot_are_refused(world: World) -> None:
-    check_features(world.settings(), world.features, read_info(world.features).manifest)
-    with pytest.raises(TrainingError, match=r"are of another snapshot: they name sha256:.* asked for is sha256:0"):
+    check_features(world.settings(), world.features, read_info(world.features).made_of["snapshot"])
+    with pytest.raises(TrainingError, match=r"snapshot: sha256:.* -> sha256:0"):
         check_features(world.settings(), world.features, "sha256:0")
 
 

@@ -16,12 +16,12 @@ from lineage.digests import digest_path
 from tests.training.conftest import World
 from tests.training.tiny_families import save_flux, save_qwen_image, save_sd3
 from training.errors import TrainingError
-from training.export import export_candidate
 from training.families import family_of
 from training.families.family import Family
-from training.launch import fine_tune
-from training.lora import add_adapter
+from training.launch.launch import fine_tune
 from training.settings import LoraSettings
+from training.train.export import export_candidate
+from training.train.lora import add_adapter
 
 SETTINGS = LoraSettings(rank=4, alpha=12)
 WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"

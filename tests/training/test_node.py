@@ -14,50 +14,58 @@ from fsspec.implementations.memory import MemoryFile
 
 from tests.training.conftest import World
 from training.errors import TrainingError
-from training.node import REQUEST, Request, input_digests, run_node
-from training.topology import Topology
-from training.transfer import Place
+from training.launch.launch import ALONE, Nodes, launcher_environment, torchrun
+from training.launch.node import REQUEST, TrainingRequest, input_digests, nodes_of, run_node
+from training.launch.transfer import Place
 
 TOLD = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "job-node-0-0.job", "PET_MASTER_PORT": "29500"}
 
 
-def test_the_trainers_variables_become_accelerates_settings() -> None:
-    told = Topology.from_environment(TOLD | {"PET_NPROC_PER_NODE": "auto"}).accelerate(processes=8)
-    assert (told["num_machines"], told["machine_rank"], told["num_processes"]) == (2, 1, 8)
-    assert (told["main_process_ip"], told["main_process_port"]) == ("job-node-0-0.job", 29500)
+def test_the_trainers_variables_say_which_node_this_is_and_are_left_to_torchrun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = nodes_of(TOLD)
+    assert nodes == Nodes(machines=2, rank=1)
+    command = torchrun(8, nodes)
+    assert command[-3:] == ["--nproc-per-node", "4", "-m"] and "--standalone" not in command
+    for name, value in TOLD.items():
+        monkeypatch.setenv(name, value)
+    assert TOLD.items() <= launcher_environment(1, nodes).items()
 
 
-def test_the_launcher_sees_none_of_them() -> None:
-    """It would take them for flags of its own."""
-    assert Topology.from_environment(TOLD).environment(TOLD | {"HOME": "/tmp"}) == {"HOME": "/tmp"}
+def test_training_on_one_machine_takes_no_setting_from_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in TOLD.items():
+        monkeypatch.setenv(name, value)
+    assert not [name for name in launcher_environment(1) if name.startswith("PET_")]
+    assert "--standalone" in torchrun(2)
 
 
 @pytest.mark.parametrize("missing", sorted(TOLD))
 def test_outside_a_job_the_missing_variable_is_named(missing: str) -> None:
     with pytest.raises(TrainingError, match=f"no node of a training job: '{missing}'"):
-        Topology.from_environment({name: value for name, value in TOLD.items() if name != missing})
+        nodes_of({name: value for name, value in TOLD.items() if name != missing})
 
 
 def test_processes_that_do_not_spread_evenly_are_refused() -> None:
     with pytest.raises(TrainingError, match="3 training processes cannot be spread evenly over 2 nodes"):
-        Topology.from_environment(TOLD).accelerate(processes=3)
+        torchrun(3, nodes_of(TOLD))
 
 
 @pytest.mark.parametrize("what", ["features", "base model", "training code"])
 def test_a_node_with_other_inputs_trains_nothing(world: World, tmp_path: Path, what: str) -> None:
     digests = input_digests(world.settings(), world.features) | {what: "sha256:other"}
-    other = Request(settings=world.settings(), features=str(world.features), digests=digests)
+    other = TrainingRequest(settings=world.settings(), features=str(world.features), digests=digests)
     place = Place(str(tmp_path / "job"))
     place.write(REQUEST, other.model_dump_json())
     with pytest.raises(
-        TrainingError, match=f"the {what} of this node is (tree-)?sha256:.*, and sha256:other was asked for"
+        TrainingError, match=f"other inputs than were asked for: {what}: sha256:other -> (tree-)?sha256:"
     ):
-        run_node(place, Topology())
+        run_node(place, ALONE)
     assert [path.name for path in (tmp_path / "job").iterdir()] == [REQUEST]
 
 
 def test_a_node_without_a_request_says_so_and_ends_with_1(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "training.node", "--place", str(tmp_path)]
+    command = [sys.executable, "-m", "training.launch.node", "--place", str(tmp_path)]
     ended = subprocess.run(command, env=os.environ | TOLD, capture_output=True, text=True)
     assert ended.returncode == 1
     assert f"training failed: there is no {REQUEST} at {tmp_path}" in ended.stderr

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from training.phrases import split_phrases
 from training.settings import SupervisionSettings, TrainingSettings
+from training.teach.phrases import split_phrases
 
 BASE = {"base_model": Path("/base"), "teacher": Path("/teacher")}
 
@@ -41,7 +41,7 @@ def test_a_dump_has_no_nulls_and_reads_back() -> None:
 
 def test_settings_import_nothing_heavy() -> None:
     heavy = "{'torch', 'diffusers', 'transformers', 'mlflow', 'kfp'}"
-    code = f"import sys, training.settings, training.launch; sys.exit(bool({heavy} & set(sys.modules)))"
+    code = f"import sys, training.settings, training.launch.launch; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -10,13 +10,13 @@ from PIL import Image
 
 from tests.training.conftest import World
 from tests.training.tiny import save_dinov2
+from training.encode.features import Features
 from training.errors import TrainingError
 from training.families import family_of
-from training.features import Features
-from training.model import Batches, SupervisedTransformer
-from training.structure import StructureHeads, StructureModel, check_grid, layers_at, similarities
-from training.supervision import Phase
-from training.teacher import Teacher
+from training.teach.structure import StructureHeads, StructureModel, check_grid, layers_at, similarities
+from training.teach.supervision import Phase
+from training.teach.teacher import Teacher
+from training.train.model import Batches, SupervisedTransformer
 
 
 def test_similarities_are_cosines_of_each_pair_once() -> None:
@@ -34,7 +34,7 @@ def test_a_dinov2_is_looked_through_layer_by_layer_without_its_class_token(tmp_p
     pictures = [Image.effect_noise((40, 40), 60 + n).convert("RGB") for n in range(2)]
     structure = model.structure(pictures)
     assert structure.shape == (2, *model.shape) == (2, 2, 120)
-    from training.teacher import pixel_tensor
+    from training.teach.teacher import pixel_tensor
 
     pixels = pixel_tensor(pictures, [0.5] * 3, [0.5] * 3, 56)
     last = model.model(pixel_values=pixels, output_hidden_states=True).hidden_states[-1][:, 1:]

@@ -16,15 +16,13 @@ from components.encode_features.pictures import encode_pictures
 from examples.avatars.portraits import CORE, VALUES, Portrait
 from tests.training.conftest import World
 from tests.training.tiny import save_teacher
-from training.draws import partners
+from training.encode.features import Features
 from training.errors import TrainingError
 from training.families import family_of
-from training.features import Features
-from training.model import Batches, SupervisedTransformer
-from training.phrases import Phrasebook
 from training.settings import SupervisionSettings
-from training.structure import pool_tokens
-from training.supervision import (
+from training.teach.phrases import Phrasebook
+from training.teach.structure import pool_tokens
+from training.teach.supervision import (
     Phase,
     Tap,
     default_tap,
@@ -32,8 +30,9 @@ from training.supervision import (
     local_losses,
     schedule,
 )
-from training.targets import Target, align, centred
-from training.teacher import Teacher
+from training.teach.targets import Target, align, centred, partners
+from training.teach.teacher import Teacher
+from training.train.model import Batches, SupervisedTransformer
 
 AVATARS = Path(__file__).parents[2] / "examples" / "avatars"
 
@@ -59,18 +58,19 @@ def test_the_image_stream_is_tapped_and_its_first_firing_counts(world: World) ->
     tap = Tap(backbone, default_tap(3))
     latents, text = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 40)
     call = {"pooled_projections": torch.randn(2, 24), "timestep": torch.tensor([1.0, 900.0])}
+    tap.arm()
     backbone(hidden_states=latents, encoder_hidden_states=text, **call)
-    first = tap.stream()
-    assert first.shape == (2, 16, 32), "16 image tokens, not 7 text tokens"
+    first = tap._stream
     backbone(hidden_states=2 * latents, encoder_hidden_states=text, **call)
-    assert tap.stream() is first
-    tap.clear()
+    assert first is not None and tap.take() is first
+    assert first.shape == (2, 16, 32), "16 image tokens, not 7 text tokens"
+    backbone(hidden_states=latents, encoder_hidden_states=text, **call)
     with pytest.raises(TrainingError, match="did not run"):
-        tap.stream()
+        tap.take()
 
 
 def test_a_tap_beyond_the_last_block_is_refused(world: World) -> None:
-    with pytest.raises(TrainingError, match="joint blocks 0 to 2"):
+    with pytest.raises(TrainingError, match="blocks 0 to 2"):
         Tap(family_of(world.base).load_transformer(), 3)
 
 
@@ -97,8 +97,8 @@ def test_detached_supervision_teaches_the_projector_alone(world: World) -> None:
     for detached in (True, False):
         model.zero_grad()
         losses = model(batches[0], Phase(0.5, detached))
-        assert losses.local is not None and losses.caption is not None
-        (losses.local + losses.caption).backward()
+        assert losses.loss_local is not None and losses.loss_global is not None
+        (losses.loss_local + losses.loss_global).backward()
         assert model.projector is not None
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.projector.parameters())
         reached = any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.backbone.parameters())
@@ -108,13 +108,13 @@ def test_detached_supervision_teaches_the_projector_alone(world: World) -> None:
 def test_dropped_captions_are_masked(world: World) -> None:
     model, batches = _model(world, caption_dropout=1.0)
     losses = model(batches[0], Phase(0.5, detached=False))
-    assert losses.local == 0 and losses.caption == 0 and losses.total == losses.flow
+    assert losses.loss_local == 0 and losses.loss_global == 0 and losses.loss == losses.loss_flow
 
 
 def test_without_weight_the_loss_is_the_velocity_loss(world: World) -> None:
     model, batches = _model(world, caption_dropout=0.0)
     losses = model(batches[0], Phase(0.0, detached=False))
-    assert losses.local is None and losses.total is losses.flow
+    assert losses.loss_local is None and losses.loss is losses.loss_flow
 
 
 def test_a_patch_alone_through_the_pooling_head_is_its_value_path(world: World) -> None:
@@ -151,7 +151,7 @@ def test_the_target_is_the_phrase_that_the_patch_shows() -> None:
 def _targets(world: World, **changes: object) -> list[Target]:
     settings = world.settings(supervision=SupervisionSettings(**changes))  # type: ignore[arg-type]
     features = Features(world.features, settings)
-    target = features.batch(range(24), [False] * 24).target
+    target = features.target(range(24))
     assert target is not None
     return [target]
 
@@ -169,10 +169,11 @@ def test_the_vision_target_is_the_patches_themselves_with_no_text_in_it(world: W
 def test_shuffled_text_gives_every_sample_the_text_of_another_and_leaves_the_conditioning(world: World) -> None:
     settings = world.settings(supervision=SupervisionSettings(target="shuffled-text"))
     right, wrong = Features(world.features, world.settings()), Features(world.features, settings)
-    one, other = right.batch(range(24), [False] * 24), wrong.batch(range(24), [False] * 24)
-    assert all(torch.equal(one.conditioning[name], other.conditioning[name]) for name in one.conditioning)
-    assert one.target is not None and other.target is not None
-    assert torch.equal(other.target.caption, one.target.caption[torch.from_numpy(partners(settings.seed, 24))])
+    one, other = right.target(range(24)), wrong.target(range(24))
+    read, also = (some.conditioning(range(24), [False] * 24) for some in (right, wrong))
+    assert all(torch.equal(read[name], also[name]) for name in read)
+    assert one is not None and other is not None
+    assert torch.equal(other.caption, one.caption[torch.from_numpy(partners(settings.seed, 24))])
     assert sorted(partners(3, 10).tolist()) == list(range(10)) and not (partners(3, 10) == range(10)).any()
 
 
@@ -182,7 +183,7 @@ def test_granularity_decides_what_the_patches_are_aligned_with(world: World) -> 
     assert torch.equal(phrases.caption, caption.caption)
     assert (phrases.entropy > caption.entropy).all(), "more parts to decide between"
     book = Phrasebook.of(["", "a face with glasses, red shirt"])
-    parts = book.rows(["a face with glasses, red shirt"], ["phrase", "clause"])[0]
+    parts = book.rows(["phrase", "clause"])[1]
     assert [book.strings[row] for row in parts] == ["", "a face", "with glasses", "red shirt", "a face with glasses"]
 
 
@@ -196,10 +197,14 @@ def test_every_term_can_be_left_out(world: World, changes: dict[str, float], mis
     model = SupervisedTransformer(family, features, settings)
     batch = Batches(features, settings, family, rank=0, world=1)[0]
     losses = model(batch, schedule(settings.supervision, 0, 10))
-    terms = {"local": (0.5, losses.local), "caption": (0.25, losses.caption), "structure": (0.1, losses.structure)}
+    terms = {
+        "local": (0.5, losses.loss_local),
+        "caption": (0.25, losses.loss_global),
+        "structure": (0.1, losses.loss_structure),
+    }
     assert [name for name, (_, loss) in terms.items() if loss is None] == [missing]
-    whole = losses.flow + sum(weight * loss for weight, loss in terms.values() if loss is not None)
-    assert torch.allclose(losses.total, whole) and losses.entropy is not None and losses.entropy > 0
+    whole = losses.loss_flow + sum(weight * loss for weight, loss in terms.values() if loss is not None)
+    assert torch.allclose(losses.loss, whole) and losses.target_entropy is not None and losses.target_entropy > 0
 
 
 def test_without_decay_the_weight_stays() -> None:
@@ -241,7 +246,7 @@ def seen() -> Seen:
     patches = teacher.patch_features(teacher.prepare([portrait.draw() for portrait in portraits]))
     captions = [portrait.caption() for portrait in portraits]
     book = Phrasebook.of(captions)
-    rows = book.rows(captions, ["phrase", "clause"])
+    rows = book.rows(["phrase", "clause"])
     spoken = teacher.text_features(book.strings)
     phrases = centred(spoken, spoken[sorted({number for row in rows for number in row[1:]})].mean(dim=0))
     return Seen(portraits, teacher, centred(patches, patches.mean(dim=(0, 1))), phrases, book, rows)

@@ -14,10 +14,10 @@ from tests.training.conftest import World
 from tests.training.forked import Run, run_all
 from tests.training.test_lora import ADAPTER, SETTINGS, WEIGHTS
 from tests.training.tiny_families import save_flux
-from training.curves import read_points
-from training.deepspeed_config import deepspeed_config
 from training.families import family_of
 from training.settings import TrainingSettings
+from training.train.curves import read_points
+from training.train.deepspeed_config import deepspeed_config
 
 
 def shards_small_weights(settings: TrainingSettings) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str,
     }
     made["flux"] = Run(flux, place / "features", place / "run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.launch.deepspeed_config", shards_small_weights)
+        patch.setattr("training.launch.launch.deepspeed_config", shards_small_weights)
         statuses = run_all(*made.values())
     assert all(of == [0, 0] for of in statuses), (statuses, [run.error() for run in made.values()])
     return made

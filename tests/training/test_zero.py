@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from tests.training.conftest import World
 from tests.training.forked import Run, run_all
-from training.curves import CurvePoint, read_points
-from training.deepspeed_config import deepspeed_config
 from training.families import family_of
-from training.loop import MOST_SKIPPED
 from training.settings import SampleSettings
+from training.train.curves import CurvePoint, read_points
+from training.train.deepspeed_config import deepspeed_config
+from training.train.loop import MOST_SKIPPED
 
 WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
 WAYS = {

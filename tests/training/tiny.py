@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -186,6 +189,24 @@ def save_validated(folder: Path, rows: list[dict[str, object]]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / "manifest.parquet")
     return folder
+
+
+def respoilt(features: Path, part: str, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Change every row of a part of a features folder, with digests that hold."""
+    from training.encode.info import CORPUS, digest_of, keys_of, read_info, write_info
+    from training.encode.store import PartStore, Rows, find_rows
+
+    place = features / part
+    keys = list(find_rows(place))
+    rows = [{name: t.clone() for name, t in Rows(place, keys)[number].items()} for number in range(len(keys))]
+    shutil.rmtree(place)
+    store = PartStore(place)
+    for key, row in zip(keys, rows, strict=True):
+        change(row)
+        store.add(key, row)
+    store.flush()
+    info, corpus = read_info(features), json.loads((features / CORPUS).read_text())
+    write_info(features, info.model_copy(update={"rows": info.rows | {part: digest_of(place, keys_of(corpus, part))}}))
 
 
 def save_dinov2(path: Path, seed: int = 2) -> Path:

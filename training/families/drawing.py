@@ -10,7 +10,12 @@ from training.errors import TrainingError
 from training.families import family_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL import Image
+
+BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
+"""What loading a bundle that is not whole ends in."""
 
 
 class Drawer:
@@ -26,7 +31,7 @@ class Drawer:
         try:
             self._family = family_of(bundle)
             self._pipeline = self._family.load_pipeline()
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        except BROKEN as error:
             raise TrainingError(f"the bundle at {bundle} cannot be read: {error}; restore it") from error
         self._pipeline.to("cuda" if torch.cuda.is_available() else "cpu").set_progress_bar_config(disable=True)
 
@@ -39,9 +44,7 @@ class Drawer:
         Raises:
             TrainingError: a picture holds NaN: it names prompt and seed.
         """
-        import numpy as np
         import torch
-        from PIL import Image
 
         drawn = self._pipeline(
             prompt=list(prompts),
@@ -50,8 +53,23 @@ class Drawer:
             **self._family.sampling_arguments(sampling, len(prompts)),
         ).images
         for prompt, seed, pixels in zip(prompts, seeds, drawn, strict=True):
-            if not np.isfinite(pixels).all():
+            if not is_finite(pixels):
                 raise TrainingError(
                     f"this model draws NaN for the prompt {prompt!r} and seed {seed}: its weights are broken"
                 )
-        return [Image.fromarray((pixels * 255).round().astype(np.uint8)) for pixels in drawn]
+        return [picture(pixels) for pixels in drawn]
+
+
+def is_finite(pixels: NDArray[np.float32]) -> bool:
+    """Whether no number of a picture is NaN or infinite."""
+    import numpy as np
+
+    return bool(np.isfinite(pixels).all())
+
+
+def picture(pixels: NDArray[np.float32]) -> Image.Image:
+    """A picture of (H, W, 3) in [0, 1]."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray((pixels * 255).round().astype(np.uint8))

@@ -7,47 +7,42 @@ model, so conditioning in training is what it is in sampling. Imports nothing he
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lineage.digests import digest_json, digest_path
-from training.draws import shift_factor
 from training.errors import TrainingError
+from training.families.stepwise import Stepwise
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "model_index.json"
-CONDITIONING = ("embeddings", "mask", "pooled")
-"""Names under which families keep what a caption conditions with."""
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""PyTorch's names of the number formats that are trained in."""
 
 
-@dataclass(frozen=True)
-class CaptionBatch:
-    """Conditioning of N captions."""
-
-    conditioning: dict[str, Tensor]
-    """By names of `CONDITIONING`: embeddings (N, L, D), pooled (N, P), mask (N, L), as far as the family has them."""
-    truncated: int
-    """How many captions were longer than the encoders read."""
-
-
-class Family(ABC):
+class Family(Stepwise):
     """One bundle, seen as a model of its family."""
 
     pipeline_class: ClassVar[str]
     """Diffusers' name of the pipeline."""
     transformer_class: ClassVar[str]
-    """Diffusers' name of the MM-DiT; its ``transformer_blocks`` give (text stream, image stream)."""
+    """Diffusers' name of the MM-DiT; its blocks give (text stream, image stream)."""
     encoder_parts: ClassVar[tuple[str, ...]]
     """The parts that decide latents and text embeddings."""
     optional_parts: ClassVar[tuple[str, ...]] = ()
     """Those that a bundle may lack."""
     longest_text: ClassVar[int]
     """``max_sequence_length`` of a plain call of the pipeline, in tokens."""
+    texts_at_once: ClassVar[int] = 64
+    """Most captions that the text encoders read together."""
+    caption_dropout: ClassVar[float] = 0.1
+    """Share of samples that learn without a caption where the settings do not say: classifier-free guidance needs
+    some, and a model that is drawn without it should forget nothing for it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -126,13 +121,13 @@ class Family(ABC):
             self.path, dtype=torch.float32, use_safetensors=True, local_files_only=True, **(absent | parts)
         )
 
-    def load_encoders(self) -> Encoders:
-        """The frozen VAE and text encoders."""
-        return Encoders(self)
-
     @abstractmethod
-    def encode_captions(self, pipeline: Any, captions: list[str], longest: int, device: Any) -> CaptionBatch:
-        """What ``pipeline.encode_prompt`` computes of ``captions``, of at most ``longest`` tokens each."""
+    def encode_captions(self, pipeline: Any, captions: list[str], longest: int, device: Any) -> dict[str, Tensor]:
+        """What ``pipeline.encode_prompt`` computes of N captions, of at most ``longest`` tokens each.
+
+        By name: ``embeddings`` (N, L, D), ``pooled`` (N, P), ``mask`` (N, L), as far as the family has them, and
+        ``truncated`` (N,) bool, whether a caption is longer than is read.
+        """
 
     def scale_latents(self, latents: Tensor) -> Tensor:
         """A posterior mean, (B, C, h, w), as the MM-DiT sees latents."""
@@ -155,20 +150,26 @@ class Family(ABC):
         with torch.device("meta"):
             return getattr(diffusers, self.transformer_class).from_config(self.config)
 
-    def load_transformer(self) -> Any:
-        """The MM-DiT in fp32, in training mode.
+    def load_transformer(self, precision: str = "fp32", deepspeed: Mapping[str, Any] | None = None) -> Any:
+        """The MM-DiT in training mode, its weights read one by one into the format that is trained in.
+
+        Args:
+            deepspeed: DeepSpeed's configuration; under ZeRO-3 each process comes to hold its own shard only.
 
         Raises:
             TrainingError: the weights are not those of the configuration; diffusers would make up what is missing.
         """
         import diffusers
+        import torch
 
         folder = self.path / "transformer"
         check_weights(folder, {name: tuple(t.shape) for name, t in self.empty_transformer().state_dict().items()})
-        model = getattr(diffusers, self.transformer_class).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
-        return model.float().train()
+        kind = getattr(torch, PRECISIONS[precision])
+        transformer = getattr(diffusers, self.transformer_class)
+        if deepspeed and deepspeed["zero_optimization"]["stage"] == 3:
+            return load_sharded(lambda: transformer.from_config(self.config), folder, deepspeed).train()
+        model = transformer.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=kind)
+        return model.to(kind).train()
 
     def prepare(self, conditioning: dict[str, Tensor], nulls: int) -> dict[str, Tensor]:
         """Cached ``conditioning`` of a batch as `predict` takes it; ``nulls`` zero tokens where the family has them."""
@@ -176,7 +177,12 @@ class Family(ABC):
 
     @abstractmethod
     def predict(
-        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float
+        self,
+        backbone: Any,
+        noisy: Tensor,
+        timesteps: Tensor,
+        conditioning: Mapping[str, Tensor],
+        guidance: float | Tensor,
     ) -> Tensor:
         """The velocity that ``backbone`` predicts, as the pipeline asks for it.
 
@@ -184,75 +190,24 @@ class Family(ABC):
             noisy: (B, C, h, w).
             timesteps: σ times the number of training timesteps, (B,).
             conditioning: from `prepare`.
-            guidance: guidance scale of a guidance-distilled model; others have no use for it.
+            guidance: guidance scale of a guidance-distilled model, or one a row, (B,); others have no use for it.
 
         Returns:
             (B, C, h, w), in the backbone's number format.
         """
 
-    @staticmethod
-    def sampling_arguments(sampling: Mapping[str, Any], count: int) -> dict[str, Any]:
+    @classmethod
+    def sampling_arguments(cls, sampling: Mapping[str, Any], count: int) -> dict[str, Any]:
         """How the pipeline is called for ``count`` prompts and ``sampling``, in which ``guidance_scale`` is that of
         classifier-free or of distilled guidance, whichever the family draws with."""
         return dict(sampling)
 
 
-class Encoders:
-    """The frozen parts of a bundle at work."""
-
-    def __init__(self, family: Family) -> None:
-        import torch
-
-        self.family = family
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.pipeline = family.load_pipeline(transformer=family.empty_transformer())
-        for part in family.parts:
-            model = getattr(self.pipeline, part)
-            if isinstance(model, torch.nn.Module):
-                model.eval().requires_grad_(False).to(self.device)
-        self.vae = self.pipeline.vae
-
-    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents' posterior, scaled as the MM-DiT sees them.
-
-        ``pixels``: (B, 3, H, W) in [-1, 1]; gives two (B, C, h, w), fp32, on the CPU.
-        """
-        import torch
-
-        with torch.no_grad():
-            mean, std = self.family.posterior(self.vae, pixels.to(self.device, self.vae.dtype))
-        return mean.cpu(), std.cpu()
-
-    def encode_captions(self, captions: Sequence[str], longest: int | None = None) -> CaptionBatch:
-        """Conditioning of ``captions``, read to ``longest`` tokens (None: as many as a plain call reads)."""
-        import torch
-
-        with torch.no_grad():
-            batch = self.family.encode_captions(
-                self.pipeline, list(captions), longest or self.family.longest_text, self.device
-            )
-        return CaptionBatch({name: t.cpu() for name, t in batch.conditioning.items()}, batch.truncated)
-
-
-def join_captions(batches: Sequence[CaptionBatch]) -> CaptionBatch:
-    """One batch of all; texts shorter than the longest get zeros at their end."""
+def cut_captions(tokenizer: Any, captions: list[str], longest: int) -> Tensor:
+    """Whether each of ``captions`` is longer than ``longest`` tokens: (N,) bool."""
     import torch
-    from torch.nn import functional
 
-    joined = {}
-    for name in batches[0].conditioning:
-        tensors = [batch.conditioning[name] for batch in batches]
-        if tensors[0].ndim > 2 or name == "mask":
-            length = max(tensor.shape[1] for tensor in tensors)
-            beside = (0, 0) * (tensors[0].ndim - 2)
-            tensors = [functional.pad(tensor, (*beside, 0, length - tensor.shape[1])) for tensor in tensors]
-        joined[name] = torch.cat(tensors)
-    return CaptionBatch(joined, sum(batch.truncated for batch in batches))
-
-
-def cut_captions(tokenizer: Any, captions: list[str], longest: int) -> int:
-    """How many of ``captions`` are longer than ``longest`` tokens."""
-    return sum(len(row) > longest for row in tokenizer(captions).input_ids)
+    return torch.tensor([len(row) > longest for row in tokenizer(captions).input_ids])
 
 
 def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -264,25 +219,63 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None
     from safetensors import safe_open
 
     found: dict[str, tuple[int, ...]] = {}
-    twice: list[str] = []
+    twice = []
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as stream:
             for name in stream.keys():  # noqa: SIM118 (not a mapping)
                 if name in found:
                     twice.append(name)
                 found[name] = tuple(stream.get_slice(name).get_shape())
-    shapes = [
-        f"{n} is {found[n]}, not {expected[n]}" for n in sorted(expected) if found.get(n, expected[n]) != expected[n]
-    ]
-    for names, what in (
-        (sorted(expected.keys() - found.keys()), "lack"),
-        (shapes, "do not fit config.json:"),
-        (sorted(found.keys() - expected.keys()), "have names that config.json does not ask for:"),
-        (twice, "hold in more than one file (keep one variant):"),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise TrainingError(
-                f"the weights at {folder} {what} {', '.join(names[:3])}{more}; fetch the base model again, or name one "
-                "that is whole"
-            )
+    wrong = [f"lack {name}" for name in sorted(expected.keys() - found.keys())]
+    wrong += [f"have {name}, which config.json does not ask for" for name in sorted(found.keys() - expected.keys())]
+    wrong += [f"have {n} in more than one file (keep one variant)" for n in twice]
+    common = sorted(expected.keys() & found.keys())
+    wrong += [f"have {n} of shape {found[n]}, not {expected[n]}" for n in common if found[n] != expected[n]]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise TrainingError(
+            f"the weights at {folder} {', '.join(wrong[:3])}{more}; fetch the base model again, or name one that is "
+            "whole"
+        )
+
+
+def load_sharded(build: Callable[[], Any], folder: Path, deepspeed: Mapping[str, Any]) -> Any:
+    """What ``build`` makes, sharded over the processes as it is built, with the weights in ``folder``: no process ever
+    holds more than its shard, and one parameter whole. All processes must call it."""
+    import torch
+    from deepspeed.runtime.zero import GatheredParameters, Init
+    from safetensors import safe_open
+
+    # In the format that the configuration names; with PyTorch's own linear layers, as the other stages compute.
+    with Init(config_dict_or_path=dict(deepspeed), mem_efficient_linear=False):
+        model = build()
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as stream, torch.no_grad():
+            for name in stream.keys():  # noqa: SIM118 (not a mapping)
+                if name in buffers:
+                    buffers[name].copy_(stream.get_tensor(name))
+                    continue
+                with GatheredParameters([parameters[name]], modifier_rank=0):
+                    if torch.distributed.get_rank() == 0:
+                        parameters[name].copy_(stream.get_tensor(name))
+    return model
+
+
+def shift_factor(scheduler: Mapping[str, Any], tokens: int) -> float:
+    """The factor s by which a flow-matching scheduler moves noise levels: σ = s u / (1 + (s - 1) u).
+
+    A static shift is s itself. A dynamic one computes μ from the number of image tokens, as the pipelines of
+    diffusers do, and is s = exp(μ), or μ where its ``time_shift_type`` is linear. (Esser et al., arXiv 2403.03206,
+    section 5.3.2.) A scheduler's ``shift_terminal`` depends on the number of sampling steps and plays no part here.
+
+    Args:
+        scheduler: the scheduler's configuration.
+        tokens: image tokens of one picture.
+    """
+    if not scheduler.get("use_dynamic_shifting"):
+        return float(scheduler.get("shift", 1.0))
+    few, many = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
+    low, high = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
+    mu = low + (high - low) * (tokens - few) / (many - few)
+    return float(mu if scheduler.get("time_shift_type") == "linear" else math.exp(mu))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from training.families.family import CaptionBatch, Family, cut_captions
+from training.families.family import Family, cut_captions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,15 +18,21 @@ class Flux(Family):
     transformer_class = "FluxTransformer2DModel"
     encoder_parts = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     longest_text = 512
+    caption_dropout = 0.0
 
-    def encode_captions(self, pipeline: Any, captions: list[str], longest: int, device: Any) -> CaptionBatch:
+    def encode_captions(self, pipeline: Any, captions: list[str], longest: int, device: Any) -> dict[str, Tensor]:
         """T5 tokens, (N, longest, D), and CLIP's pooled output."""
         embeddings, pooled, _ = pipeline.encode_prompt(captions, None, device=device, max_sequence_length=longest)
         truncated = cut_captions(pipeline.tokenizer_2, captions, longest)
-        return CaptionBatch({"embeddings": embeddings, "pooled": pooled}, truncated)
+        return {"embeddings": embeddings, "pooled": pooled, "truncated": truncated}
 
     def predict(
-        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float
+        self,
+        backbone: Any,
+        noisy: Tensor,
+        timesteps: Tensor,
+        conditioning: Mapping[str, Tensor],
+        guidance: float | Tensor,
     ) -> Tensor:
         """See `Family.predict`."""
         from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
@@ -42,7 +48,7 @@ class Flux(Family):
             timestep=timesteps / 1000,
             img_ids=FluxPipeline._prepare_latent_image_ids(batch, *self.grid(height, width), device, dtype),
             txt_ids=embeddings.new_zeros(embeddings.shape[1], 3),
-            guidance=timesteps.new_full((batch,), guidance) if self.config.get("guidance_embeds") else None,
+            guidance=timesteps.new_ones(batch) * guidance if self.config.get("guidance_embeds") else None,
             return_dict=False,
         )[0]
         unpacked: Tensor = FluxPipeline._unpack_latents(velocity, height, width, 1)

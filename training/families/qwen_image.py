@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from training.families.family import CaptionBatch, Family, cut_captions
+from training.families.family import Family, cut_captions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,13 +22,26 @@ class QwenImage(Family):
     transformer_class = "QwenImageTransformer2DModel"
     encoder_parts = ("vae", "text_encoder", "tokenizer")
     longest_text = 512
+    texts_at_once = 8
+    unconditional = " "
+    most_text = 1024
+    mixes_lengths = True
 
     @property
     def vae_factor(self) -> int:
         """Pixels in a latent's height and width."""
         return 1 << len(self.vae_config["temperal_downsample"])
 
-    def encode_captions(self, pipeline: Any, captions: list[str], longest: int, device: Any) -> CaptionBatch:
+    def load_pipeline(self, **parts: Any) -> Any:
+        """See `Family.load_pipeline`; the language model comes without its head, of whose logits (a vocabulary for
+        every token) the pipeline makes no use."""
+        from torch import nn
+
+        pipeline = super().load_pipeline(**parts)
+        pipeline.text_encoder.lm_head = nn.Identity()
+        return pipeline
+
+    def encode_captions(self, pipeline: Any, captions: list[str], longest: int, device: Any) -> dict[str, Tensor]:
         """Hidden states of the caption's tokens, (N, L, D), and which of them are padding's: mask (N, L), 1 or 0."""
         embeddings, mask = pipeline.encode_prompt(captions, device=device, max_sequence_length=longest)
         if mask is None:  # so the pipeline says that no caption is padded
@@ -36,7 +49,7 @@ class QwenImage(Family):
         template, start = pipeline.prompt_template_encode, pipeline.prompt_template_encode_start_idx
         whole = [template.format(caption) for caption in captions]
         truncated = cut_captions(pipeline.tokenizer, whole, longest + start)
-        return CaptionBatch({"embeddings": embeddings, "mask": mask.long()}, truncated)
+        return {"embeddings": embeddings, "mask": mask.long(), "truncated": truncated}
 
     def posterior(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """See `Family.posterior`; the VAE takes a picture for a film of one frame."""
@@ -53,7 +66,12 @@ class QwenImage(Family):
         return {name: tensor[:, :length] for name, tensor in conditioning.items()}
 
     def predict(
-        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float
+        self,
+        backbone: Any,
+        noisy: Tensor,
+        timesteps: Tensor,
+        conditioning: Mapping[str, Tensor],
+        guidance: float | Tensor,
     ) -> Tensor:
         """See `Family.predict`."""
         from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
@@ -71,9 +89,33 @@ class QwenImage(Family):
         unpacked: Tensor = QwenImagePipeline._unpack_latents(velocity, height, width, 1).squeeze(2)
         return unpacked
 
-    @staticmethod
-    def sampling_arguments(sampling: Mapping[str, Any], count: int) -> dict[str, Any]:
+    def guide(self, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
+        """As the pipeline: each token of the guided velocity gets the length that the conditional one has."""
+        import torch
+
+        guided = super().guide(conditional, unconditional, scale)
+        batch, channels, height, width = guided.shape
+        tokens = (batch, channels, height // 2, 2, width // 2, 2)
+        lengths = [
+            torch.linalg.vector_norm(velocity.reshape(tokens), dim=(1, 3, 5), keepdim=True)
+            for velocity in (conditional, guided)
+        ]
+        return (guided.reshape(tokens) * (lengths[0] / lengths[1])).reshape(guided.shape)
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """See `Stepwise.decode`; the VAE gives a film of one frame."""
+        middle, spread = (
+            latents.new_tensor(self.vae_config[name])[:, None, None] for name in ("latents_mean", "latents_std")
+        )
+        frames = (latents * spread + middle).unsqueeze(2).to(vae.dtype)
+        pixels: Tensor = vae.decode(frames, return_dict=False)[0][:, :, 0]
+        return pixels
+
+    @classmethod
+    def sampling_arguments(cls, sampling: Mapping[str, Any], count: int) -> dict[str, Any]:
         """``guidance_scale`` is the pipeline's ``true_cfg_scale``, which needs a negative prompt to work on."""
         arguments = dict(sampling)
         scale = arguments.pop("guidance_scale", 1.0)
-        return arguments | ({"true_cfg_scale": scale, "negative_prompt": [" "] * count} if scale > 1 else {})
+        return arguments | (
+            {"true_cfg_scale": scale, "negative_prompt": [cls.unconditional] * count} if scale > 1 else {}
+        )

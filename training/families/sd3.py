@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from training.families.family import CaptionBatch, Family, cut_captions
+from training.families.family import Family, cut_captions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,8 @@ class StableDiffusion3(Family):
     )
     optional_parts = ("text_encoder_3", "tokenizer_3")
     longest_text = 256
+    unconditional = ""
+    even_levels = False
 
     @property
     def patch(self) -> int:
@@ -38,7 +40,17 @@ class StableDiffusion3(Family):
         """What the MM-DiT was made for."""
         return int(self.config["sample_size"]) * self.vae_factor
 
-    def encode_captions(self, pipeline: Any, captions: list[str], longest: int, device: Any) -> CaptionBatch:
+    @property
+    def latent_channels(self) -> int:
+        """C: the MM-DiT cuts latents itself."""
+        return int(self.config["in_channels"])
+
+    @property
+    def largest_side(self) -> int:
+        """As far as the table of positions reaches."""
+        return int(self.config["pos_embed_max_size"]) * self.patch * self.vae_factor
+
+    def encode_captions(self, pipeline: Any, captions: list[str], longest: int, device: Any) -> dict[str, Tensor]:
         """CLIP tokens, and after them T5's. Without a T5 only the CLIPs' own width is kept, and no zero token."""
         has_t5 = "text_encoder_3" in self.parts
         embeddings, _, pooled, _ = pipeline.encode_prompt(
@@ -55,8 +67,9 @@ class StableDiffusion3(Family):
             clips = (pipeline.text_encoder, pipeline.text_encoder_2)
             embeddings = embeddings[..., : sum(clip.config.hidden_size for clip in clips)].contiguous()
             length = pipeline.tokenizer_max_length
-            truncated = max(cut_captions(t, captions, length) for t in (pipeline.tokenizer, pipeline.tokenizer_2))
-        return CaptionBatch({"embeddings": embeddings, "pooled": pooled}, truncated)
+            first, second = (cut_captions(t, captions, length) for t in (pipeline.tokenizer, pipeline.tokenizer_2))
+            truncated = first | second
+        return {"embeddings": embeddings, "pooled": pooled, "truncated": truncated}
 
     def prepare(self, conditioning: dict[str, Tensor], nulls: int) -> dict[str, Tensor]:
         """Without a T5: zeros to the right up to the MM-DiT's text width, and ``nulls`` zero tokens at the end."""
@@ -69,7 +82,12 @@ class StableDiffusion3(Family):
         return conditioning | {"embeddings": embeddings}
 
     def predict(
-        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor], guidance: float
+        self,
+        backbone: Any,
+        noisy: Tensor,
+        timesteps: Tensor,
+        conditioning: Mapping[str, Tensor],
+        guidance: float | Tensor,
     ) -> Tensor:
         """See `Family.predict`."""
         dtype = backbone.dtype

@@ -1,0 +1,54 @@
+"""What MLflow's pages show of a run beside its curves: where it came from, and the settings in which runs differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from lineage.records import RunContext
+from lineage.registry import Registry
+
+SHOWN = (
+    *("data.source", "training.base_model", "training.method", "training.lora.rank", "training.steps"),
+    *("training.batch_size", "training.gradient_accumulation", "training.learning_rate", "training.ema_decay"),
+    *("training.caption_dropout", "training.seed", "training.supervision.enabled", "training.supervision.target"),
+    *("training.supervision.weight", "training.supervision.structure_weight"),
+    *("evaluation.evaluation_set", "evaluation.limit", "gate.margins", "gate.alpha"),
+)
+"""Settings that decide what comes of a run, by section. The records hold all of them."""
+PLACES = ("data.source", "training.base_model", "evaluation.evaluation_set")
+"""Of these the last part is shown; they are pinned by digest elsewhere."""
+EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Has MLflow open the experiment on its runs, not on traces of language models."""
+
+
+def show_run(store: Registry, mlflow_run: str, context: RunContext, sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """Log settings as parameters, and source, user and commit as MLflow's own tags; safe to repeat."""
+    from mlflow.entities import Param, RunTag
+
+    tags = {
+        "mlflow.source.type": "JOB",
+        "mlflow.source.name": context.trigger or "triptych retrain",
+        "mlflow.user": context.user,
+        "mlflow.source.git.commit": context.commit,
+    }
+    store.client.log_batch(
+        mlflow_run,
+        params=[Param(name, value) for name, value in parameters(sections)],
+        tags=[RunTag(name, value) for name, value in tags.items() if value],
+    )
+    experiment = store.client.get_run(mlflow_run).info.experiment_id
+    for name, value in EXPERIMENT_KIND.items():
+        store.client.set_experiment_tag(experiment, name, value)
+
+
+def parameters(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """(name, value) of each setting of `SHOWN` that is set; of a table one for each entry."""
+    for name in SHOWN:
+        value: Any = sections
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        for inner, one in value.items() if isinstance(value, Mapping) else [("", value)]:
+            if one is not None:
+                yield f"{name}.{inner}" if inner else name, PurePosixPath(one).name if name in PLACES else str(one)

@@ -1,0 +1,146 @@
+"""The built-in backend: the seam's face to the event loop; one worker thread behind it computes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from serving.backend import BackendError, Drawing, Drawn, GoneError, Load, RefusedError, UnusableError
+from serving.engine.measure import measure
+from serving.engine.model import PRECISIONS, Model
+from serving.engine.picture import Picture
+from serving.engine.text import TextCache
+from serving.engine.worker import Worker
+
+
+class BuiltIn:
+    """Batches SD3, FLUX and Qwen-Image by denoising steps, on one GPU or on the CPU.
+
+    Args:
+        device: as torch names it; None: the GPU where there is one.
+        precision: "fp32", as the judges drew; "bf16" and "fp16" are faster on GPUs and draw a little otherwise.
+        threads: of torch; None: as torch chooses, at most the CPUs that the container grants.
+        most_rows: rows of a batch that are not exceeded, whatever the measurement says.
+        text_bytes: bytes of prompts' tensors that are kept.
+
+    Raises:
+        BackendError: there is no such precision.
+    """
+
+    def __init__(
+        self,
+        device: str | None = None,
+        precision: str = "fp32",
+        threads: int | None = None,
+        most_rows: int = 64,
+        text_bytes: int = 256 << 20,
+    ) -> None:
+        import torch
+
+        if precision not in PRECISIONS:
+            raise BackendError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._precision, self._most_rows = precision, most_rows
+        self._text = TextCache(text_bytes)
+        self._worker = Worker(threads, self._text)
+        self._models: dict[str, Model] = {}
+        self._pictures: dict[str, Picture] = {}
+
+    async def load(self, model: str, folder: Path, sampling: Mapping[str, Any]) -> None:
+        """See `Backend.load`."""
+        if model in self._models:
+            raise UnusableError(f"{model} is loaded already; unload it first")
+        # Not in the worker: reading weights takes long, and pictures are drawn meanwhile.
+        self._models[model] = await asyncio.to_thread(Model, model, folder, sampling, self._device, self._precision)
+
+    async def warm(self, model: str) -> None:
+        """See `Backend.warm`."""
+        loaded = self._find(model)
+        drawing = Drawing(f"warm-up of {model}", "", 0, loaded.sampling)
+        try:
+            drawn = [one async for one in self.generate(model, drawing)]
+            await measure(self._worker, loaded, self._text, self._most_rows, drawn[-1].seconds["decode"])
+        except (BackendError, RuntimeError) as error:
+            raise UnusableError(f"{model} fails while it is warmed up: {error}") from error
+
+    async def generate(self, model: str, drawing: Drawing) -> AsyncIterator[Drawn]:
+        """See `Backend.generate`."""
+        loaded = self._find(model)
+        if drawing.id in self._pictures:
+            raise RefusedError(f"a drawing with the id {drawing.id} is in work")
+        one = self._pictures[drawing.id] = Picture(loaded, drawing)
+        loaded.users += 1
+        loaded.idle.clear()
+        try:
+            self._worker.submit(one)
+            while True:
+                yield (drawn := await one.news())
+                if drawn.step == drawn.steps:
+                    return
+        finally:
+            self._leave(one, "nobody waits for it")
+            del self._pictures[drawing.id]
+            loaded.users -= 1
+            if not loaded.users:
+                loaded.idle.set()
+
+    def _leave(self, one: Picture, why: str) -> None:
+        one.ended = one.ended or BackendError(f"drawing {one.drawing.id}: {why}")
+        self._worker.wake()
+
+    def cancel(self, drawing: str) -> None:
+        """See `Backend.cancel`."""
+        if one := self._pictures.get(drawing):
+            one.tell(BackendError(f"drawing {drawing} was cancelled"))
+            self._worker.wake()
+
+    async def digest(self, model: str) -> str:
+        """The ``tree-sha256:`` of the folder that was loaded, its weights hashed as they lie in memory.
+
+        "" where memory holds fewer bits than the files. Takes as long as hashing the folder.
+        """
+        return await asyncio.to_thread(self._find(model).weights.digest)
+
+    def load_now(self) -> Load:
+        """See `Backend.load_now`."""
+        models = list(self._models.values())
+        capacity = max((m.limit(m.plan.height, m.plan.width) // m.plan.rows or 1 for m in models), default=0)
+        return Load(
+            active=self._worker.turns.active,
+            waiting=self._worker.waiting(),
+            capacity=capacity,
+            pictures_per_second=max((m.pictures_per_second for m in models), default=0.0),
+            occupancy=self._worker.occupancy,
+        )
+
+    async def unload(self, model: str) -> None:
+        """See `Backend.unload`."""
+        loaded = self._models.pop(model, None)
+        if loaded is None:
+            return
+        await loaded.idle.wait()
+        del loaded
+        with contextlib.suppress(GoneError):
+            await asyncio.wrap_future(self._worker.call(_free))
+
+    async def close(self) -> None:
+        """See `Backend.close`."""
+        self._models.clear()
+        await asyncio.to_thread(self._worker.stop)
+
+    def _find(self, model: str) -> Model:
+        if model not in self._models:
+            raise GoneError(f"{model} is closed; ask for the one that is served now")
+        return self._models[model]
+
+
+def _free() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,1 @@
+"""What training is supervised with: teacher, vision model, phrases, targets, losses."""

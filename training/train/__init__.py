@@ -1,0 +1,1 @@
+"""What every training process runs: model, batches, loop, checkpoints, export."""

@@ -1,0 +1,88 @@
+"""The job folder: what the launcher tells the training processes, and what they tell it.
+
+    job.json         the launcher's: what to train, from what, to where
+    result.json      the main process's, when all is done
+    error-0.json     a process's, when it ends early: kind, message, traceback
+
+Points of the loss curves and pictures are announced on standard output, one line each, behind `POINT` and `PICTURE`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from training.settings import TrainingSettings
+from training.train.curves import CurvePoint
+
+POINT, PICTURE = "@point ", "@picture "
+JOB, RESULT = "job.json", "result.json"
+CODE = ("training.settings", *(f"training.{room}" for room in ("families", "teach", "encode", "train")))
+"""Whose sources decide the weights that a run gives."""
+
+
+def pictures_beside(curves: Path) -> Path:
+    """The folder of the pictures that a run draws, beside its ``curves``."""
+    return curves.with_name(f"{curves.stem}-samples")
+
+
+class RunIdentity(BaseModel):
+    """What decides the weights that a run gives: a checkpoint fits only the same run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    processes: int
+    settings: dict[str, Any]
+    """`TrainingSettings.deciding`."""
+    features: str
+    """`training.encode.info.features_digest`."""
+    base_model: str
+    """Digest of the base model's folder."""
+    code: str
+    """Digest of the sources of `CODE`."""
+    packages: str
+    """Digest of the names and versions of everything installed."""
+
+
+class TrainingJob(BaseModel):
+    """``job.json``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    settings: TrainingSettings
+    features: Path
+    candidate: Path
+    curves: Path
+    """JSON lines, one point each."""
+    identity: RunIdentity
+    checkpoints: Path | None
+    """Where checkpoints are kept; None: nowhere."""
+
+    def report(self, point: CurvePoint) -> None:
+        """Keep a point of the curves and announce it."""
+        line = point.model_dump_json()
+        with self.curves.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+        print(POINT + line, flush=True)
+
+
+class TrainingResult(BaseModel):
+    """``result.json``: what the processes measured together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    final: CurvePoint
+    """Last point of the loss curves."""
+    seconds: dict[str, float]
+    """Of this call alone: wall time of loading, training and export, in a record also of all of it with starting the
+    processes; and the main process's CPU time of training: where that is much shorter, it waited."""
+    peak_memory_bytes: list[int]
+    """Largest resident memory of each process."""
+    threads_per_process: int
+    """CPU threads that each process used."""
+    device: str
+    """What it was computed on."""
+    resumed_from: int
+    """Optimizer steps taken over from a checkpoint of a call before this one."""
