@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 cluster=triptych namespace=kubeflow kfp=${KFP_VERSION:-2.17.0} work=${WORK:-.triptych/kind}
 node=${KIND_NODE:-kindest/node:v1.36.0}
-data=${DATA_IMAGE:-triptych-data:local} torch=${TORCH_IMAGE:-triptych-torch:local}
+data=${DATA_IMAGE:-triptych-data:checkout} torch=${TORCH_IMAGE:-triptych-torch:checkout}
 context=kind-$cluster
 k() { kubectl --context "$context" -n "$namespace" "$@"; }
 mkdir -p "$work"
@@ -15,11 +15,8 @@ mkdir -p "$work"
 for program in kind docker kubectl triptych; do
   command -v "$program" > /dev/null || { echo "error: $program is not installed" >&2; exit 2; }
 done
-for target in data torch; do
-  image=$(eval echo "\$$target")
-  docker image inspect "$image" > /dev/null 2>&1 ||
-    docker buildx build --load --target "triptych-$target" -t "$image" -f infra/images/Dockerfile .
-done
+[ -n "${DATA_IMAGE:-}" ] || python -m infra.images.build triptych-data
+[ -n "${TORCH_IMAGE:-}" ] || python -m infra.images.build triptych-torch
 
 # A registry beside the cluster, so that images have digests.
 docker inspect triptych-registry > /dev/null 2>&1 ||
