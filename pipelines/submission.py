@@ -84,9 +84,11 @@ class Kfp:
         told = self.settings
         context = told.context(submitter(), trigger, checkout_commit())
         parameters = {"run": context.model_dump(exclude={"id"}), "force": force, **configuration.arguments()}
-        images = told.images["data"]
+        if job := parameters.get("trainjob"):
+            job["image"] = told.images.get(job["image"], job["image"])  # its digest stands in one place
+        image = told.images["data"]
         made = build_pipeline(
-            images, cluster=True, retries=told.retries, sample_shards=told.sample_shards, equip=told.equip
+            image, cluster=True, retries=told.retries, sample_shards=told.sample_shards, equip=told.equip
         )
         with tempfile.TemporaryDirectory() as folder, _told(told):
             package = str(Path(folder) / "retraining.yaml")

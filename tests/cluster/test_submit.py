@@ -55,6 +55,7 @@ class Desk:
             "extends": str(AVATARS / "retrain.yaml"),
             "data": {"source": str(self.portraits)},
             "registry": self.registry,
+            "trainjob": {"image": "torch", "storage": "/shared"},
             "cluster": {
                 "endpoint": self.kfp.url,
                 "namespace": "kubeflow",
@@ -144,6 +145,7 @@ def test_a_run_is_submitted_as_todays_pipeline_with_what_each_step_needs(desk: D
     assert run["service_account"] == "triptych-run"
     told = run["runtime_config"]["parameters"]
     assert told["run"]["trigger"] == "drift faces" and "local, unauthenticated" in told["run"]["user"]
+    assert told["trainjob"]["image"] == f"r.example/torch@sha256:{'2' * 64}"
     assert "id" not in told["run"] and "cluster" not in told
     assert told["data"]["source"] == str(desk.portraits)
     executors = run["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]
