@@ -89,7 +89,7 @@ class ApiServer:
             *(f"--cert-dir={folder / 'certificates'}", "--authorization-mode=RBAC", f"--token-auth-file={tokens}"),
             *("--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={private}"),
             *(f"--service-account-signing-key-file={private}", "--service-cluster-ip-range=10.96.0.0/16"),
-            "--endpoint-reconciler-type=none",
+            *("--endpoint-reconciler-type=none", "--request-timeout=5m"),  # a loaded machine takes its time
         ]
         self.processes = [self._start("etcd", etcd), self._start("kube-apiserver", server)]
         self.kubeconfig = folder / "kubeconfig"
@@ -153,7 +153,7 @@ class ApiServer:
             request.add_header("Content-Type", kind)
         context = ssl._create_unverified_context()
         try:
-            with urllib.request.urlopen(request, data, timeout=60, context=context) as answer:
+            with urllib.request.urlopen(request, data, timeout=300, context=context) as answer:
                 content, status = answer.read(), answer.status
                 if warnings is not None:
                     warnings += answer.headers.get_all("Warning") or []
@@ -199,7 +199,9 @@ class ApiServer:
             for document in yaml.load_all(file.read_text(), Loader=yaml.CSafeLoader)
             if document
         ]
-        self.apply(*made)
+        for one in made:  # large ones: created, which costs the server less than applying
+            status, answer = self.ask("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", one)
+            assert status in (201, 409), answer
         for one in made:
             group, names = one["spec"]["group"], one["spec"]["names"]
             version = next(v["name"] for v in one["spec"]["versions"] if v["served"])

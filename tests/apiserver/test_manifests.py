@@ -303,6 +303,14 @@ def test_the_gate_runs_in_its_image_only(api: ApiServer, argo: str) -> None:
     assert status == 403 and "the gate runs in" in answer["message"]
 
 
+def test_no_container_but_argos_stands_beside_the_gate(api: ApiServer, argo: str) -> None:
+    beside = [container(), container(name="wait", image="quay.io/argoproj/argoexec:v4.0.8")]
+    assert make(api, step_pod(volumes=KEY_VOLUME, containers=beside), argo)[0] == 201
+    other = [container(), container(name="other", image="registry.example/other@sha256:1")]
+    status, answer = make(api, step_pod(volumes=KEY_VOLUME, containers=other), argo)
+    assert status == 403 and "the gate runs in" in answer["message"]
+
+
 def test_without_its_parameters_the_policy_refuses(api: ApiServer, argo: str) -> None:
     kept = next(one for one in rendered("production") if one["metadata"]["name"] == "triptych-admission")
     api.ask("DELETE", "/api/v1/namespaces/triptych/configmaps/triptych-admission")
