@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import subprocess
 import time
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.apiserver.apiserver import ApiServer, definitions, free_port
+from tests.apiserver.objects import deployment, held, put
 from tests.runs import TRIPTYCH
 
 LOOKER = "system:serviceaccount:default:looker"
@@ -64,33 +64,6 @@ def doctor(kubeconfig: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def faults(said: str) -> list[str]:
     return [line.partition(". ")[2] for line in said.splitlines() if line[:3].strip().isdigit() and ". " in line[:6]]
-
-
-def put(api: ApiServer, document: dict[str, Any], status: dict[str, Any] | None = None) -> None:
-    """Apply an object, and set its status as a controller would."""
-    api.apply(document)
-    if status is not None:
-        path = f"{api.path_of(document)}/status"
-        done = api.ask("PATCH", path, {"status": status}, kind="application/merge-patch+json")
-        assert done[0] == 200, done
-
-
-def deployment(name: str, image: str, namespace: str) -> dict[str, Any]:
-    labels = {"app": name}
-    pod = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "main", "image": image}]}}
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": {"selector": {"matchLabels": labels}, "template": pod},
-    }
-
-
-def held(kind: str, name: str, namespace: str = "triptych", **data: str) -> dict[str, Any]:
-    """A Secret or ConfigMap."""
-    if kind == "Secret":
-        data = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
-    return {"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": namespace}, "data": data}
 
 
 def test_everything_that_is_missing_is_told_at_once(api: ApiServer, kubeconfig: Path) -> None:
@@ -236,7 +209,7 @@ def nothing_was_reconciled(api: ApiServer) -> None:
 
 
 def an_image_cannot_be_pulled(api: ApiServer) -> None:
-    from tests.apiserver.test_manifests import step_pod
+    from tests.apiserver.test_admission import step_pod
 
     pod = step_pod("evaluate", "registry.example/gone@sha256:1")
     pod["metadata"]["namespace"] = "triptych"
