@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from lineage.artifacts import Listed, digest_of, folder_digest, listing
-from lineage.audit import Sources, audit
 from lineage.channel.client import verify
 from lineage.channel.places import Folder
 from lineage.channel.places import read as read_place
 from lineage.channel.publisher import Publisher
 from lineage.database import DatabaseStore
 from lineage.digests import LineageError, digest_file
-from lineage.embedded import CHANNEL_LIFE, Embedded
+from lineage.embedded import Embedded
 from lineage.entries import Registered, entry_digest
+from lineage.moves import CHANNEL_LIFE
 from lineage.records import StepRecord
 from lineage.registry import Registry
 from lineage.rules import replay
 from lineage.signing import open_signer, read_public
 from lineage.witness import Checkpoint, FileWitness, check_against, hear
+from pipelines.audit import Sources, audit
 
 KEPT = ("mlflow.db", "artifacts", "lineage", "pipeline/records")
 READ = {

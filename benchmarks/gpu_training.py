@@ -60,12 +60,11 @@ def encode_noise(settings: TrainingSettings, features: Path) -> None:
         pictures.append(Image.fromarray(pixels).resize(settings.buckets[0], Image.Resampling.BICUBIC))
         stream = io.BytesIO()
         pictures[-1].save(stream, "PNG")
-        rows.append({"sha256": digest_bytes(stream.getvalue()), "text": f"a portrait, shirt {number}, with glasses"})
+        told = {"file_name": f"{number}.png", "sha256": digest_bytes(stream.getvalue())}
+        rows.append(told | {"text": f"a portrait, shirt {number}, with glasses"})
     encode(
         settings,
         Corpus(
-            digest=digest_bytes(json.dumps(rows).encode()),
-            captions=[row["text"] for row in rows],
             load=lambda numbers: [pictures[number] for number in numbers],
             rows=rows,
             sizes=[settings.buckets[0]] * PICTURES,

@@ -14,17 +14,17 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from lineage.digests import PREFIX, TREE, LineageError, digest_json, hex_of
+from lineage.digests import PREFIX, digest_tree
+from lineage.places import ChangedError, GoneError, UnreachableError, reaching, without_credentials
 
 WEIGHTS_FOLDER = "artifacts/weights"
 """Inside the model folder, where MLflow's own loader looks for them."""
@@ -39,18 +39,6 @@ MOST_FILES = 1_000_000
 """Files that a listing may have."""
 MOST_BYTES = 2**40
 """Bytes that the files of a listing may have together, so that a sparse file does not keep its reader for days."""
-
-
-class GoneError(LineageError):
-    """Nothing is there."""
-
-
-class ChangedError(LineageError):
-    """Something else is there than was meant, or something that has no digest."""
-
-
-class UnreachableError(LineageError):
-    """Whether it is there cannot be told now: the store does not answer, or may not be read."""
 
 
 class Listed(NamedTuple):
@@ -143,36 +131,6 @@ class Artifacts:
             return False  # then the store does not answer, which the first error says
 
 
-@contextmanager
-def reaching(uri: str, is_gone: Callable[[str], bool] = lambda uri: False) -> Iterator[None]:
-    """Say in two ways what stores and registries say in many.
-
-    Raises:
-        GoneError: nothing is there.
-        UnreachableError: anything else.
-    """
-    shown = without_credentials(uri)
-    try:
-        yield
-    except LineageError:
-        raise
-    except FileNotFoundError as error:
-        raise GoneError(f"nothing is at {shown}") from error
-    except Exception as error:
-        # Stores raise classes of their own libraries, which are not imported here.
-        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST" or is_gone(uri):
-            raise GoneError(f"nothing is at {shown}") from error
-        reason = without_credentials(f"{type(error).__name__}: {error}".splitlines()[0])
-        raise UnreachableError(f"{shown} cannot be read: {reason}") from error
-
-
-def without_credentials(text: str) -> str:
-    """``text`` without the user names, passwords and signed queries of the URLs in it."""
-    # Up to the last @: a password may hold anything. The Hub's places have no user, and a commit after their @.
-    text = re.sub(r"(?<=://)(?<!hf://)\S*@", "", text)
-    return re.sub(r"""\?(?:'[^']*'|"[^"]*"|[\w.~%-]+=(?:'[^']*'|"[^"]*"|\S)*)""", "", text)
-
-
 def listing(place: Path) -> list[Listed]:
     """Every file of the folder ``place`` in the order of the names, or the one file that it is; each is read once.
 
@@ -195,8 +153,7 @@ def digest_of(files: Iterable[Listed], under: str = "") -> str:
     if len(found) == 1 and not found[0].name:
         return found[0].digest
     start = f"{under}/" if under else ""
-    inner = [[one.name.removeprefix(start), one.digest] for one in found if one.name.startswith(start)]
-    return TREE + hex_of(digest_json(inner))
+    return digest_tree({one.name.removeprefix(start): one.digest for one in found if one.name.startswith(start)})
 
 
 def folder_digest(files: Iterable[Listed]) -> str:

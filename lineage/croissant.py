@@ -105,9 +105,9 @@ def rights_of(manifest: Path, held_out: bool = True) -> dict[str, dict[str, int]
     Args:
         held_out: count the rows that are not for training too.
     """
-    return {column: _count(manifest, column, held_out) for column in ("license", "consent", "source")}
-
-
-def _count(manifest: Path, column: str, held_out: bool) -> dict[str, int]:
-    rows = (row for row in manifest_rows(manifest, [column, "split"]) if held_out or trained_on(row))
-    return dict(Counter(row[column] or NOT_STATED for row in rows).most_common())
+    found = {column: Counter[str]() for column in ("license", "consent", "source")}
+    for row in manifest_rows(manifest, [*found, "split"]):
+        if held_out or trained_on(row):
+            for column, counted in found.items():
+                counted[row[column] or NOT_STATED] += 1
+    return {column: dict(counted.most_common()) for column, counted in found.items()}

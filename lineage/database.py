@@ -12,8 +12,8 @@ from functools import cached_property
 import sqlalchemy as sql
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
-from lineage.artifacts import without_credentials
 from lineage.entries import Entry, LedgerError, read_entry
+from lineage.places import without_credentials
 from lineage.stores import PATIENCE, ConflictError, Maker
 
 DIALECTS = ("sqlite", "postgresql")
@@ -48,9 +48,6 @@ for _dialect, _statements in GUARDS.items():
 
 class DatabaseStore:
     """Entries in a database."""
-
-    checks = False
-    """Whoever appends must have checked the entry."""
 
     def __init__(self, url: str) -> None:
         """Connect when something is asked.

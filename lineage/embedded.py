@@ -10,39 +10,24 @@ the governed server alone holds the promotion key, and the root key is kept offl
 
 from __future__ import annotations
 
-import getpass
 import shutil
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from securesystemslib.signer import Signer
 
 from lineage.digests import LineageError
 from lineage.entries import KeyRevoked, KeyRotated, PolicySet
+from lineage.files import exclusive, write_whole
 from lineage.ledger import Ledger, open_database
-from lineage.locks import exclusive
 from lineage.memory import Memory
-from lineage.moves import LocalMover
+from lineage.moves import Mover, open_mover
 from lineage.policy import changes, policy_digest
-from lineage.records import RunContext
+from lineage.records import RunContext, account
 from lineage.registry import Registry
 from lineage.signing import ROLES, SCHEME, Role, key_facts, make_keys, open_signer, read_public
 from lineage.witness import FileWitness, WitnessWriter
-
-CHANNEL_LIFE = timedelta(days=30)
-"""How long the channel of a work folder says who is champion without being renewed."""
-
-
-class LineageSettings(BaseModel):
-    """Settings of the OpenLineage events that a run emits."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    openlineage: str | None = None
-    """Where OpenLineage events go: an ``http(s)://`` address or a file. None: a file in the work folder."""
 
 
 class Embedded:
@@ -68,7 +53,6 @@ class Embedded:
         if database.exists() and not (self.keys / "root.pub").exists():
             raise LineageError(f"{self.keys} has no root.pub, so the ledger beside it cannot be checked; restore it")
         if not any(self.marks.glob("*.json")) and not any(True for _ in self.witness.read()):
-            self.folder.mkdir(parents=True, exist_ok=True)
             with exclusive(self.folder / "lock"):
                 open_database(self.url, make_keys(self.keys), lambda: open_signer(self.uri("root")))
         elif not database.exists():
@@ -100,9 +84,7 @@ class Embedded:
         keys = {role: ledger.state.key_of(role) for role in roles}
         made = init(place or str(self.channel), keys, ledger.signer("root", self.uri("root")))
         if not place:
-            partial = self.channel_root.with_suffix(".partial")
-            partial.write_bytes(made)
-            partial.replace(self.channel_root)
+            write_whole(self.channel_root, made, 0o644)
         return made
 
     @property
@@ -151,7 +133,8 @@ class Embedded:
     def checkpoint(self) -> int:
         """Tell the witness how long the ledger is now; gives its size."""
         ledger = self.open()
-        return self._writer(ledger).write(ledger.state).size
+        writer = WitnessWriter(self.witness, ledger.signer("witness", self.uri("witness")))
+        return writer.write(ledger.state).size
 
     def rotate(self, role: Role) -> str:
         """Replace a role's key, on the word of the old one; gives the new key's id.
@@ -169,25 +152,14 @@ class Embedded:
         ledger.append(KeyRevoked(key=key, since=since, reason=reason), root)
         return self._replace(role, root)
 
-    def mover(self, registry: Registry, reader: str = "pipeline", artifacts: Path | None = None) -> LocalMover:
-        """Moves of a model's champion, decided here.
-
-        Args:
-            artifacts: where ``mlflow-artifacts:`` places of the registry lie on this machine.
-        """
-        from lineage.channel.publisher import Publisher
-
+    def mover(self, registry: Registry, reader: str = "pipeline", artifacts: Path | None = None) -> Mover:
+        """Moves of a model's champion by a person, decided here; see `lineage.moves.open_mover`."""
         ledger = self.open(reader)
-        signer, writer = ledger.signer("promotion", self.uri("promotion")), self._writer(ledger)
-        channel = Publisher(str(self.channel), signer, writer.signer, CHANNEL_LIFE, self.marks / "channel")
-        return LocalMover(ledger, signer, registry, local_user(), writer, channel, artifacts)
+        return open_mover(self.context("", "", registry.tracking_uri), registry, ledger, artifacts)
 
     def _own_signer(self) -> Signer | None:
         """The key that signs what this home remembers; None where it is kept elsewhere."""
         return open_signer(self.uri("run")) if (self.keys / "run.pem").exists() else None
-
-    def _writer(self, ledger: Ledger) -> WitnessWriter:
-        return WitnessWriter(self.witness, ledger.signer("witness", self.uri("witness")))
 
     def _replace(self, role: Role, by: Signer) -> str:
         _check_replaceable(role)
@@ -222,4 +194,4 @@ def _check_replaceable(role: str) -> None:
 
 def local_user() -> str:
     """How the ledger calls somebody at this machine: nobody checked who it is."""
-    return f"{getpass.getuser()} (local, unauthenticated)"
+    return f"{account()} (local, unauthenticated)"

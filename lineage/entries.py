@@ -139,6 +139,11 @@ class Registered(Body):
     mlflow_run: str
     evidence: dict[str, str]
 
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return f"version {self.version} of {self.model}"
+
 
 class Moved(Body):
     """The champion of a model moved. The registry's aliases and tags, and the channel, follow."""

@@ -17,13 +17,12 @@ from datetime import UTC, datetime, timedelta
 
 from securesystemslib.signer import Key, Signer
 
-from lineage.artifacts import without_credentials
 from lineage.entries import Body, Entry, KeyRevoked, LedgerError, Opened, entry_digest
 from lineage.memory import WORTH, Memory
-from lineage.rules import State, extend, replay
+from lineage.rules import extend, replay
 from lineage.signing import key_facts, open_signer, sign_bytes
+from lineage.state import State
 from lineage.stores import PATIENCE, ConflictError, ServerStore, Store
-from lineage.witness import check_root
 
 CLOCKS_APART = timedelta(minutes=5)
 """By how much the clock of whoever signs an entry may be ahead of that of whoever takes it in."""
@@ -124,9 +123,7 @@ class Ledger:
         remembered = state.size
         state = self._take(state, self.store.entries(state.size))
         if not state.size:
-            raise LedgerError(
-                f"the ledger {self.name} is empty: it was never opened, or everything was taken out of it"
-            )
+            raise LedgerError(f"{self.name} is empty: it was never opened, or everything was taken out of it")
         opener = next(iter(key for key, known in state.keys.items() if known.role == "root"))
         if self.root and opener != self.root:
             raise LedgerError(f"the ledger {self.name} was opened by another root key ({opener[:12]})")
@@ -144,7 +141,7 @@ class Ledger:
 
     def _take(self, state: State, new: Sequence[Entry]) -> State:
         if any(isinstance(entry.body, KeyRevoked) for entry in new):
-            return replay(self.store.entries(0))
+            return replay([*self.store.entries(0, state.size), *new])
         extend(state, new)
         return state
 
@@ -153,33 +150,20 @@ class Ledger:
         while True:
             known = self.state.size
             try:
-                entry = self.store.append(known, lambda new: self._next(new, make))
+                return self.store.append(known, lambda new: self._next(new, make))
             except BaseException as error:
-                if self._state and self._state.size > known and not self.store.checks:
-                    self._state = None  # it was applied, and may not have been written
+                if self._state and self._state.size > known:
+                    self._state = None  # the entry was applied, and may not have been written
                 if not isinstance(error, ConflictError) or time.monotonic() > until:
                     raise
                 time.sleep(0.05)
-                continue
-            if self.store.checks:
-                self._apply(entry)
-            return entry
 
     def _next(self, new: Sequence[Entry], make: Callable[[State], Entry]) -> Entry:
-        """The next entry, after ``new``, which somebody else wrote meanwhile."""
+        """The next entry, after ``new``, which somebody else wrote meanwhile; it keeps the rules."""
         self._state = self._take(self.state, new)
         entry = make(self._state)
-        if not self.store.checks:
-            self._apply(entry)
+        self._state = self._take(self._state, [entry])
         return entry
-
-    def _apply(self, entry: Entry) -> None:
-        assert self._state is not None
-        if isinstance(entry.body, KeyRevoked):
-            before = self.store.entries(0, entry.index)
-            self._state = replay([*before, entry])
-        else:
-            self._state.apply(entry)
 
 
 def open_database(url: str, keys: Mapping[str, Key], root: Callable[[], Signer]) -> None:
@@ -208,24 +192,6 @@ def open_database(url: str, keys: Mapping[str, Key], root: Callable[[], Signer])
         store.append(0, first)
     except ConflictError:
         return
-
-
-def import_entries(url: str, entries: Sequence[Entry], root: str) -> int:
-    """Write checked entries into an empty database; gives how many.
-
-    Raises:
-        LedgerError: they do not hold, another root opened them, or the database has a ledger already.
-    """
-    from lineage.database import DatabaseStore
-
-    state = replay(entries)
-    check_root(entries, root)
-    store = DatabaseStore(url)
-    store.create()
-    if store.entries(0, 1):
-        raise LedgerError(f"{without_credentials(url)} holds a ledger already; import into an empty database")
-    store.write(entries)
-    return state.size
 
 
 def now(ahead: timedelta = timedelta()) -> str:

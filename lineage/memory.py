@@ -7,10 +7,8 @@ named when it opened the ledger, so that whoever may write files here cannot hav
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,9 +19,9 @@ from securesystemslib.signer import Key, Signer
 from lineage.artifacts import read_file
 from lineage.digests import LineageError, code_digest
 from lineage.entries import LedgerError
-from lineage.locks import exclusive
-from lineage.rules import State
+from lineage.files import exclusive, write_whole
 from lineage.signing import open_envelope, sign
+from lineage.state import State
 from lineage.witness import Checkpoint, check_against
 
 STATE_TYPE = "application/vnd.triptych.ledger-state+json"
@@ -50,19 +48,9 @@ class Memory:
     reader: str
     signer: Signer | None = None
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold it, against other processes of the same reader.
-
-        Raises:
-            LedgerError: the folder cannot be written.
-        """
-        try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise LedgerError(f"the high-water marks in {self.folder} cannot be used: {error}") from error
-        with exclusive(self.folder / f"{self.reader}.lock"):
-            yield
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold it, against other processes of the same reader; raises `LineageError` where it cannot be had."""
+        return exclusive(self.folder / f"{self.reader}.lock")
 
     def check(self, state: State, digest_at: Callable[[int], str]) -> None:
         """Refuse a ledger that is older than, or not the one, seen before; then remember this one.
@@ -77,7 +65,7 @@ class Memory:
                 check_against(state, digest_at, seen, f"the mark {mark}")
                 if seen.size == state.size:
                     return
-            _replace(mark, Checkpoint.of(state).model_dump_json().encode() + b"\n")
+            write_whole(mark, Checkpoint.of(state).model_dump_json().encode() + b"\n")
         except (OSError, ValidationError) as error:
             raise LedgerError(f"the high-water mark {mark} cannot be used: {error}") from error
 
@@ -99,7 +87,7 @@ class Memory:
         if self.signer is None:
             return
         content = Remembered.model_construct(code=_rules(), state=state).model_dump_json().encode()
-        _replace(self._state_file, sign(content, STATE_TYPE, self.signer))
+        write_whole(self._state_file, sign(content, STATE_TYPE, self.signer))
 
     @property
     def _state_file(self) -> Path:
@@ -109,10 +97,3 @@ class Memory:
 @cache
 def _rules() -> str:
     return code_digest("lineage")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    descriptor, partial = tempfile.mkstemp(prefix=".", dir=path.parent)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-    Path(partial).replace(path)

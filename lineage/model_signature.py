@@ -4,30 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
+from securesystemslib.dsse import Envelope
 from securesystemslib.signer import Key
 
 from lineage.digests import LineageError
-from lineage.signing import IN_TOTO, open_envelope
-
-
-def sign_model(weights: Path, key: Path, signature: Path) -> None:
-    """Sign every file of ``weights`` with an unencrypted PEM private key (ECDSA P-256) and write ``signature``.
-
-    Files of git, such as ``.gitignore``, are left out, as the command line does by default.
-
-    Raises:
-        LineageError: the key does not serve, or the weights hold a link or something else that cannot be signed.
-    """
-    from model_signing import signing
-
-    try:
-        signer = signing.Config()  # type: ignore[no-untyped-call]
-        signer.use_elliptic_key_signer(private_key=key).sign(weights, signature)
-    except (OSError, ValueError, TypeError) as error:
-        raise LineageError(f"the weights at {weights} cannot be signed with {key}: {error}") from error
+from lineage.signing import IN_TOTO, made_by
 
 
 def verify_model(weights: Path, public_key: Path, signature: Path) -> None:
@@ -56,17 +39,14 @@ def signed_files(signature: bytes, keys: Iterable[Key]) -> dict[str, str]:
         LineageError: it is malformed, or none of ``keys`` made it.
     """
     try:
-        envelope = json.loads(signature)["dsseEnvelope"]
-        if envelope["payloadType"] != IN_TOTO:
-            raise LineageError(f"the signature is about a {envelope['payloadType']}, expected {IN_TOTO}")
-        made, payload = envelope["signatures"][0]["sig"], envelope["payload"]
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        envelope = Envelope.from_dict(json.loads(signature)["dsseEnvelope"])
+        [made] = envelope.signatures.values()
+        if envelope.payload_type != IN_TOTO:
+            raise LineageError(f"the signature is about a {envelope.payload_type}, expected {IN_TOTO}")
+        # It names its key by the digest of a PEM file, and keys have ids of their own.
+        if not any(made_by(key, made.signature, envelope.pae()) for key in keys):
+            raise LineageError("none of the keys made the signature, or it was changed")
+        resources = json.loads(envelope.payload)["predicate"]["resources"]
+        return {one["name"]: f"{one['algorithm']}:{one['digest']}" for one in resources}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise LineageError(f"this is no signature of a model: {error}") from error
-    for key in keys:
-        # A signature names its key by the digest of a PEM file; an envelope by the key's own id.
-        signed = {"payload": payload, "payloadType": IN_TOTO, "signatures": [{"keyid": key.keyid, "sig": made}]}
-        with suppress(LineageError):
-            content, _ = open_envelope(json.dumps(signed).encode(), IN_TOTO, [key])
-            resources = json.loads(content)["predicate"]["resources"]
-            return {one["name"]: f"{one['algorithm']}:{one['digest']}" for one in resources}
-    raise LineageError("none of the keys made the signature, or it was changed")

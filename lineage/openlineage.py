@@ -2,8 +2,7 @@
 
 Telemetry, not evidence: the step record is the evidence. So a destination that cannot be reached costs a line on
 stderr and never the step. Datasets are named by digest, so that what one step gives and another takes is one node,
-wherever it lay. The nominal time (of a schedule) and the source code's location are not known to a record and left
-out; commit, image and the digests of code and packages are tags of the run.
+wherever it lay.
 
     emit("/runs/openlineage.jsonl", record.model_dump(), "START")
     emit("https://marquez.example", record.model_dump(), "COMPLETE")
@@ -11,18 +10,17 @@ out; commit, image and the digests of code and packages are tags of the run.
 
 from __future__ import annotations
 
-import fcntl
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
-from importlib.metadata import version
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from lineage.artifacts import without_credentials
-from lineage.digests import digest_set
+from lineage.digests import LineageError
+from lineage.files import exclusive
+from lineage.places import without_credentials
 
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import RunEvent
@@ -32,10 +30,6 @@ State = Literal["START", "COMPLETE", "FAIL"]
 NAMESPACE = "triptych"
 """Of jobs and datasets."""
 PIPELINE = "retraining"
-PRODUCER = "urn:triptych:lineage"
-SCHEMA = "urn:triptych:openlineage-facets:1-1-0"
-"""``$id`` of ``openlineage.json`` beside this module: the schema of our own facets."""
-ENDPOINT = "api/v1/lineage"
 PATIENCE = {"timeout": 3.0, "retry": {"total": 1, "connect": 1, "read": 1}}
 """A server that is gone may cost a step some seconds, no more."""
 
@@ -53,7 +47,7 @@ def emit(destination: str, record: Mapping[str, Any], state: State) -> None:
         return
     try:
         _send(destination, make_event(record, state))
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError, LineageError) as error:
         told = f"was not sent to {destination}: {error}; the step's record is not touched by this"
         about = f"[warning] the OpenLineage event {state} of step {record['step']!r}"
         print(about, without_credentials(told), file=sys.stderr, flush=True)
@@ -67,77 +61,53 @@ def run_id(run: str, step: str = "") -> UUID:
 def make_event(record: Mapping[str, Any], state: State) -> RunEvent:
     """The event that says that the step of ``record`` began, completed or failed."""
     from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
-    from openlineage.client.generated.base import set_producer
-    from openlineage.client.generated.job_type_job import JobTypeJobFacet
-
-    set_producer(PRODUCER)
-    kind: dict[str, Any] = {"jobType": JobTypeJobFacet("BATCH", "TRIPTYCH", "TASK")}
-    return RunEvent(
-        eventTime=(state != "START" and record["ended"]) or record["started"],
-        eventType=RunState[state],
-        run=Run(str(run_id(record["run"], record["step"])), _run_facets(record, state)),
-        job=Job(NAMESPACE, f"{PIPELINE}.{record['step']}", kind),
-        inputs=[InputDataset(NAMESPACE, d, facets=_facets(name, d)) for name, d in record["inputs"].items()],
-        outputs=[OutputDataset(NAMESPACE, d, facets=_facets(name, d)) for name, d in record["outputs"].items()],
-    )
-
-
-def _run_facets(record: Mapping[str, Any], state: State) -> dict[str, Any]:
     from openlineage.client.generated import parent_run
+    from openlineage.client.generated.base import set_producer
+    from openlineage.client.generated.documentation_dataset import DocumentationDatasetFacet
     from openlineage.client.generated.error_message_run import ErrorMessageRunFacet
-    from openlineage.client.generated.processing_engine_run import ProcessingEngineRunFacet
     from openlineage.client.generated.tags_run import TagsRunFacet, TagsRunFacetFields
 
-    whole, facts = str(run_id(record["run"])), record["facts"]
-    root = parent_run.Root(parent_run.RootRun(whole), parent_run.RootJob(NAMESPACE, PIPELINE))
+    set_producer("urn:triptych:lineage")
+    whole = str(run_id(record["run"]))
     tags = {name: record[name] for name in ("run", "user", "code", "packages", "image", "commit") if record[name]}
+    tags |= {"decision": record["facts"]["decision"]} if "decision" in record["facts"] else {}
     facets: dict[str, Any] = {
-        "parent": parent_run.ParentRunFacet(parent_run.Run(whole), parent_run.Job(NAMESPACE, PIPELINE), root),
-        "processing_engine": ProcessingEngineRunFacet(record["host"]["python"], "Python", version("triptych")),
+        "parent": parent_run.ParentRunFacet(parent_run.Run(whole), parent_run.Job(NAMESPACE, PIPELINE)),
         "tags": TagsRunFacet([TagsRunFacetFields(key, value, "TRIPTYCH") for key, value in tags.items()]),
     }
     if state == "FAIL":
         facets["errorMessage"] = ErrorMessageRunFacet(record["error"] or "no reason recorded", "PYTHON")
-    if state == "COMPLETE" and "decision" in facts and "figures" in facts:
-        verdict = {name: facts[name] for name in ("decision", "reasons", "figures")}
-        facets["triptych_gate"] = _own("TriptychGateRunFacet", verdict)
-    return facets
 
+    def datasets(kind: type[Any], named: Mapping[str, str]) -> list[Any]:
+        return [kind(NAMESPACE, d, facets={"documentation": DocumentationDatasetFacet(n)}) for n, d in named.items()]
 
-def _facets(name: str, digest: str) -> dict[str, Any]:
-    """Of a dataset: its digest, and what the step called it."""
-    from openlineage.client.generated.dataset_version_dataset import DatasetVersionDatasetFacet
-    from openlineage.client.generated.datasource_dataset import DatasourceDatasetFacet
-
-    [(algorithm, value)] = digest_set(digest).items()
-    return {
-        "dataSource": DatasourceDatasetFacet(NAMESPACE, f"urn:triptych:digest:{digest}"),
-        "version": DatasetVersionDatasetFacet(digest),
-        "triptych_digest": _own("TriptychDigestDatasetFacet", {"name": name, "algorithm": algorithm, "value": value}),
-    }
-
-
-def _own(facet: str, content: dict[str, Any]) -> dict[str, Any]:
-    """A facet of ours, as ``openlineage.json`` describes it."""
-    return {"_producer": PRODUCER, "_schemaURL": f"{SCHEMA}#/$defs/{facet}", **content}
+    return RunEvent(
+        eventTime=(state != "START" and record["ended"]) or record["started"],
+        eventType=RunState[state],
+        run=Run(str(run_id(record["run"], record["step"])), facets),
+        job=Job(NAMESPACE, f"{PIPELINE}.{record['step']}"),
+        inputs=datasets(InputDataset, record["inputs"]),
+        outputs=datasets(OutputDataset, record["outputs"]),
+    )
 
 
 def _send(destination: str, event: RunEvent) -> None:
     from openlineage.client import OpenLineageClient
 
-    parts = urlsplit(destination)
-    with ExitStack() as held:
-        if parts.scheme in ("http", "https"):
-            endpoint = parts.path.strip("/") or ENDPOINT
-            transport = {"type": "http", "url": f"{parts.scheme}://{parts.netloc}", "endpoint": endpoint, **PATIENCE}
-        elif parts.scheme == "file" or "://" not in destination:
-            path = Path(unquote(parts.path) if parts.scheme == "file" else destination)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # The lock keeps lines of several processes whole: the client's transport may write in parts.
-            fcntl.flock(held.enter_context(path.open("ab")), fcntl.LOCK_EX)
-            transport = {"type": "file", "log_file_path": str(path), "append": True}
-        else:
-            raise ValueError("only a path, file: or http(s): can be written to; correct the setting")
+    parts, transport = urlsplit(destination), dict[str, Any]()
+    held: AbstractContextManager[None] = nullcontext()
+    if parts.scheme in ("http", "https"):
+        endpoint = parts.path.strip("/") or "api/v1/lineage"
+        transport = {"type": "http", "url": f"{parts.scheme}://{parts.netloc}", "endpoint": endpoint, **PATIENCE}
+    elif parts.scheme == "file" or "://" not in destination:
+        path = Path(unquote(parts.path) if parts.scheme == "file" else destination)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        transport = {"type": "file", "log_file_path": str(path), "append": True}
+        # The lock keeps lines of several processes whole: the client's transport may write in parts.
+        held = exclusive(path.with_name(f".{path.name}.lock"))
+    else:
+        raise ValueError("only a path, file: or http(s): can be written to; correct the setting")
+    with held:
         client = OpenLineageClient(config={"transport": transport})
         client.emit(event)
         client.close()

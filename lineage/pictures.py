@@ -12,7 +12,6 @@ from __future__ import annotations
 import bisect
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from lineage import artifacts
 from lineage.digests import LineageError, digest_bytes
+from lineage.places import ChangedError, PlaceError, UnreachableError, reaching
 
 SCHEMES = ("file", "s3", "gs", "hf")
 """Where pictures may lie. fsspec knows more, among them some that run programs or ask strangers."""
@@ -34,16 +33,8 @@ MOST_ROWS = 10_000_000
 """Rows of a table that somebody may have made to unpack to more than fits."""
 
 
-class PictureError(LineageError):
-    """A picture cannot be read; the message says why and what to do."""
-
-
-class GoneError(PictureError, artifacts.GoneError):
-    """Nothing is there."""
-
-
-class ChangedError(PictureError, artifacts.ChangedError):
-    """It is not the one that was pinned."""
+PictureError = PlaceError
+"""A picture cannot be read; the message says why and what to do."""
 
 
 def manifest_rows(
@@ -147,36 +138,11 @@ def filesystem_of(uri: str) -> Any:
     """
     scheme = uri.partition("://")[0]
     if scheme not in SCHEMES:
-        raise PictureError(f"{uri} is not read: pictures lie at {', '.join(f'{name}://' for name in SCHEMES)}")
+        raise UnreachableError(f"{uri} is not read: pictures lie at {', '.join(f'{name}://' for name in SCHEMES)}")
     try:
         return fsspec.filesystem(scheme)
     except ImportError as error:
-        raise PictureError(f"{uri} cannot be read here: {error}; install what it names") from error
-
-
-@contextmanager
-def reaching(uri: str) -> Iterator[None]:
-    """Say in one way what stores say in many: that ``uri`` cannot be read, and what to do.
-
-    Raises:
-        PictureError: the block raised what a filesystem or an object store raises.
-    """
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise GoneError(f"nothing is at {uri}; put it back, or take a new snapshot without it") from error
-    except PermissionError as error:
-        raise PictureError(f"{uri} may not be read: {error}; check the credentials and who may read it") from error
-    except (OSError, ValueError, LookupError) as error:
-        raise PictureError(f"{uri} cannot be read: {type(error).__name__}: {error}; try again") from error
-    except Exception as error:
-        # Stores raise classes of their own libraries, which are not imported here.
-        if type(error).__module__.partition(".")[0] not in _STORES:
-            raise
-        raise PictureError(f"{uri} cannot be reached: {type(error).__name__}: {error}; try again") from error
-
-
-_STORES = frozenset({"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "httpx2", "huggingface_hub", "requests"})
+        raise UnreachableError(f"{uri} cannot be read here: {error}; install what it names") from error
 
 
 def _cell(place: str, column: str, row: int) -> bytes:

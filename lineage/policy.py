@@ -6,10 +6,12 @@ replaced by the digests of what lies there, so that equal policies have equal di
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lineage.digests import digest_json
+from lineage.digests import digest_json, digest_path
 
 if TYPE_CHECKING:
     from lineage.entries import PolicySet
@@ -19,10 +21,23 @@ def policy_digest(evaluation: Mapping[str, Any], gate: Mapping[str, Any]) -> str
     """The digest of a policy.
 
     Args:
-        evaluation: settings of the evaluation, by content (`lineage.reuse.by_content`).
+        evaluation: settings of the evaluation, by content (`by_content`).
         gate: settings of the gate.
     """
     return digest_json({"evaluation": evaluation, "gate": gate})
+
+
+def by_content(value: Any) -> Any:
+    """A section of the configuration, without what is not set, every place on disk replaced by what lies there."""
+    if isinstance(value, Mapping):
+        return {name: by_content(inner) for name, inner in value.items() if inner is not None}
+    if isinstance(value, list | tuple):
+        return [by_content(inner) for inner in value]
+    if isinstance(value, str) and re.fullmatch(r"(tree-)?sha256:[0-9a-f]{64}", value):
+        return {"called": value}  # a name that looks like a digest is none
+    if isinstance(value, str) and Path(value).is_absolute() and Path(value).exists():
+        return digest_path(value)
+    return value
 
 
 def changes(pinned: PolicySet | None, evaluation: Mapping[str, Any], gate: Mapping[str, Any]) -> list[str]:

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import fsspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from lineage.artifacts import without_credentials
 from lineage.digests import PREFIX, TREE, LineageError, code_digest, digest_json, digest_path, packages_digest
+from lineage.openlineage import emit
+from lineage.places import without_credentials
 from lineage.whereabouts import whereabouts
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ RUN_VARIABLE = "TRIPTYCH_RUN"
 
 # The rooms whose code decides what a run gives.
 PRODUCT = ("lineage", "training", "components")
+CLOSING = "close-run"
+"""The step that closes a run; its record is no part of what the run gave."""
 
 
 class RunContext(BaseModel):
@@ -181,11 +184,13 @@ def recording(context: RunContext, step: str, parameters: Mapping[str, Any]) -> 
     Raises:
         LineageError: the record, or its entry in the ledger, cannot be written.
     """
+    from lineage.entries import Recorded
+
     record = StepRecord(
         run=context.id,
         step=step,
         started=_now(),
-        user=f"{_account()}, for {context.user}" if context.user else _account(),
+        user=f"{account()}, for {context.user}" if context.user else account(),
         host={"platform": platform.platform(), "python": platform.python_version()},
         commit=context.commit,
         code=code_digest(*PRODUCT),
@@ -195,31 +200,19 @@ def recording(context: RunContext, step: str, parameters: Mapping[str, Any]) -> 
         trigger=context.trigger,
         parameters=dict(parameters),
     )
-    _announce(context, record, "START")
+    emit(context.openlineage, record.model_dump(mode="json"), "START")
+    event: Literal["COMPLETE", "FAIL"] = "FAIL"
     try:
         yield record
+        record.status, event = "complete", "COMPLETE"
     except BaseException as error:
         record.error = without_credentials(f"{type(error).__name__}: {error}")
-        record.ended = _now()
-        _leave(context, record, "FAIL")
         raise
-    record.status, record.ended = "complete", _now()
-    _leave(context, record, "COMPLETE")
-
-
-def _leave(context: RunContext, record: StepRecord, event: Literal["COMPLETE", "FAIL"]) -> None:
-    from lineage.entries import Recorded
-
-    write_record(context.records, record)
-    entry = Recorded(run=record.run, step=record.step, status=record.status, record=record.digest())
-    context.open_ledger().append(entry, context.signer("run"))
-    _announce(context, record, event)
-
-
-def _announce(context: RunContext, record: StepRecord, event: Literal["START", "COMPLETE", "FAIL"]) -> None:
-    if context.openlineage:
-        from lineage.openlineage import emit
-
+    finally:
+        record.ended = _now()
+        write_record(context.records, record)
+        entry = Recorded(run=record.run, step=record.step, status=record.status, record=record.digest())
+        context.open_ledger().append(entry, context.signer("run"))
         emit(context.openlineage, record.model_dump(mode="json"), event)
 
 
@@ -234,10 +227,8 @@ def write_record(records: str, record: StepRecord) -> None:
             stream.write(record.model_dump_json(indent=2))
         filesystem.mv(partial, target)
     except OSError as error:
-        raise LineageError(
-            f"the record of step {record.step!r} cannot be written to {target}: {error}; "
-            "a step without a record does not count: make the folder writable and run again"
-        ) from error
+        told = f"the record of step {record.step!r} cannot be written to {target}: {error}"
+        raise LineageError(f"{told}; a step without one does not count: make it writable and run again") from error
 
 
 def read_records(records: str, run: str) -> dict[str, StepRecord]:
@@ -269,10 +260,8 @@ def check_records(context: RunContext, artifacts: Mapping[str, str]) -> dict[str
     named = context.open_ledger().refresh().records.get(context.id, {})
     for step in sorted({*records, *named}):
         if step not in records or named.get(step) != records[step].digest():
-            raise LineageError(
-                f"the record of step {step} in run {context.id} is not the one that the ledger names: restore it, or "
-                "run again"
-            )
+            told = f"the record of step {step} in run {context.id} is not the one that the ledger names"
+            raise LineageError(f"{told}: restore it, or run again")
     given = {name for record in records.values() for name in record.outputs}
     if orphans := sorted(artifacts.keys() - given):
         raise LineageError(f"no record of run {context.id} says where {', '.join(orphans)} came from; run again")
@@ -295,7 +284,8 @@ def exchanged(records: Mapping[str, StepRecord], artifacts: Mapping[str, str]) -
                 yield f"step {step} names {name} {digest}, but {who} {expected}"
 
 
-def _account() -> str:
+def account() -> str:
+    """Whom this process runs as."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -9,17 +9,15 @@ Everything that binds one thing to another is a digest in the ledger; version nu
 
 from __future__ import annotations
 
-import json
-import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from lineage.artifacts import WEIGHTS_FOLDER, without_credentials
-from lineage.digests import LineageError, hex_of
+from lineage.digests import LineageError
+from lineage.places import without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,9 +25,6 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 TAG = "triptych."
-ATTEMPT = "candidate-"
-"""Begins the name of the folder that holds a version's files; each attempt to register has its own."""
-MODEL_FOLDER = "model"
 EVIDENCE_FOLDER = "evidence"
 
 
@@ -102,7 +97,7 @@ class Registry:
             some = self.client.search_model_versions(f"name = '{self.model_name}'", page_token=page or None)
             found, page = [*found, *some], some.token or None
         aliases = self.aliases()
-        return sorted((self._version(version, aliases) for version in found), key=lambda version: int(version.number))
+        return sorted((self.read(version, aliases) for version in found), key=lambda version: int(version.number))
 
     def version(self, number: str) -> Version | None:
         """One version; None where there is none of this number."""
@@ -114,9 +109,10 @@ class Registry:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
-        return self._version(found, self.aliases())
+        return self.read(found, self.aliases())
 
-    def _version(self, version: Any, aliases: Mapping[str, str]) -> Version:
+    def read(self, version: Any, aliases: Mapping[str, str]) -> Version:
+        """A version from MLflow's own entity."""
         return Version(
             name=self.model_name,
             number=str(version.version),
@@ -144,14 +140,13 @@ class Registry:
         return found
 
     def open_run(self, run: str) -> str:
-        """The MLflow run of pipeline run ``run``: the one already there, or a new one. Returns its id.
+        """Make the MLflow run that shows pipeline run ``run``; gives its id, which the plan's record keeps.
+
+        Nothing finds it by its tag afterwards, which anybody may set on a run of his own.
 
         Raises:
             LineageError: the experiment keeps its files elsewhere than the settings say.
         """
-        found = self._find_run(run)
-        if found is not None:
-            return found
         experiment = self.client.get_experiment_by_name(self.model_name)
         if experiment and self.artifacts and experiment.artifact_location.rstrip("/") != self.artifacts.rstrip("/"):
             raise LineageError(
@@ -164,67 +159,9 @@ class Registry:
         tags = {f"{TAG}run": run}
         return str(self.client.create_run(experiment_id, run_name=run, tags=tags).info.run_id)
 
-    def log_dataset(self, mlflow_run: str, digest: str, source: str, profile: Mapping[str, Any]) -> None:
-        """Show in MLflow which data a run trains on.
-
-        Args:
-            digest: of the snapshot. MLflow shows 36 characters of one; all of it stands in the profile.
-            source: URI or path of where it came from.
-            profile: what is known of it, such as the number of rows.
-        """
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        place = source if "://" in source else f"file://{source}"
-        shown = Dataset(
-            name=place.rstrip("/").rpartition("/")[2][:500] or "data",
-            digest=hex_of(digest)[:36],
-            source_type=place.partition("://")[0],
-            source=json.dumps({"uri": place}),
-            profile=json.dumps({"digest": digest, **profile}),
-        )
-        self.client.log_inputs(mlflow_run, [DatasetInput(shown, [InputTag("mlflow.data.context", "training")])])
-
-    def close_run(self, run: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        """Close the MLflow run of pipeline run ``run`` if it has one."""
-        found = self._find_run(run)
-        if found is not None:
-            self.client.set_terminated(found, status=status)
-
-    def upload(self, mlflow_run: str, folder: Path, weights: Path, evidence: Mapping[str, Path], attempt: str) -> str:
-        """Store a candidate's files in a fresh folder of an MLflow run; gives the URI of its model folder.
-
-        Args:
-            folder: an MLflow model folder without its weights, which are stored in its `WEIGHTS_FOLDER`.
-            evidence: name -> a file of that name, or a folder.
-            attempt: name of the fresh folder, of `new_attempt`.
-        """
-        self.client.log_artifacts(mlflow_run, str(folder), f"{attempt}/{MODEL_FOLDER}")
-        self.client.log_artifacts(mlflow_run, str(weights), f"{attempt}/{MODEL_FOLDER}/{WEIGHTS_FOLDER}")
-        for name, path in evidence.items():
-            if path.is_dir():
-                self.client.log_artifacts(mlflow_run, str(path), f"{attempt}/{EVIDENCE_FOLDER}/{name}")
-            else:
-                self.client.log_artifact(mlflow_run, str(path), f"{attempt}/{EVIDENCE_FOLDER}")
-        return f"{self.client.get_run(mlflow_run).info.artifact_uri}/{attempt}/{MODEL_FOLDER}"
-
-    def create(self, mlflow_run: str, source: str, tags: Mapping[str, str], description: str) -> Version:
-        """Make a new version of the model folder at ``source``."""
-        if not self._exists():
-            self.client.create_registered_model(self.model_name)
-        made = self.client.create_model_version(
-            self.model_name,
-            source,
-            run_id=mlflow_run,
-            tags={f"{TAG}{name}": value for name, value in tags.items()},
-            description=description,
-        )
-        return self._version(made, {})
-
-    def delete_leftovers(self, mlflow_run: str, known: Collection[str]) -> None:
-        """Delete versions of an MLflow run that are not ``known``: of attempts that died, or strangers'."""
-        for version in self.versions():
-            if version.mlflow_run == mlflow_run and version.number not in known:
-                self.client.delete_model_version(self.model_name, version.number)
+    def close_run(self, mlflow_run: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """Close an MLflow run."""
+        self.client.set_terminated(mlflow_run, status=status)
 
     def tag(self, version: Version, tags: Mapping[str, Any]) -> None:
         """Set our tags on ``version``."""
@@ -251,23 +188,12 @@ class Registry:
         beside = None if database == self.tracking_uri else (Path(database).parent / "artifacts").as_uri()
         return str(self.client.create_experiment(self.model_name, artifact_location=self.artifacts or beside))
 
-    def _exists(self) -> bool:
+    def exists(self) -> bool:
+        """Whether there is a model of this name."""
         return bool(self.client.search_registered_models(f"name = '{self.model_name}'"))
 
     def aliases(self) -> dict[str, str]:
         """Alias -> number of the version that has it."""
-        if not self._exists():
+        if not self.exists():
             return {}
         return {a: str(n) for a, n in self.client.get_registered_model(self.model_name).aliases.items()}
-
-    def _find_run(self, run: str) -> str | None:
-        experiment = self.client.get_experiment_by_name(self.model_name)
-        if experiment is None:
-            return None
-        found = self.client.search_runs([experiment.experiment_id], f"tags.`{TAG}run` = '{run}'")
-        return str(found[0].info.run_id) if found else None
-
-
-def new_attempt() -> str:
-    """A fresh name for the folder of a version's files, which nobody can know beforehand."""
-    return f"{ATTEMPT}{secrets.token_hex(8)}"

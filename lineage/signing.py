@@ -11,7 +11,6 @@ that nothing signed as one thing can be passed off as another.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,7 +23,7 @@ from securesystemslib.exceptions import UnverifiedSignatureError, VerificationEr
 from securesystemslib.signer import CryptoSigner, Key, Signature, Signer, SSlibKey
 
 from lineage.digests import LineageError
-from lineage.locks import exclusive
+from lineage.files import exclusive, write_whole
 
 Role = Literal["root", "run", "gate", "promotion", "witness"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -48,7 +47,7 @@ def make_keys(folder: Path, roles: Iterable[Role] = ROLES) -> dict[str, Key]:
 def _make_pair(folder: Path, role: Role) -> Key:
     private, shown = folder / f"{role}.pem", folder / f"{role}.pub"
     if not shown.exists() and not private.exists():
-        _write_private(private, CryptoSigner.generate_ecdsa().private_bytes)
+        write_whole(private, CryptoSigner.generate_ecdsa().private_bytes)
     if not shown.exists():
         # The private half came first, so that a pair is never without it, wherever this ends.
         made = load_pem_private_key(private.read_bytes(), None)
@@ -56,19 +55,9 @@ def _make_pair(folder: Path, role: Role) -> Key:
     return read_public(shown)
 
 
-def _write_private(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-    partial.rename(path)
-
-
 def write_public(key: Key, path: Path) -> None:
     """Write a public key as JSON: id, type, scheme, PEM."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(key_facts(key), indent=2) + "\n", "utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(key_facts(key), indent=2).encode() + b"\n", 0o644)
 
 
 def read_public(path: Path) -> Key:
@@ -101,7 +90,9 @@ def read_key(facts: Mapping[str, Any]) -> Key:
         key = Key.from_dict(content.pop("keyid"), content)
         if not isinstance(key, SSlibKey):
             raise ValueError(f"the id of a {key.scheme} key does not follow from its content")
-        derived = SSlibKey.from_crypto(key._crypto_key()).keyid
+        loaded = key._crypto_key()
+        derived = SSlibKey.from_crypto(loaded).keyid
+        key._crypto_key = lambda: loaded  # parsed once: a ledger's key checks thousands of entries
     except (KeyError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
         raise LineageError(f"this is not a public key: {error}") from error
     if derived != key.keyid:
@@ -130,17 +121,22 @@ def sign_bytes(payload: bytes, signer: Signer) -> str:
     return _one_form(signer.public_key, signer.sign(payload).signature)
 
 
+def made_by(key: Key, signature: str, payload: bytes) -> bool:
+    """Whether ``key`` made the signature."""
+    try:
+        key.verify_signature(Signature(key.keyid, signature), payload)
+        return True
+    except (UnverifiedSignatureError, ValueError):
+        return False
+
+
 def check_signature(key: Key, signature: str, payload: bytes) -> bool:
     """Whether ``key`` made the signature, and it is written in its one form.
 
     An ECDSA signature (r, s) holds as (r, n - s) too; only the one with the smaller s counts, so that nobody can
     rewrite a signature without its key.
     """
-    try:
-        key.verify_signature(Signature(key.keyid, signature), payload)
-        return _one_form(key, signature) == signature
-    except (UnverifiedSignatureError, ValueError):
-        return False
+    return made_by(key, signature, payload) and _one_form(key, signature) == signature
 
 
 def _one_form(key: Key, signature: str) -> str:
@@ -172,9 +168,8 @@ def open_envelope(content: bytes, payload_type: str, keys: Iterable[Key]) -> tup
             raise LineageError("no key is known that could vouch for it")
         accepted = envelope.verify(keys, 1)
     except VerificationError as error:
-        raise LineageError(
-            f"the signature does not hold: none of the keys {[k.keyid[:12] for k in keys]} made it"
-        ) from error
+        tried = [key.keyid[:12] for key in keys]
+        raise LineageError(f"the signature does not hold: none of the keys {tried} made it") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LineageError(f"this is not a signed envelope: {error}") from error
     return envelope.payload, next(iter(accepted))

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
-from lineage.artifacts import without_credentials
 from lineage.entries import BusyError, Entry, LedgerError, StaleError, read_entry
+from lineage.places import without_credentials
 
 API = "/api/2.0/triptych"
 PATIENCE = 30.0
@@ -27,15 +27,13 @@ class Store(Protocol):
 
     name: str
     """Where it is, without user and password, for messages."""
-    checks: bool
-    """Whether the store itself checks what is appended."""
 
     def entries(self, after: int, before: int | None = None) -> list[Entry]:
         """Those from index ``after`` on, up to ``before``."""
         ...
 
     def append(self, after: int, make: Maker) -> Entry:
-        """Append what ``make`` gives from the entries since ``after``; nothing comes between the two.
+        """Append what ``make`` gives, checked, from the entries since ``after``; nothing comes between the two.
 
         Raises:
             ConflictError: something did.
@@ -45,8 +43,6 @@ class Store(Protocol):
 
 class ServerStore:
     """Entries behind a governed MLflow server. Credentials come from MLflow's own variables."""
-
-    checks = True
 
     def __init__(self, url: str) -> None:
         self.url, self.name = url.rstrip("/"), without_credentials(url)
@@ -83,14 +79,13 @@ class ServerStore:
                 raise_on_status=False,
             )
         except Exception as error:
-            where, why = without_credentials(self.url), without_credentials(str(error))
-            raise LedgerError(f"the ledger at {where} does not answer: {why}") from error
+            raise LedgerError(
+                f"the ledger at {self.name} does not answer: {without_credentials(str(error))}"
+            ) from error
         if answer.status_code == 200:
             return str(answer.text)
         kind, said = _refusal(answer.text)
-        raise REFUSALS.get(kind, LedgerError)(
-            f"the ledger at {without_credentials(self.url)} refused ({answer.status_code}): {said}"
-        )
+        raise REFUSALS.get(kind, LedgerError)(f"the ledger at {self.name} refused ({answer.status_code}): {said}")
 
 
 REFUSALS: dict[str, type[LedgerError]] = {kind.__name__: kind for kind in (StaleError, BusyError, ConflictError)}

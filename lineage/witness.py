@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,14 +20,19 @@ from securesystemslib.signer import Key, Signer
 
 from lineage.digests import LineageError, canonical, digest_bytes
 from lineage.entries import Entry, LedgerError, entry_digest
-from lineage.rules import State, replay
+from lineage.rules import replay
 from lineage.signing import open_envelope, sign
+from lineage.state import State
 
 CHECKPOINT_TYPE = "application/vnd.triptych.checkpoint+json"
 RETENTION = timedelta(days=3650)
 """How long a bucket keeps a checkpoint from being removed."""
 LARGEST = 64 * 1024
 """Bytes of a checkpoint that are read at most."""
+
+
+class UnprovenError(LineageError):
+    """Neither proof nor alarm."""
 
 
 class Checkpoint(BaseModel):
@@ -172,6 +178,29 @@ def read_checkpoint(content: bytes, keys: Sequence[Key]) -> Checkpoint:
         raise LedgerError(f"this is not a checkpoint: {error}") from error
 
 
+def kept_checkpoint(name: str, content: bytes, state: State) -> Checkpoint:
+    """A checkpoint of a ledger that somebody kept under ``name``; empty: under whatever name.
+
+    Raises:
+        UnprovenError: a revoked key signed it, or it is of another ledger.
+        LineageError: it does not hold.
+    """
+    witnesses = [known for known in state.keys.values() if known.role == "witness"]
+    try:
+        found = read_checkpoint(content, [known.key for known in witnesses if known.distrusted is None])
+    except LineageError:
+        with suppress(LineageError):
+            read_checkpoint(content, [known.key for known in witnesses if known.distrusted is not None])
+            name = ""
+        if not name.startswith(state.ledger):
+            told = "it is of another ledger" if name else "a key signed it that was revoked"
+            raise UnprovenError(told) from None
+        raise
+    if name and not name.startswith(found.stem):
+        raise LedgerError(f"it is a checkpoint of {found.size} entries of ledger {found.ledger} under another name")
+    return found
+
+
 @dataclass(frozen=True)
 class Told:
     """What a witness tells about one ledger."""
@@ -193,37 +222,17 @@ def hear(witness: Witness, state: State, whole: bool = True) -> Told:
     Args:
         whole: read every checkpoint; False: from the furthest one on, until one holds. There may be one an entry.
     """
-    held: list[Checkpoint] = []
-    unreadable: dict[str, str] = {}
+    told = Told([], {})
     for name, content in witness.read(state.ledger):
         try:
-            found = read_checkpoint(content, checkpoint_keys(state))
-        except LineageError as error:
-            if not told_by_revoked(content, state):
-                unreadable[name] = str(error)
-            continue
-        if not name.startswith(found.stem):
-            unreadable[name] = f"it is a checkpoint of {found.size} entries of ledger {found.ledger} under another name"
-        else:
-            held.append(found)
+            told.held.append(kept_checkpoint(name, content, state))
             if not whole:
                 break
-    return Told(held, unreadable)
-
-
-def checkpoint_keys(state: State) -> list[Key]:
-    """The keys that may sign checkpoints of this ledger."""
-    return [known.key for known in state.keys.values() if known.role == "witness" and known.distrusted is None]
-
-
-def told_by_revoked(content: bytes, state: State) -> bool:
-    """Whether a key that was revoked signed a checkpoint."""
-    revoked = [k.key for k in state.keys.values() if k.role == "witness" and k.distrusted is not None]
-    try:
-        read_checkpoint(content, revoked)
-    except LineageError:
-        return False
-    return True
+        except UnprovenError:
+            continue
+        except LineageError as error:
+            told.unreadable[name] = str(error)
+    return told
 
 
 def check_against(state: State, digest_at: Callable[[int], str], seen: Checkpoint, who: str) -> None:
@@ -239,14 +248,11 @@ def check_against(state: State, digest_at: Callable[[int], str], seen: Checkpoin
     if state.ledger != seen.ledger:
         raise LedgerError(f"this is ledger {state.ledger or 'nothing'}, {who} knows {seen.ledger}: it was replaced")
     if state.size < seen.size:
-        raise LedgerError(
-            f"the ledger has {state.size} entries, {who} saw {seen.size} at {seen.time}: "
-            f"entries {state.size} to {seen.size - 1} were taken off its end"
-        )
+        told = f"the ledger has {state.size} entries, {who} saw {seen.size} at {seen.time}"
+        raise LedgerError(f"{told}: entries {state.size} to {seen.size - 1} were taken off its end")
     if (state.head if seen.size == state.size else digest_at(seen.size - 1)) != seen.head:
-        raise LedgerError(
-            f"entry {seen.size - 1} is not the one that {who} saw at {seen.time}: the ledger was rewritten or forked"
-        )
+        told = f"entry {seen.size - 1} is not the one that {who} saw at {seen.time}"
+        raise LedgerError(f"{told}: the ledger was rewritten or forked")
 
 
 def verify_entries(entries: Sequence[Entry], root: str, seen: Path | None) -> list[str]:
@@ -265,10 +271,7 @@ def verify_entries(entries: Sequence[Entry], root: str, seen: Path | None) -> li
     said += [f"{name} is dated before the entry it follows" for name in state.clock_steps]
     if seen is None:
         return [*said, f"consistent up to entry {state.size - 1}; completeness not proven: give a --checkpoint"]
-    if seen.is_dir():
-        told = hear(FileWitness(seen), state)
-    else:
-        told = Told([read_checkpoint(_head(seen), checkpoint_keys(state))], {})
+    told = hear(FileWitness(seen), state) if seen.is_dir() else Told([kept_checkpoint("", _head(seen), state)], {})
     for name, why in told.unreadable.items():
         raise LedgerError(f"checkpoint {name}: {why}")
     if (latest := told.latest) is None:

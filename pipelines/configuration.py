@@ -21,9 +21,8 @@ from components.gate.settings import GateSettings, missing_axes
 from components.snapshot_data.settings import DataSettings
 from components.validate_data.settings import ValidationSettings
 from lineage.digests import LineageError
-from lineage.embedded import LineageSettings
+from lineage.policy import by_content
 from lineage.registry import RegistrySettings
-from lineage.reuse import by_content
 from pipelines.cluster import ClusterSettings
 from pipelines.errors import RequestError
 from pipelines.places import HUB, local
@@ -43,6 +42,15 @@ PLACES = (
 MODELS = [place for place in PLACES if place[0] == "training"]
 """Those that may also lie on the Hugging Face Hub."""
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class LineageSettings(BaseModel):
+    """Settings of the OpenLineage events that a run emits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    openlineage: str | None = None
+    """Where OpenLineage events go: an ``http(s)://`` address or a file. None: a file in the work folder."""
 
 
 class Configuration(BaseModel):

@@ -50,13 +50,15 @@ def _print_next(console: Console, root: Path, version: str) -> None:
     """The commands that a person would type next, as they work in this shell and folder."""
     program = "triptych" if shutil.which("triptych") else sys.argv[0]
     place = "" if root.resolve() == WORK.resolve() else f" --work-dir {root}"
+    serve = Path("Makefile").is_file() and "\nserve:" in Path("Makefile").read_text("utf-8")
+    told = {
+        f"{program} ui{place}": "MLflow's pages: curves, pictures",
+        f"{program} audit {version}{place}": "what stands behind it",
+        "make serve" if serve else f"{program} models{place}": "draw with it" if serve else "versions and verdicts",
+    }
     say(console, "next:")
-    say(console, f"  {program} ui{place}  # MLflow's pages: curves, pictures, versions")
-    say(console, f"  {program} audit {version}{place}  # all that stands behind it, and whether it holds")
-    if (makefile := Path("Makefile")).is_file() and "\nserve:" in makefile.read_text("utf-8"):
-        say(console, "  make serve  # draw with the champion")
-    else:
-        say(console, f"  {program} models{place}  # every version and its verdict")
+    for command, what in told.items():
+        say(console, f"  {command:<36}  {what}")
 
 
 def _figures_table(figures: list[dict[str, Any]], other: str, name: str) -> Table:

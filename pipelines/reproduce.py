@@ -14,7 +14,7 @@ from components.snapshot_data.component import snapshot_data
 from components.validate_data.component import validate_data
 from lineage.digests import LineageError, code_digest, packages_digest
 from lineage.records import PRODUCT, StepRecord, read_records
-from lineage.rules import State
+from lineage.state import State
 from pipelines.narration import Narration
 from pipelines.processes import processes
 from pipelines.workspace import workspace

@@ -14,8 +14,8 @@ from typing import Literal
 
 from rich.console import Console
 
-from lineage.closing import CLOSING, Outcome, close, unclosed
-from lineage.records import RunContext, StepRecord, read_records
+from components.close_run.close import Outcome, close, unclosed
+from lineage.records import CLOSING, RunContext, StepRecord, read_records
 from pipelines.checkout import checkout_commit
 from pipelines.configuration import Configuration, local_path, policy_of
 from pipelines.narration import Narration, say

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from lineage.embedded import CHANNEL_LIFE
+from lineage.moves import CHANNEL_LIFE
 from pipelines.errors import RequestError
 from pipelines.workspace import Workspace
 

@@ -192,10 +192,10 @@ def news(configuration: Configuration, context: RunContext, force: bool = False)
     Raises:
         LineageError: the ledger cannot be read or written, or pins another policy.
     """
+    from components.close_run.close import close
     from components.plan.plan import check_policy, make_plan
     from components.snapshot_data.folder import SnapshotError
     from components.snapshot_data.snapshot import take_snapshot
-    from lineage.closing import close
     from lineage.records import recording
 
     told, model = configuration.arguments(), configuration.registry.model_name

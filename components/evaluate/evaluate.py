@@ -23,7 +23,7 @@ from components.evaluate.scoring import load_scorers
 from components.evaluate.settings import EvaluationSettings
 from lineage.artifacts import fetch_weights
 from lineage.digests import LineageError, digest_path
-from lineage.reuse import by_content
+from lineage.policy import by_content
 from lineage.scores import COLUMNS, EVALUATION_FILE, TABLE_FILE
 
 

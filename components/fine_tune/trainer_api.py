@@ -21,7 +21,7 @@ NODE_COMMAND = ("python", "-m", "training.launch.node", "--place")
 COMPLETE, FAILED = "Complete", "Failed"
 LONGEST_PAUSE = 30.0
 """Most seconds between two tries at a request: none before the first of them, then 2, then twice as many."""
-AWAY = (408, 429, 500, 502, 503, 504)
+AWAY = (408, 429, *range(500, 600))
 """HTTP statuses of an API that may answer later."""
 LAST_LINES = 40
 """Lines of a failed job's log that are shown."""
@@ -142,7 +142,7 @@ class TrainerApi:
             time.sleep(min(1.0, self._settings.poll_seconds))
 
     def last_lines(self, name: str) -> str:
-        """The last lines that the job's first node printed, or why they cannot be read; one attempt."""
+        """The last lines that the job's first node printed, or why they cannot be read."""
         from kubeflow.trainer.constants import constants as api
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
@@ -203,7 +203,7 @@ def _backend(settings: TrainJobSettings) -> Any:
 
     class Backend(KubernetesBackend):  # type: ignore[misc]
         def verify_backend(self) -> None:
-            """Called when the client is there and has asked nothing yet."""
+            """Called when the client is there. Asks for no version of the trainer: the SDK would only warn."""
             rest = self.custom_api.api_client.rest_client
             request = rest.request
 
@@ -211,7 +211,6 @@ def _backend(settings: TrainJobSettings) -> Any:
                 return request(*arguments, _request_timeout=_request_timeout or REQUEST_TIMEOUT, **named)
 
             rest.request = timed
-            super().verify_backend()
 
     tries, patience = 1, settings.patience_seconds
     while (patience := patience - min(2.0**tries, LONGEST_PAUSE)) >= 0:

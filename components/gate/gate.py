@@ -15,8 +15,8 @@ from components.gate.verdict import Ruling, decide
 from lineage.entries import Judged
 from lineage.policy import policy_digest
 from lineage.registry import Registry
-from lineage.rules import State
 from lineage.scores import stated
+from lineage.state import State
 from lineage.statements import VERDICT, VERDICT_FILE, make_statement, write_statement
 
 if TYPE_CHECKING:

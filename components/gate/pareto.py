@@ -13,7 +13,7 @@ from components.gate.settings import AXES, axis_of
 from components.gate.verdict import Ruling
 from lineage.figures import METRICS
 from lineage.registry import Registry
-from lineage.rules import State
+from lineage.state import State
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

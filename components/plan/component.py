@@ -36,7 +36,7 @@ def plan(
     from collections import namedtuple
     from dataclasses import asdict
 
-    from components.plan.overview import show_run
+    from components.plan.overview import log_dataset, show_run
     from components.plan.plan import plan_run
     from lineage.records import RunContext, recording
     from lineage.registry import Registry, RegistrySettings
@@ -52,7 +52,7 @@ def plan(
         if made.needed:
             store = Registry(context.tracking_uri, settings.model_name, settings.artifacts)
             facts["mlflow_run"] = store.open_run(context.id)
-            store.log_dataset(facts["mlflow_run"], snapshot_digest, data["source"], {"rows": int(rows)})
+            log_dataset(store, facts["mlflow_run"], snapshot_digest, data["source"], {"rows": int(rows)})
             show_run(store, facts["mlflow_run"], context, {**sections, "data": data})
         record.facts |= facts
         for shown in ("incumbent_name", "base_digest", "busy"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from lineage.digests import hex_of
 from lineage.records import RunContext
 from lineage.registry import Registry
 
@@ -51,4 +53,26 @@ def parameters(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str,
             value = value.get(key) if isinstance(value, Mapping) else None
         for inner, one in value.items() if isinstance(value, Mapping) else [("", value)]:
             if one is not None:
-                yield f"{name}.{inner}" if inner else name, PurePosixPath(one).name if name in PLACES else str(one)
+                said = f"{one:g}" if isinstance(one, float) else str(one)  # KFP makes a float of every number
+                yield f"{name}.{inner}" if inner else name, PurePosixPath(said).name if name in PLACES else said
+
+
+def log_dataset(store: Registry, mlflow_run: str, digest: str, source: str, profile: Mapping[str, Any]) -> None:
+    """Show in MLflow which data a run trains on.
+
+    Args:
+        digest: of the snapshot. MLflow shows 36 characters of one; all of it stands in the profile.
+        source: URI or path of where it came from.
+        profile: what is known of it, such as the number of rows.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    place = source if "://" in source else f"file://{source}"
+    shown = Dataset(
+        name=place.rstrip("/").rpartition("/")[2][:500] or "data",
+        digest=hex_of(digest)[:36],
+        source_type=place.partition("://")[0],
+        source=json.dumps({"uri": place}),
+        profile=json.dumps({"digest": digest, **profile}),
+    )
+    store.client.log_inputs(mlflow_run, [DatasetInput(shown, [InputTag("mlflow.data.context", "training")])])

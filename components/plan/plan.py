@@ -1,4 +1,4 @@
-"""Plan: decide what has to run, from what `lineage.reuse` names and the ledger knows.
+"""Plan: decide what has to run, from what `components.plan.keys` names and the ledger knows.
 
 A known training key reuses that candidate; a candidate that was judged against today's incumbent on the same terms,
 or already is champion, means that nothing is new. A changed incumbent alone judges the known candidate anew, without
@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from components.plan.keys import evaluation_terms, training_key
+from components.plan.lease import take_lease
 from lineage.digests import LineageError, digest_path
 from lineage.entries import BusyError, Registered
-from lineage.leases import take_lease
-from lineage.policy import changes
+from lineage.policy import by_content, changes
 from lineage.records import RunContext
 from lineage.registry import RegistrySettings
-from lineage.reuse import by_content, evaluation_terms, training_key
-from lineage.rules import Champion, State
+from lineage.state import Champion, State
 
 Sections = Mapping[str, Mapping[str, Any]]
 """Sections of the configuration by name: ``validation``, ``training`` (without what only watches the training),

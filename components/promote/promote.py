@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from lineage.embedded import CHANNEL_LIFE
 from lineage.entries import StaleError
-from lineage.moves import LocalMover, Mover, ServerMover
+from lineage.moves import open_mover
 from lineage.records import RunContext
 from lineage.registry import CHALLENGER, CHAMPION, Registry, RegistrySettings
-from lineage.witness import WitnessWriter, open_witness
 
 
 def promote_version(context: RunContext, settings: RegistrySettings, number: str) -> dict[str, Any]:
@@ -33,24 +30,7 @@ def promote_version(context: RunContext, settings: RegistrySettings, number: str
         store.point(CHALLENGER, number)
         return {"alias": CHALLENGER}
     try:
-        said = _mover(context, store).move("promote", number)
+        said = open_mover(context, store, context.open_ledger()).move("promote", number)
     except StaleError as error:
         return {"alias": "", "stale": str(error)}
     return {"alias": CHAMPION, "said": said}
-
-
-def _mover(context: RunContext, store: Registry) -> Mover:
-    """Moves decided here where this run holds the promotion key, else by the governed server."""
-    if "promotion" not in context.keys:
-        return ServerMover(context.ledger, store.model_name, context.id)
-    from lineage.channel.publisher import Publisher
-
-    witness, signer = context.signer("witness"), context.signer("promotion")
-    writer = WitnessWriter(open_witness(context.witness), witness) if context.witness else None
-    channel = (
-        Publisher(context.channel, signer, witness, CHANNEL_LIFE, Path(context.marks) / "channel")
-        if context.channel
-        else None
-    )
-    user = context.user or context.id
-    return LocalMover(context.open_ledger(), signer, store, user, writer, channel, run=context.id)

@@ -14,15 +14,16 @@ from components.register.documents.candidate import Candidate
 from components.register.documents.croissant import croissant
 from components.register.documents.model_card import model_card
 from components.register.documents.provenance import provenance
+from components.register.documents.signature import sign_model
 from components.register.model_folder import write_model_folder
+from components.register.store import create, delete_leftovers, new_attempt, upload
 from lineage.artifacts import WEIGHTS_FOLDER, digest_of, folder_digest, listing
 from lineage.digests import LineageError, digest_path, short
 from lineage.entries import Judged, Registered
 from lineage.figures import figures_table, metrics
-from lineage.model_signature import sign_model
-from lineage.moves import registration_tags
+from lineage.projection import registration_tags
 from lineage.records import RunContext, check_records
-from lineage.registry import EVIDENCE_FOLDER, TAG, Registry, RegistrySettings, new_attempt
+from lineage.registry import EVIDENCE_FOLDER, TAG, Registry, RegistrySettings
 from lineage.signing import SCHEME
 from lineage.statements import VERDICT, VERDICT_FILE, read_statement, write_statement
 
@@ -66,7 +67,7 @@ def register_candidate(
         if registered.run == context.id and registered.candidate == candidate.digest:
             return registered, judged
     store = Registry(context.tracking_uri, settings.model_name, settings.artifacts)
-    store.delete_leftovers(mlflow_run, known)
+    delete_leftovers(store, mlflow_run, known)
     with tempfile.TemporaryDirectory() as scratch:
         registered = _store(context, store, mlflow_run, candidate, artifacts, keys, judged, Path(scratch))
     context.open_ledger().append(registered, context.signer("run"))
@@ -126,11 +127,11 @@ def _store(
     )
     for name, value in metrics(candidate.figures).items():
         store.client.log_metric(mlflow_run, name, value)
-    source = store.upload(mlflow_run, folder, candidate.weights, evidence, attempt)
+    source = upload(store, mlflow_run, folder, candidate.weights, evidence, attempt)
     tags = registration_tags(registered, judged)
-    version = store.create(mlflow_run, source, tags, describe(candidate, mlflow_run, attempt))
-    for name, value in {"decision": judged.decision, "version": version.number}.items():
-        store.client.set_tag(mlflow_run, f"{TAG}{name}", value)
+    version = create(store, mlflow_run, source, tags, describe(candidate, mlflow_run, attempt))
+    for tag, said in {"decision": judged.decision, "version": version.number}.items():
+        store.client.set_tag(mlflow_run, f"{TAG}{tag}", said)
     return registered.model_copy(update={"version": version.number})
 
 

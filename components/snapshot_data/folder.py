@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from lineage.digests import LineageError
-from lineage.pictures import PictureError, filesystem_of, reaching
+from lineage.pictures import PictureError, filesystem_of
+from lineage.places import reaching
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 SETTLED = 100_000_000

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from lineage.digests import digest_bytes, digest_file, hex_of
-from lineage.folders import whole_folder
+from lineage.files import whole_folder
 
 FILES, INDEX = "files.parquet", "index.json"
 

@@ -31,8 +31,9 @@ from components.snapshot_data.settings import DataSettings
 from components.snapshot_data.source import Refused, Row, Source, open_source
 from components.snapshot_data.store import Store
 from lineage.digests import code_digest, digest_bytes, digest_json, manifest_digest
-from lineage.folders import whole_folder
-from lineage.pictures import ROWS, GoneError, PictureError, manifest_rows, read_bytes
+from lineage.files import whole_folder
+from lineage.pictures import ROWS, PictureError, manifest_rows, read_bytes
+from lineage.places import GoneError
 from lineage.progress import report
 
 READERS = 8

@@ -22,7 +22,8 @@ from typing import IO, Any, Literal
 from components.snapshot_data.folder import Folder, RefusedError, SnapshotError, list_folder, plain_name
 from components.snapshot_data.metadata import TEXTS, jsonl_rows, parquet_rows, texts
 from components.snapshot_data.settings import DataSettings
-from lineage.pictures import PARQUET, PictureError, open_file, reaching, read_bytes
+from lineage.pictures import PARQUET, PictureError, open_file, read_bytes
+from lineage.places import reaching
 
 METADATA = ("metadata.jsonl", "metadata.parquet")
 IMAGES_AT_ONCE = 64

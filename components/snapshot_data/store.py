@@ -13,7 +13,8 @@ from typing import Any
 from components.snapshot_data.folder import SnapshotError
 from components.snapshot_data.settings import DataSettings
 from lineage.digests import hex_of
-from lineage.pictures import PictureError, filesystem_of, reaching
+from lineage.pictures import PictureError, filesystem_of
+from lineage.places import reaching
 
 
 class Store:

@@ -10,8 +10,7 @@
 | the others | `components.validate_data.images` |
 
 Batches are measured in threads, each with a `Measure` of its own: decoding and the detector leave Python's lock to the
-others. Memory holds a batch a thread, however many images there are. Where ``RAY_ADDRESS`` names a Ray cluster, the
-same function runs in its workers, which must reach the images and have this code installed.
+others. Memory holds a batch a thread, however many images there are.
 """
 
 from __future__ import annotations
@@ -109,7 +108,7 @@ def write_facts(manifest: pa.Table, settings: ValidationSettings, path: Path) ->
     numbered = manifest.add_column(0, "row", pa.array(range(len(manifest)), pa.int64()))
     changed: list[str] = []
     waiting: list[pa.Table] = []  # a row group of each batch would make a long footer
-    with _pool(settings.processes) as pool, pq.ParquetWriter(path, SCHEMA) as writer:
+    with ThreadPool(settings.processes or os.cpu_count()) as pool, pq.ParquetWriter(path, SCHEMA) as writer:
         tables = pool.imap(partial(_measure, settings), numbered.to_batches(max_chunksize=BATCH))
         for table in track(tables, "measuring images", len(manifest), weight=BATCH):
             for row in table.filter(pc.is_valid(table["changed"])).to_pylist():
@@ -126,15 +125,6 @@ def write_facts(manifest: pa.Table, settings: ValidationSettings, path: Path) ->
             f"images changed or gone since the snapshot: {'; '.join(changed[:NAMED])}{more}; put them back, or run "
             "again to take a new snapshot"
         )
-
-
-def _pool(workers: int) -> Any:
-    """Threads of this process, as many as there are cores; where ``RAY_ADDRESS`` names a Ray cluster, its workers."""
-    if not os.environ.get("RAY_ADDRESS"):
-        return ThreadPool(workers or os.cpu_count())
-    from ray.util.multiprocessing import Pool
-
-    return Pool(workers or None)
 
 
 _own = threading.local()

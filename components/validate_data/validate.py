@@ -24,7 +24,7 @@ from components.validate_data.report import write_report
 from components.validate_data.settings import ValidationSettings
 from components.validate_data.suite import Outcome, build_suite, read_suite, run_suite
 from lineage.digests import digest_file, manifest_digest
-from lineage.folders import whole_folder
+from lineage.files import whole_folder
 
 REFERENCE = "validated-facts.parquet"
 """In the folder that outlives runs: facts of the data accepted last, against which drift is measured."""

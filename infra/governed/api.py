@@ -132,7 +132,7 @@ def routes(guard: Guard) -> Blueprint:
         asked = Reconciling.model_validate_json(request.get_data())
         user = current_user(guard.settings)
         require_update(guard.settings, user, asked.model)
-        return jsonify({"said": guard.reconcile(asked.model, user)})
+        return jsonify(guard.reconcile(asked.model, user)._asdict())
 
     @api.get("/state")
     def state() -> Answer:

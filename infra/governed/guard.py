@@ -18,8 +18,9 @@ from lineage.entries import Action, Entry, LedgerError, PolicySet, Registered
 from lineage.ledger import Ledger
 from lineage.memory import Memory
 from lineage.moves import LocalMover
+from lineage.projection import Followed
 from lineage.registry import Registry
-from lineage.rules import State
+from lineage.state import State
 from lineage.witness import Checkpoint, WitnessWriter, check_against, hear, open_witness
 
 LOG = logging.getLogger(__name__)
@@ -183,7 +184,7 @@ class Guard:
         LOG.warning("%s, asked for by %r: %s", model, user, "; ".join(said))  # MLflow's server shows no less
         return said
 
-    def reconcile(self, model: str, user: str) -> list[str]:
+    def reconcile(self, model: str, user: str) -> Followed:
         """Make registry and channel agree with the ledger for a model; says what did not.
 
         Raises:

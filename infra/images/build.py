@@ -65,13 +65,14 @@ def lay_out_wheels() -> None:
         settings = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
     except OSError as error:
         raise ContainerError(f"images are built from a whole checkout of Triptych: {error}") from error
-    files = {"constraints.txt": constraints}
+    files, pinned = {}, CHECKOUT / "build" / "image.constraints.txt"  # beside what goes into the build
     for target, extras in TARGETS.items():
         names = {name for extra in extras for name in settings["project"]["optional-dependencies"][extra]}
         names |= {*settings["project"]["dependencies"], *settings["build-system"]["requires"]}
         files[f"{target}.txt"] = "".join(f"{name}\n" for name in sorted(names))
     folder = CHECKOUT / "build" / "image"
-    if folder.is_dir() and all((folder / name).read_text() == text for name, text in files.items()):
+    expected = {pinned: constraints, **{folder / name: text for name, text in files.items()}}
+    if folder.is_dir() and all(path.is_file() and path.read_text() == text for path, text in expected.items()):
         return
     if sys.version_info[:2] != PYTHON:
         raise ContainerError(
@@ -84,9 +85,10 @@ def lay_out_wheels() -> None:
         (partial / name).write_text(text)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(partial / "wheels")]
     needed = [part for target in TARGETS for part in ("-r", str(partial / f"{target}.txt"))]
-    _run([*pip, "--constraint", str(partial / "constraints.txt"), *needed])
+    _run([*pip, "--constraint", str(CHECKOUT / "constraints.txt"), *needed])
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+    pinned.write_text(constraints)
 
 
 def _run(command: list[str]) -> None:

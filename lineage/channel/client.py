@@ -12,10 +12,11 @@ from tuf.api.metadata import Metadata, Root, Targets, Timestamp
 from tuf.ngclient import Updater
 from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher
 
-from lineage.artifacts import without_credentials
 from lineage.channel.champion import CHAMPION, Champion
 from lineage.channel.errors import ChannelError, ExpiredError, in_words
-from lineage.channel.places import locked, open_place
+from lineage.channel.places import open_place
+from lineage.files import exclusive
+from lineage.places import without_credentials
 
 
 class Channel:
@@ -50,7 +51,7 @@ class Channel:
         """
         kept, fetcher = self.state / "metadata", _Fetcher(self.url)
         address = (str(kept), f"{self.url}/metadata", None, f"{self.url}/targets", fetcher)
-        with in_words(self.name), locked(self.state / "lock"):
+        with in_words(self.name), exclusive(self.state / "lock"):
             updater = Updater(*address, bootstrap=self.root)
             updater.refresh()
             timestamp = Metadata[Timestamp].from_file(str(kept / "timestamp.json")).signed
@@ -90,9 +91,8 @@ class Channel:
         if self.timestamp.is_expired():
             raise ExpiredError(f"what was read of the channel {self.name} expired at {self.expires}; refresh it")
         if (info := self.targets.targets.get(f"{model}/{name}")) is None:
-            raise ChannelError(
-                f"the channel {self.name} has no {name} of {model}; it knows {self.models() or 'nobody'}"
-            )
+            told = f"the channel {self.name} has no {name} of {model}"
+            raise ChannelError(f"{told}; it knows {self.models() or 'nobody'}")
         with in_words(self.name), tempfile.TemporaryDirectory() as folder:
             return Path(self._updater.download_target(info, f"{folder}/document")).read_bytes()
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from tuf.api import exceptions as tuf
 from urllib3.exceptions import HTTPError
 
-from lineage.artifacts import without_credentials
 from lineage.digests import LineageError
+from lineage.places import without_credentials
 
 
 class ChannelError(LineageError):

@@ -7,20 +7,15 @@ which the rest of the house uses, has no such operation.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from lineage.digests import LineageError
-from lineage.locks import exclusive
+from lineage.files import exclusive, write_whole
 
 CHUNK = 64 * 1024
-PATIENCE = 60.0
-"""Seconds to wait for another process, which may be fetching."""
 LARGEST = 64 * 1024 * 1024
 """Bytes of the largest file that a publisher reads."""
 
@@ -51,10 +46,10 @@ class Folder:
         Raises:
             OSError: it cannot be written.
         """
-        with locked(self.path / ".lock"):
+        with exclusive(self.path / ".lock"):
             same = read(self, name) == old
             if same:
-                write(self._inside(name), new)
+                write_whole(self._inside(name), new, 0o644)
             return same
 
     def _inside(self, name: str) -> Path:
@@ -141,27 +136,3 @@ def read(place: Place, name: str) -> bytes | None:
     except FileNotFoundError:
         return None
     return bytes(content)
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file at once, for whoever holds the lock of its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name that nobody knows beforehand, or a link or a pipe could wait there.
-    descriptor, partial = tempfile.mkstemp(prefix=".", dir=path.parent)
-    with os.fdopen(descriptor, "wb") as stream:
-        os.fchmod(descriptor, 0o644)
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    Path(partial).replace(path)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file at ``path``; wait while another process has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with exclusive(path, PATIENCE):
-            yield
-    except LineageError as error:
-        raise OSError(str(error)) from error

@@ -22,8 +22,9 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Tar
 
 from lineage.channel.champion import CHAMPION, Champion
 from lineage.channel.errors import ChannelError, UnreachableError, in_words
-from lineage.channel.places import Place, locked, open_place, read, write
+from lineage.channel.places import Place, open_place, read
 from lineage.faults import boundary
+from lineage.files import exclusive, write_whole
 from lineage.signing import Role
 
 LONG = timedelta(days=3650)
@@ -66,11 +67,15 @@ class Publisher:
         # Not the root that lies there: who writes to the place may have put it there.
         self.root = _root(promotion.public_key, promotion.public_key, witness.public_key)
 
-    def publish(self, champion: Champion, documents: Mapping[str, bytes]) -> list[str]:
+    def publish(self, champion: Champion, documents: Mapping[str, bytes], renew: bool = True) -> list[str]:
         """Say who is champion of a model, with its ``documents`` by name; other models stay as they are.
 
-        Where the channel says so already, only the timestamp is renewed. What was put back, is damaged or not signed
-        by these keys is not taken over: the channel begins anew, and tells of other models when they are published.
+        Where the channel says so already, only the timestamp is renewed: the heartbeat. What was put back, is damaged
+        or not signed by these keys is not taken over: the channel begins anew, and tells of other models when they are
+        published.
+
+        Args:
+            renew: also where nothing changes, for another `life`.
 
         Returns:
             In words, what was changed and why.
@@ -88,55 +93,31 @@ class Publisher:
                 if (lying := read(self.place, path)) != content:
                     self.place.swap(path, lying, content)
             boundary("channel-documents")
-            return self._advance(champion.model, files)
+            return self._advance(champion, files, renew)
 
-    def renew(self) -> list[str]:
-        """Vouch for what the channel says for another ``life``: a heartbeat.
-
-        It compares nothing with a ledger; `publish` of every model does, and renews too.
-
-        Raises:
-            ChannelError: what is there does not hold, or was put back.
-        """
-        with in_words(self.name):
-            return self._advance("", {})
-
-    def published(self, model: str) -> Champion | None:
-        """What the channel says of ``model`` now, expired or not; None where it says nothing.
-
-        Raises:
-            ChannelError: what is there does not hold.
-        """
-        with in_words(self.name):
-            file = self._said(read(self.place, TIMESTAMP)).targets.get(f"{model}/{CHAMPION}")
-            if file is None:
-                return None
-            content = read(self.place, f"targets/{file.get_prefixed_paths()[0]}") or b""
-            file.verify_length_and_hashes(content)
-            return Champion.read(content)
-
-    def _advance(self, model: str, files: dict[str, TargetFile]) -> list[str]:
-        """Write the next timestamp and, where what is said of ``model`` changes, what it refers to."""
-        newest = _newest_root(self.place)
+    def _advance(self, champion: Champion, files: dict[str, TargetFile], renew: bool) -> list[str]:
+        """Write the next timestamp and, where what is said of a model changes, what it refers to."""
+        newest, model = _newest_root(self.place), champion.model
         if newest is None or any(newest.signed.roles[role] != self.root.roles[role] for role in SIGNED):
             raise ChannelError(f"{self.name} is no channel of these two keys; make it one: triptych channel init")
         for attempt in range(TRIES):
             changes, lying = [], read(self.place, TIMESTAMP)
             try:
                 said = self._said(lying)
+            except UnreachableError:
+                raise
             except ChannelError as error:
-                if not model or isinstance(error, UnreachableError):
-                    raise
                 changes, said = [f"{error}; the channel begins anew, publish other models again"], _Said()
             wanted = {path: file for path, file in said.targets.items() if path.partition("/")[0] != model} | files
-            if not wanted:
-                raise ChannelError(f"the channel {self.name} says nothing yet; publish a champion")
             # A number may be taken by what a crash or a slower publisher left.
             number = max(said.number + 1, self._marked() + 1, int(time.time())) + 2**attempt - 1
             snapshot = said.snapshot
             if wanted != said.targets:
-                changes.append(f"the channel {self.name} tells of {model} what the ledger says")
+                who = f"version {champion.version}" if champion.version else "no version"
+                changes.append(f"channel: {who} is champion of {model}")
                 snapshot = self._follow(number, wanted)
+            elif not renew:
+                return changes
             if snapshot and self._stamp(number, snapshot, lying):
                 return changes
         raise ChannelError(f"others publish to the channel {self.name} all the time; try again")
@@ -161,9 +142,9 @@ class Publisher:
         if not self.place.swap(TIMESTAMP, lying, _signed(timestamp, self.witness)):
             return False
         if self.mark:
-            with locked(self.mark.with_suffix(".lock")):
+            with exclusive(self.mark.with_suffix(".lock")):
                 number = max(number, self._marked())
-                write(self.mark, f"{number} {number}\n".encode())
+                write_whole(self.mark, f"{number} {number}\n".encode())
         boundary("channel-timestamp")
         return True
 

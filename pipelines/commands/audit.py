@@ -12,7 +12,7 @@ from pipelines.commands.request import Subject, VersionArgument, about
 from pipelines.errors import RequestError
 
 if TYPE_CHECKING:
-    from lineage.audit import Sources
+    from pipelines.audit import Sources
 
 AUDITOR = "auditor"
 """Whose high-water mark an audit keeps."""
@@ -32,8 +32,8 @@ def audit(
     remote: Annotated[bool, typer.Option(help="Fetch evidence and images that lie elsewhere.")] = False,
 ) -> bool:
     """Find the way back: what stands behind it, and whether all of that holds."""
-    from lineage.audit import UnknownError, write_page, write_text
-    from lineage.audit import audit as look_back
+    from pipelines.audit import UnknownError, write_page, write_text
+    from pipelines.audit import audit as look_back
 
     try:
         found = look_back(what, sources_of(subject, remote), image)
@@ -60,10 +60,10 @@ def sources_of(subject: Subject, remote: bool = False) -> Sources:
         RequestError: there is no ledger.
         LineageError: the ledger cannot be read.
     """
-    from lineage.audit import Sources
     from lineage.database import DatabaseStore
     from lineage.memory import Memory
     from lineage.signing import read_public
+    from pipelines.audit import Sources
 
     place, home = subject.place, subject.place.lineage
     entries, root = DatabaseStore(home.url).entries(0), home.keys / "root.pub"

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from lineage.entries import Action
 
 OF_MODEL = ("model", "config", "work_dir", "server")
-NOT_SETTLED = ("cannot be trusted", "did not follow")
-"""What reconciling says where registry, channel or witness still differ from the ledger."""
 
 policy_app = typer.Typer(help="What a model's candidates are judged by.", no_args_is_help=True)
 
@@ -59,10 +57,10 @@ def reconcile(subject: Subject) -> bool:
     """Make registry and channel agree with the ledger on a model, or on all, and hold for another while."""
     named, state = subject.model or subject.config, subject.ledger.state
     models = [subject.name] if named else sorted({*state.versions, *state.moved})  # moved, and perhaps void since
-    said = [line for model in models for line in subject.mover(model).reconcile()]
-    for line in said or ["registry and channel agree with the ledger"]:
+    followed = [subject.mover(model).reconcile() for model in models]
+    for line in [line for one in followed for line in one.said] or ["registry and channel agree with the ledger"]:
         typer.echo(line)
-    return not any(trouble in line for line in said for trouble in NOT_SETTLED)
+    return all(one.settled for one in followed)
 
 
 @about("model", "config", "work_dir")

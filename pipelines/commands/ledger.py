@@ -55,9 +55,18 @@ def import_ledger(
     into: Annotated[str, typer.Option(help="URL of an empty database, such as postgresql+psycopg://…")],
 ) -> None:
     """Write an export into an empty database, once every entry was checked."""
-    from lineage.ledger import import_entries
+    from lineage.database import DatabaseStore
+    from lineage.entries import LedgerError
+    from lineage.witness import verify_entries
 
-    typer.echo(f"imported {import_entries(into, *_exported(source, public))} entries")
+    entries, root = _exported(source, public)
+    verify_entries(entries, root, None)
+    store = DatabaseStore(into)
+    store.create()
+    if store.entries(0, 1):
+        raise LedgerError(f"{store.name} holds a ledger already; import into an empty database")
+    store.write(entries)
+    typer.echo(f"imported {len(entries)} entries")
 
 
 @ledger_app.command()

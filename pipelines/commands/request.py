@@ -151,7 +151,7 @@ def configuration_of(path: Path, source: str | None = None) -> Configuration:
 
 def remembered(url: str) -> Path:
     """The folder of this user that keeps what was seen at ``url``."""
-    from lineage.artifacts import without_credentials
+    from lineage.places import without_credentials
 
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(home) / "triptych" / hex_of(digest_bytes(without_credentials(url).rstrip("/").encode()))

@@ -15,10 +15,11 @@ import pytest
 from pydantic import ValidationError
 from securesystemslib.signer import CryptoSigner
 
-from lineage.audit import write_text
+from components.register.store import create, new_attempt
 from lineage.digests import LineageError
 from lineage.entries import Recorded
 from lineage.signing import key_facts, open_signer, read_key
+from pipelines.audit import write_text
 from pipelines.commands.audit import sources_of
 from pipelines.commands.request import Subject
 from tests.audit.world import MODEL, World, written_on
@@ -26,7 +27,7 @@ from tests.audit.world import MODEL, World, written_on
 
 def _audit(folder: Path, told: Any) -> None:
     """As `triptych audit` does, in a work folder's layout."""
-    from lineage.audit import audit
+    from pipelines.audit import audit
 
     resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))
     try:
@@ -160,8 +161,7 @@ def test_a_folder_of_code_that_the_run_key_registered_does_not_hold(world: World
     from shutil import copytree
 
     from lineage.artifacts import folder_digest, listing
-    from lineage.moves import tags_of
-    from lineage.registry import new_attempt
+    from lineage.projection import tags_of
 
     store, before = world.store, world.registered("4")
     folder = world.model("4").parent.with_name(new_attempt())
@@ -170,7 +170,7 @@ def test_a_folder_of_code_that_the_run_key_registered_does_not_hold(world: World
     (folder / "model" / "code" / "evil.py").write_text("raise SystemExit\n")
     described = (folder / "model" / "MLmodel").read_text().replace("training.portrait", "evil")
     (folder / "model" / "MLmodel").write_text(described.replace("python_function:", "python_function:\n    code: code"))
-    made = store.create(before.mlflow_run, (folder / "model").as_uri(), {}, "").number
+    made = create(store, before.mlflow_run, (folder / "model").as_uri(), {}, "").number
     said = before.model_copy(update={"version": made, "folder": folder_digest(listing(folder / "model"))})
     world.home.open("tests").append(said, open_signer(world.home.uri("run")))
     found = store.version(made)

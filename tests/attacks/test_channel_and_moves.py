@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from lineage.artifacts import Listed
+from components.register.store import create
 from lineage.channel.client import Channel
 from lineage.digests import LineageError, digest_bytes, digest_path
 from lineage.entries import Registered
 from lineage.signing import open_signer
+from lineage.version_files import VersionFiles
 from tests.lineage.worlds import MODEL, World
 
 
@@ -25,16 +26,18 @@ def reader(world: World, name: str) -> Channel:
     return channel
 
 
-def test_a_slow_reconcile_does_not_announce_what_was_withdrawn_meanwhile(tmp_path: Path) -> None:
+def test_a_slow_reconcile_does_not_announce_what_was_withdrawn_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`reconcile` reads the ledger, then gigabytes, then publishes; a withdrawal between the two is overwritten."""
     world = World(tmp_path)
     version = world.candidate("one", world.base)
     world.mover().move("promote", version)
     slow = world.mover()
-    real = slow._released
+    real = VersionFiles.documents
 
-    def meanwhile(registered: Registered, names: Sequence[str]) -> tuple[str, list[Listed], dict[str, bytes]]:
-        found = real(registered, names)
+    def meanwhile(files: VersionFiles, registered: Registered, names: Sequence[str]) -> dict[str, bytes]:
+        found = real(files, registered, names)
         if not done:
             done.append(True)
             said = world.mover().move("withdraw", version, "consent taken back")
@@ -43,30 +46,30 @@ def test_a_slow_reconcile_does_not_announce_what_was_withdrawn_meanwhile(tmp_pat
         return found
 
     done: list[bool] = []
-    slow._released = meanwhile  # type: ignore[method-assign]
+    monkeypatch.setattr(VersionFiles, "documents", meanwhile)
     slow.reconcile()
     assert done
     assert world.state.champion(MODEL) is None
     assert world.announced() == "", "the channel says again, freshly signed, that the withdrawn version is champion"
 
 
-def test_a_slow_promotion_does_not_announce_an_older_champion(tmp_path: Path) -> None:
+def test_a_slow_promotion_does_not_announce_an_older_champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same with two promotions: the channel ends with the champion before."""
     world = World(tmp_path)
     one = world.candidate("one", world.base)
     two = world.candidate("two", world.digest("one"))
     slow = world.mover()
-    real = slow._released
+    real = VersionFiles.documents
 
-    def meanwhile(registered: Registered, names: Sequence[str]) -> tuple[str, list[Listed], dict[str, bytes]]:
-        found = real(registered, names)
+    def meanwhile(files: VersionFiles, registered: Registered, names: Sequence[str]) -> dict[str, bytes]:
+        found = real(files, registered, names)
         if not done:
             done.append(True)
             world.mover().move("promote", two)
         return found
 
     done: list[bool] = []
-    slow._released = meanwhile  # type: ignore[method-assign]
+    monkeypatch.setattr(VersionFiles, "documents", meanwhile)
     slow.move("promote", one)
     assert world.agrees() == two
 
@@ -95,7 +98,7 @@ def test_the_channel_repeats_the_verdict_that_the_ledger_names_and_no_other(tmp_
     (evidence / "verdict.dsse.json").write_bytes(
         (Path(other.evidence.removeprefix("file://")) / "verdict" / "verdict.dsse.json").read_bytes()
     )
-    made = store.create(stored.mlflow_run, stored.source, {}, "").number
+    made = create(store, stored.mlflow_run, stored.source, {}, "").number
     lied = said[bad].model_copy(update={"version": made, "evidence": {"verdict": digest_path(evidence)}})
     world.home.open().append(lied, open_signer(world.home.uri("run")))
     world.mover().move("override", made, "break-glass, by a person")
@@ -130,7 +133,7 @@ def test_a_champions_row_that_is_no_place_is_told(tmp_path: Path) -> None:
     world.mover().move("promote", world.candidate("one", world.base))
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         database.execute("UPDATE model_versions SET source = 'file://[x/model', storage_location = 'file://[x/model'")
-    said = world.mover().reconcile()
+    said = world.mover().reconcile().said
     assert any("cannot be trusted" in line for line in said)
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from components.close_run.close import close
 from components.evaluate.evaluation_set import read_evaluation_set
 from lineage.digests import digest_path
-from lineage.policy import policy_digest
-from lineage.reuse import by_content
+from lineage.policy import by_content, policy_digest
+from lineage.records import recording
 from lineage.signing import make_keys, open_signer
 from tests.lineage.worlds import MODEL, World
 
@@ -39,26 +40,38 @@ def test_a_folder_called_like_a_digest_is_not_taken_for_what_has_the_digest(
     assert read_evaluation_set
 
 
-@pytest.mark.xfail(strict=True, reason="open: MLflow runs are found by a tag that anybody sets; docs/threat-model.md")
-def test_an_mlflow_run_that_somebody_tagged_is_not_taken_for_a_runs_own(tmp_path: Path) -> None:
-    """The newest run with the tag counts; whoever may create runs has a retried step upload into his."""
-    store = World(tmp_path).store
-    own = store.open_run("run-1")
-    experiment = store.client.get_experiment_by_name(MODEL)
+def _tagged(world: World, run: str) -> str:
+    """An MLflow run that somebody else made and tagged as that of ``run``; the newest one."""
+    experiment = world.store.client.get_experiment_by_name(MODEL)
     assert experiment
-    store.client.create_run(experiment.experiment_id, tags={"triptych.run": "run-1"})
-    assert store.open_run("run-1") == own
+    made = world.store.client.create_run(experiment.experiment_id, tags={"triptych.run": run})
+    return str(made.info.run_id)
 
 
-@pytest.mark.xfail(strict=True, reason="open: MLflow runs are found by a tag that anybody sets; docs/threat-model.md")
 def test_an_mlflow_run_that_somebody_tagged_is_not_closed_in_place_of_a_runs_own(tmp_path: Path) -> None:
-    store = World(tmp_path).store
-    own = store.open_run("run-1")
-    experiment = store.client.get_experiment_by_name(MODEL)
-    assert experiment
-    store.client.create_run(experiment.experiment_id, tags={"triptych.run": "run-1"})
-    store.close_run("run-1", "FINISHED")
-    assert store.client.get_run(own).info.status == "FINISHED"
+    """The plan's record, which the ledger names, says which MLflow run is the run's own."""
+    world = World(tmp_path)
+    world.home.open()
+    context, own = world.context, world.store.open_run("run-1")
+    with recording(context, "plan", {}) as record:
+        record.facts["mlflow_run"] = own
+    strangers = _tagged(world, context.id)
+    close(context, MODEL)
+    statuses = [world.store.client.get_run(run).info.status for run in (own, strangers)]
+    assert statuses == ["FAILED", "RUNNING"]
+
+
+def test_an_mlflow_run_that_a_changed_record_names_is_not_closed(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.home.open()
+    context, own = world.context, world.store.open_run("run-1")
+    with recording(context, "plan", {}) as record:
+        record.facts["mlflow_run"] = own
+    another = _tagged(world, "run-2")
+    changed = Path(context.records) / context.id / "plan.json"
+    changed.write_text(changed.read_text().replace(own, another))
+    assert close(context, MODEL) == "failed"
+    assert world.store.client.get_run(another).info.status == "RUNNING"
 
 
 def _make(folder: Path, start: Any, told: Any) -> None:

@@ -12,10 +12,11 @@ from lineage import signing
 from lineage.channel.client import Channel
 from lineage.channel.publisher import Publisher
 from lineage.digests import LineageError
-from lineage.embedded import CHANNEL_LIFE, Embedded
+from lineage.embedded import Embedded
 from lineage.memory import STATE_TYPE, Remembered, _rules
-from lineage.rules import KnownKey
+from lineage.moves import CHANNEL_LIFE
 from lineage.signing import key_facts, sign, write_public
+from lineage.state import KnownKey
 from tests.lineage.worlds import MODEL, World
 
 
@@ -55,7 +56,7 @@ def test_a_rotation_that_died_while_it_made_the_key_can_be_made_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(signing, "_write_private", killed)
+        patched.setattr(signing, "write_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             home.rotate("gate")
     home.rotate("gate")
@@ -73,7 +74,7 @@ def test_a_first_start_that_died_while_it_made_keys_can_be_made_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(signing, "_write_private", killed)
+        patched.setattr(signing, "write_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             home.open()
     home.open()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lineage import moves
+from components.close_run.close import close, unclosed
+from lineage import version_files
 from lineage.channel.client import Channel
-from lineage.closing import close, unclosed
 from lineage.embedded import Embedded
 from lineage.entries import Body, Closed, Leased, LedgerError
 from lineage.ledger import Ledger
@@ -79,7 +79,7 @@ def test_evidence_that_changes_between_two_looks_is_not_published(
         found = world.store.version(number)
         assert found
         folders[number] = Path(found.evidence.removeprefix("file://")) / "verdict"
-    real = moves.listing
+    real = version_files.listing
 
     def swapped(place: Path) -> object:
         found = real(place)
@@ -87,7 +87,7 @@ def test_evidence_that_changes_between_two_looks_is_not_published(
             (place / "verdict.dsse.json").write_bytes((folders[good] / "verdict.dsse.json").read_bytes())
         return found
 
-    monkeypatch.setattr(moves, "listing", swapped)
+    monkeypatch.setattr(version_files, "listing", swapped)
     world.mover().move("override", bad, "by a person")
     if not world.announced():
         return

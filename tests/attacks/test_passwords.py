@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from lineage.artifacts import without_credentials
 from lineage.channel.client import Channel
 from lineage.channel.errors import ChannelError
 from lineage.database import DatabaseStore
 from lineage.digests import LineageError
 from lineage.ledger import Ledger
 from lineage.openlineage import emit
+from lineage.places import without_credentials
 from tests.channel.worlds import World
 
 RECORD = {

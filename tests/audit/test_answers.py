@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from lineage.audit import Report, UnknownError, audit, write_text
-from lineage.audit.report import Version
 from lineage.digests import digest_file
 from lineage.embedded import Embedded
 from lineage.entries import Entry, Judged, Moved
 from lineage.records import read_records
 from lineage.registry import Registry
 from lineage.stores import export, read_export
+from pipelines.audit import Report, UnknownError, audit, write_text
+from pipelines.audit.report import Version
 from tests.audit.world import BASE, HOSTILE, MODEL, REASON, REFUSED, SET, TEACHER, World
 
 

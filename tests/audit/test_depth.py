@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lineage.audit import Sources, audit
+from components.register.store import create
 from lineage.digests import digest_bytes, digest_path
 from lineage.embedded import Embedded
 from lineage.entries import Judged, Moved, Registered
@@ -16,6 +16,7 @@ from lineage.policy import policy_digest
 from lineage.registry import Registry
 from lineage.signing import open_signer
 from lineage.statements import VERDICT, VERDICT_FILE, make_statement, write_statement
+from pipelines.audit import Sources, audit
 
 DEPTH = 18
 
@@ -38,7 +39,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Sources:
         said["evaluation"] = {"incumbent": {"digest": previous}, "evaluation_set": {}, "scorers": [], "terms": {}}
         statement = make_statement(VERDICT, {"candidate": weights}, said)
         envelope = write_statement(statement, evidence / "verdict" / VERDICT_FILE, signers["gate"])
-        store.create(mlflow_run, (evidence.parent / "model").as_uri(), {}, "")
+        create(store, mlflow_run, (evidence.parent / "model").as_uri(), {}, "")
         about: dict[str, Any] = {"model": "m", "candidate": weights, "verdict": envelope}
         about_run = {"run": run, "evaluation": "", "policy": policy, "decision": "promote", "incumbent": previous}
         ledger.append(Judged(**about, **about_run), signers["gate"])

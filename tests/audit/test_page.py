@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lineage.audit import write_page
+from pipelines.audit import write_page
 from tests.audit.world import HOSTILE, REASON, World, changed
 
 ALLOWED = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "div", "span", "ul", "li", "img"}

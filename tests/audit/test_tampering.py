@@ -14,15 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lineage.audit import Report, checks, write_text
-from lineage.audit.data import check_pictures, data_of
-from lineage.audit.examination import Examination
-from lineage.audit.report import Standing
 from lineage.embedded import Embedded
 from lineage.entries import Entry
 from lineage.memory import Memory
 from lineage.signing import open_signer
 from lineage.statements import VERDICT, VERDICT_FILE, make_statement, read_statement, write_statement
+from pipelines.audit import Report, checks, write_text
+from pipelines.audit.data import check_pictures, data_of
+from pipelines.audit.examination import Examination
+from pipelines.audit.report import Standing
 from tests.audit.world import World, changed, lying
 
 

@@ -19,24 +19,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from components.close_run.close import close
 from components.gate.gate import VerdictContext, judge
 from components.gate.settings import AXES, GateSettings
 from components.register.register import register_candidate
+from components.register.store import create, new_attempt
 from components.snapshot_data.settings import DataSettings
 from components.snapshot_data.snapshot import take_snapshot
 from components.validate_data import quarantine
 from components.validate_data.facts import read_manifest, write_facts
 from components.validate_data.settings import ValidationSettings
 from lineage.artifacts import WEIGHTS_FOLDER
-from lineage.audit import Report, Sources, audit
-from lineage.closing import close
 from lineage.digests import digest_bytes, digest_file, digest_path, manifest_digest
 from lineage.embedded import Embedded
 from lineage.entries import Body, Entry, Recorded, Registered, entry_digest
-from lineage.moves import LocalMover, tags_of
+from lineage.moves import Mover
+from lineage.projection import tags_of
 from lineage.records import RunContext, StepRecord, recording
-from lineage.registry import Registry, RegistrySettings, new_attempt
+from lineage.registry import Registry, RegistrySettings
 from lineage.signing import Role, open_signer, sign_bytes
+from pipelines.audit import Report, Sources, audit
 
 MODEL = "portraits"
 BASE, TEACHER, SET = (digest_bytes(name) for name in (b"base", b"teacher", b"set"))
@@ -101,7 +103,7 @@ class World:
     def weights(self, number: str) -> Path:
         return self.model(number) / WEIGHTS_FOLDER
 
-    def mover(self) -> LocalMover:
+    def mover(self) -> Mover:
         return self.home.mover(self.store, "tests")
 
     def picture(self, number: int) -> Path:
@@ -333,7 +335,7 @@ def registered_with(
     folder = world.model(number).parent.with_name(new_attempt())
     copytree(world.model(number).parent, folder)
     change(folder / "evidence")
-    made = store.create(before.mlflow_run, (folder / "model").as_uri(), {}, "").number
+    made = create(store, before.mlflow_run, (folder / "model").as_uri(), {}, "").number
     evidence = {name: digest_path(folder / "evidence" / name) for name in before.evidence}
     said = before.model_copy(update={"version": made, "evidence": evidence, **(about or {})})
     world.home.open("tests").append(said, open_signer(world.home.uri("run")))

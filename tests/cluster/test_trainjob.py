@@ -243,7 +243,7 @@ def test_a_lost_request_is_asked_again(step: Step, real: RealJob, status: int) -
 
 @pytest.mark.parametrize(
     "what",
-    ["GET kubeflow-trainer-public", "GET trainjobs", "GET trainingruntimes", "POST trainjobs", "DELETE trainjobs"],
+    ["GET trainjobs", "GET trainingruntimes", "POST trainjobs", "DELETE trainjobs"],
 )
 def test_a_request_that_nobody_answers_is_asked_again(
     step: Step, real: RealJob, monkeypatch: pytest.MonkeyPatch, what: str

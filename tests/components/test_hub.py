@@ -189,5 +189,5 @@ def test_a_connection_that_is_cut_half_way_leaves_nothing_half_written(hub: Hub,
 def test_a_hub_that_is_not_there(hub: Hub, tmp_path: Path) -> None:
     hub.server_close()
     hub.shutdown()
-    with pytest.raises(SnapshotError, match=f"data.source {SOURCE}: .*cannot be reached"):
+    with pytest.raises(SnapshotError, match=f"data.source {SOURCE}: .*cannot be read"):
         take(tmp_path)

@@ -15,6 +15,7 @@ def test_settings_in_which_runs_differ_are_flat_and_few() -> None:
     assert {"data.source": "new", "training.steps": "240", "gate.margins.realism": "0.01"}.items() <= shown.items()
     assert shown["training.base_model"] == "base", "its place on this machine tells nobody anything"
     assert len(shown) < 25
+    assert dict(parameters({"evaluation": {"limit": 48.0}})) == {"evaluation.limit": "48"}, "KFP knows no integers"
 
 
 def test_a_run_says_who_started_it_from_which_commit(tmp_path: Path, migrated: bytes) -> None:

@@ -62,7 +62,7 @@ class TestImage:
 
     def test_it_follows_the_checkout(self, image: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """Equal checkouts have one image, and another line of code makes another one."""
-        names = ["LICENSE", "README.md", "constraints.txt", "pyproject.toml", "build/image", *ROOMS, "serving"]
+        names = ["LICENSE", "README.md", "constraints.txt", "pyproject.toml", "build", *ROOMS, "serving"]
         for name in names:
             place, target = build.CHECKOUT / name, tmp_path / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -17,18 +17,15 @@ from lineage.artifacts import (
     LOADER_FILE,
     WEIGHTS_FOLDER,
     Artifacts,
-    ChangedError,
-    GoneError,
-    UnreachableError,
     digest_of,
     fetch_weights,
     folder_digest,
     listing,
     read_file,
     weights_digest,
-    without_credentials,
 )
 from lineage.digests import LineageError, digest_path
+from lineage.places import ChangedError, GoneError, UnreachableError, without_credentials
 
 
 @pytest.fixture

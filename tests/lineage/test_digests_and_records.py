@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lineage.closing import close, outcome
+from components.close_run.close import close, outcome
 from lineage.digests import TREE, LineageError, canonical, code_digest, digest_json, digest_path, hex_of, short
+from lineage.policy import by_content
 from lineage.records import RUN_VARIABLE, RunContext, read_records, recording
-from lineage.reuse import by_content
 from lineage.statements import VERDICT, Subject, make_statement, read_statement, write_statement
 from tests.runs import run_context
 

@@ -147,7 +147,7 @@ def test_a_kill_at_any_boundary_is_reconciled(two: World, boundary: str, action:
     assert killed(two, action, version, boundary)
     two.mover().reconcile()
     assert two.agrees() == (before if boundary == "before-moved" else after)
-    assert two.mover().reconcile() == [], "a second look finds nothing to do"
+    assert two.mover().reconcile().said == [], "a second look finds nothing to do"
 
 
 def test_two_processes_that_want_to_promote(two: World) -> None:
@@ -165,7 +165,7 @@ def test_what_was_done_behind_the_guards_back_is_found_and_undone(two: World) ->
     two.store.client.set_registered_model_alias(MODEL, "champion", "2")
     two.store.client.set_model_version_tag(MODEL, "2", "triptych.standing", "champion")
     two.store.client.delete_model_version_tag(MODEL, "1", "triptych.decision")
-    said = two.mover().reconcile()
+    said = two.mover().reconcile().said
     assert "alias champion was on version 2, is on version 1" in said
     assert "version 1: tag decision set to promote" in said
     assert two.agrees() == "1"
@@ -174,7 +174,7 @@ def test_what_was_done_behind_the_guards_back_is_found_and_undone(two: World) ->
 def test_a_champion_whose_version_is_gone_is_told_and_a_person_decides(two: World) -> None:
     assert killed(two, "promote", "2", "after-moved")
     two.store.client.delete_model_version(MODEL, "2")
-    said = two.mover().reconcile()
+    said = two.mover().reconcile().said
     assert any("cannot be trusted: version 2 of portraits is not in the registry any more" in line for line in said)
     champion = two.state.champion(MODEL)
     assert champion and champion.version == "2", "what the ledger decided stands until a person moves it"
@@ -221,7 +221,7 @@ def test_code_put_beside_the_weights_is_not_promoted(two: World) -> None:
 def test_a_champion_whose_code_was_changed_is_reported(two: World) -> None:
     for path in two.folder.rglob("artifacts/**/MLmodel"):
         path.write_text("loader_module: evil")
-    assert any("cannot be trusted" in line and "lies around" in line for line in two.mover().reconcile())
+    assert any("cannot be trusted" in line and "lies around" in line for line in two.mover().reconcile().said)
 
 
 def test_a_verdict_under_another_policy_never_promotes(world: World) -> None:
@@ -271,14 +271,14 @@ def test_once_an_entry_is_void_the_writer_still_keeps_every_rule(two: World, act
 def test_a_version_that_the_ledger_does_not_know_is_reported(two: World) -> None:
     source = two.store.client.get_model_version(MODEL, "1").source
     two.store.client.create_model_version(MODEL, source, run_id=two.store.open_run("smuggled"))
-    assert "version 3 of portraits is in the registry but not in the ledger" in two.mover().reconcile()
+    assert "version 3 of portraits is in the registry but not in the ledger" in two.mover().reconcile().said
     assert two.store.versions()[2].tags["standing"] == "not in the ledger"
 
 
 def test_a_champion_whose_weights_were_changed_is_reported(two: World) -> None:
     for path in two.folder.rglob("weights.safetensors"):
         path.write_text("swapped")
-    assert any("cannot be trusted" in line for line in two.mover().reconcile())
+    assert any("cannot be trusted" in line for line in two.mover().reconcile().said)
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,18 @@ from cryptography.hazmat.primitives import serialization as pem
 from moto.server import ThreadedMotoServer
 from pydantic import ValidationError
 
+from components.close_run.close import close, unclosed
+from components.plan.lease import take_lease
+from components.plan.overview import log_dataset
 from components.plan.plan import Plan, make_plan, plan_run
 from components.register.documents.candidate import Candidate
 from components.register.register import DESCRIPTION_LIMIT, describe, register_candidate
 from lineage.artifacts import fetch_weights, folder_digest, listing, weights_digest
-from lineage.closing import close, unclosed
 from lineage.digests import LineageError, digest_path
 from lineage.embedded import Embedded
 from lineage.entries import Judged, Registered
-from lineage.leases import take_lease
 from lineage.model_signature import verify_model
-from lineage.moves import tags_of
+from lineage.projection import tags_of
 from lineage.records import RunContext, recording
 from lineage.registry import Registry, RegistrySettings
 from lineage.signing import read_public
@@ -257,7 +258,7 @@ def test_figures_are_metrics_of_the_run(run: Run) -> None:
 def test_the_run_shows_its_data(run: Run) -> None:
     digest = "sha256:" + "ab" * 32
     for _ in range(2):
-        run.store.log_dataset(run.mlflow_run, digest, "/data/portraits", {"rows": 7})
+        log_dataset(run.store, run.mlflow_run, digest, "/data/portraits", {"rows": 7})
     (shown,) = run.store.client.get_run(run.mlflow_run).inputs.dataset_inputs
     assert (shown.dataset.name, shown.dataset.digest, shown.dataset.source_type) == ("portraits", "ab" * 18, "file")
     assert json.loads(shown.dataset.profile) == {"digest": digest, "rows": 7}

@@ -6,18 +6,19 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from components.register.store import create, new_attempt, upload
 from lineage.artifacts import LOADER, WEIGHTS_FOLDER, folder_digest, listing
 from lineage.channel.client import Channel
 from lineage.digests import digest_bytes, digest_path
 from lineage.embedded import Embedded
 from lineage.entries import Action, Judged, LedgerError, Registered
 from lineage.faults import FAULT_VARIABLE
-from lineage.moves import LocalMover
+from lineage.moves import Mover
 from lineage.policy import policy_digest
 from lineage.records import RunContext
-from lineage.registry import Registry, new_attempt
-from lineage.rules import State
+from lineage.registry import Registry
 from lineage.signing import open_signer
+from lineage.state import State
 from lineage.statements import VERDICT, VERDICT_FILE, make_statement, write_statement
 
 MODEL = "portraits"
@@ -52,7 +53,7 @@ class World:
         """As a pipeline's steps see it."""
         return self.home.context("run-1", str(self.folder / "records"), self.store.tracking_uri)
 
-    def mover(self, run: str = "") -> LocalMover:
+    def mover(self, run: str = "") -> Mover:
         """Moves by a person, or by a run of its own candidate."""
         return replace(self.home.mover(self.store), run=run)
 
@@ -96,8 +97,8 @@ class World:
             evidence={"verdict": digest_path(verdict)},
         )
         (around / WEIGHTS_FOLDER / "weights.safetensors").unlink()
-        source = store.upload(mlflow_run, around, weights, {"verdict": verdict}, attempt)
-        version = store.create(mlflow_run, source, {}, "")
+        source = upload(store, mlflow_run, around, weights, {"verdict": verdict}, attempt)
+        version = create(store, mlflow_run, source, {}, "")
         ledger.append(registered.model_copy(update={"version": version.number}), open_signer(self.home.uri("run")))
         return version.number
 

@@ -18,8 +18,7 @@ def judged_under(evaluation: dict, gate: dict) -> list:  # type: ignore[type-arg
     from components.evaluate.evaluate import _terms
     from components.evaluate.settings import EvaluationSettings
     from components.gate.settings import GateSettings
-    from lineage.policy import policy_digest
-    from lineage.reuse import by_content
+    from lineage.policy import by_content, policy_digest
 
     rules = GateSettings.model_validate(gate).model_dump(mode="json")
     said = policy_digest(_terms(EvaluationSettings.model_validate(evaluation)), rules)

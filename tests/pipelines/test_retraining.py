@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from components.close_run.close import outcome
 from lineage.artifacts import WEIGHTS_FOLDER
 from lineage.channel.client import champion
-from lineage.closing import outcome
 from lineage.digests import digest_path
 from lineage.embedded import Embedded
 from lineage.entries import Judged, Moved, PolicySet

@@ -7,11 +7,12 @@ import subprocess
 import time
 from pathlib import Path
 
+from components.register.store import create, new_attempt, upload
 from lineage.artifacts import LOADER, WEIGHTS_FOLDER, folder_digest, listing
 from lineage.digests import digest_path
 from lineage.embedded import Embedded
 from lineage.entries import Judged, Moved, Registered
-from lineage.registry import Registry, new_attempt
+from lineage.registry import Registry
 from lineage.signing import open_signer
 from lineage.statements import VERDICT, VERDICT_FILE, make_statement, write_statement
 from tests.runs import AVATARS, TRIPTYCH, cut_down, some_portraits
@@ -44,8 +45,8 @@ def crown_another(work: Path) -> str:
     ledger.append(judged, gate)
     mlflow_run, elsewhere = store.open_run("another"), work.parent / "weights"
     weights.rename(elsewhere)
-    source = store.upload(mlflow_run, around, elsewhere, {"verdict": verdict}, new_attempt())
-    version = store.create(mlflow_run, source, {}, "")
+    source = upload(store, mlflow_run, around, elsewhere, {"verdict": verdict}, new_attempt())
+    version = create(store, mlflow_run, source, {}, "")
     registered = Registered(
         run="another",
         model=MODEL,

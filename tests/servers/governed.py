@@ -17,6 +17,7 @@ from typing import Any
 import requests
 from securesystemslib.signer import Signer
 
+from components.register.store import create, new_attempt, upload
 from lineage.artifacts import LOADER, WEIGHTS_FOLDER, folder_digest, listing
 from lineage.channel.publisher import init
 from lineage.digests import digest_path
@@ -24,7 +25,7 @@ from lineage.embedded import Embedded
 from lineage.entries import Judged, Moved, PolicySet, Registered
 from lineage.ledger import Ledger, open_database
 from lineage.policy import policy_digest
-from lineage.registry import CHAMPION, Registry, Version, new_attempt
+from lineage.registry import CHAMPION, Registry, Version
 from lineage.signing import make_keys, open_signer
 from lineage.statements import VERDICT, VERDICT_FILE, make_statement, write_statement
 from tests.servers.proxy import HEADER, proxied
@@ -261,11 +262,11 @@ class Pipeline:
         ledger.append(judgement(model, name, digest, incumbent, decision, envelope), self.gate_signer)
         registry = Registry(self.server.url, model)
         run = registry.open_run(name)
-        source = registry.upload(run, card, weights, {"verdict": verdict}, new_attempt())
+        source = upload(registry, run, card, weights, {"verdict": verdict}, new_attempt())
         uploaded(source)
         tags = {"standing": "candidate", "candidate": digest, "verdict": envelope, "decision": decision}
         tags |= {"incumbent": incumbent}
-        made = registry.create(run, source, tags, f"the gate says {decision}")
+        made = create(registry, run, source, tags, f"the gate says {decision}")
         registered = registration(made, name, digest, folder_of(card, weights), envelope)
         evidence = {"verdict": digest_path(verdict)}
         ledger.append(registered.model_copy(update={"evidence": evidence}), self.run_signer)

@@ -42,7 +42,7 @@ def test_every_move_is_announced_to_who_is_not_logged_in(
         assert told() == ("", None)
     with signed_in(server):
         assert mover.move("rollback", portraits.champion.number, "it was good")[0].endswith("done")
-        assert mover.reconcile() == []
+        assert mover.reconcile().said == []
     assert told() == (portraits.champion.number, digest_of(portraits.champion))
 
 

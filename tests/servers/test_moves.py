@@ -65,7 +65,7 @@ def test_who_may_only_read_cannot_promote_or_roll_back_or_reconcile(basic_server
     refusal = basic_server.move("rollback", "read-only", portraits.champion.number, "looks better", user=READER)
     assert "may not edit" in reason_in(refusal)
     assert "may not edit" in reason_in(basic_server.reconcile("read-only", user=READER))
-    assert basic_server.reconcile("read-only", user=EDITOR).json() == {"said": []}
+    assert basic_server.reconcile("read-only", user=EDITOR).json() == {"said": [], "settled": True}
     assert basic_server.champion("read-only") == portraits.next.number
 
 
@@ -188,19 +188,19 @@ def test_an_upload_that_began_before_there_was_a_version_does_not_end_in_it(open
     answer = upload.getresponse()
     assert answer.status == 403 and b"its files never change" in answer.read()
     assert open_server.set_alias(model, made.number).ok
-    assert ServerMover(open_server.url, model).reconcile() == []
+    assert ServerMover(open_server.url, model).reconcile().said == []
 
 
 def test_what_was_done_behind_its_back_is_put_right(open_server: Server) -> None:
     portraits = portraits_on(open_server, "behind")
     mover = ServerMover(open_server.url, "behind")
-    assert mover.reconcile() == []
+    assert mover.reconcile().said == []
     with open_server.database() as database:
         database.execute(
             "UPDATE registered_model_aliases SET version = ? WHERE name = 'behind'", (portraits.rejected.number,)
         )
     assert open_server.champion("behind") == portraits.rejected.number
-    assert mover.reconcile() == [
+    assert mover.reconcile().said == [
         f"alias champion was on version {portraits.rejected.number}, is on version {portraits.champion.number}"
     ]
     assert open_server.champion("behind") == portraits.champion.number

@@ -10,12 +10,12 @@ import pytest
 
 from components.register.register import DOCUMENTS
 from lineage.artifacts import fetch_weights
-from lineage.audit import Report, write_text
 from lineage.digests import LineageError, canonical, digest_file, digest_path, hex_of
 from lineage.entries import LedgerError
 from lineage.records import read_records
 from lineage.signing import open_signer
 from lineage.statements import VERDICT, VERDICT_FILE, read_statement, write_statement
+from pipelines.audit import Report, write_text
 from tests.audit.world import MODEL, World
 
 EVIDENCE = (
@@ -159,7 +159,7 @@ def test_weights(world: World, operation: Operation, tmp_path: Path) -> None:
     named(report, f"weights/{name if operation is not insert else name.with_name(f'copy-{name.name}')} of version 2")
     with pytest.raises(LineageError, match="models:/portraits/2 have digest"):
         fetch_weights(world.store.tracking_uri, f"models:/{MODEL}/2", state.versions[MODEL]["2"].candidate, tmp_path)
-    assert any("the champion, version 2, cannot be trusted" in line for line in world.mover().reconcile())
+    assert any("the champion, version 2, cannot be trusted" in line for line in world.mover().reconcile().said)
     size = world.home.open("tests").state.size
     if operation in (swap,):
         with pytest.raises(LineageError, match="the weights of version 1 of portraits were changed"):
@@ -176,7 +176,7 @@ def test_what_lies_around_the_weights(world: World, name: str, operation: Operat
         other.write_bytes(other.read_bytes() + b"# another\n")
     operation(path, other)
     named(world.audit("2"), "the model folder of version 2")
-    assert any("the champion, version 2, cannot be trusted" in line for line in world.mover().reconcile())
+    assert any("the champion, version 2, cannot be trusted" in line for line in world.mover().reconcile().said)
 
 
 def test_code_put_beside_the_weights(world: World) -> None:

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL.PngImagePlugin import PngInfo, putchunk
 
-from lineage.audit import UnknownError, write_page, write_text
+from components.register.store import create
 from lineage.pictures import manifest_rows
 from lineage.signing import read_public
+from pipelines.audit import UnknownError, write_page, write_text
 from tests.audit.test_command import run
 from tests.audit.world import MODEL, World, registered_with
 from tests.tampering.test_evidence import named
@@ -248,7 +249,7 @@ def test_a_reader_out_of_memory(world: World, monkeypatch: pytest.MonkeyPatch) -
     def exhausted(*asked: Any) -> Any:
         raise MemoryError("cannot allocate")
 
-    monkeypatch.setattr("lineage.audit.checks.manifest_rows", exhausted)
+    monkeypatch.setattr("pipelines.audit.checks.manifest_rows", exhausted)
     named(world.audit("2"), "evidence/scores/samples of version 2")
 
 
@@ -276,7 +277,7 @@ def test_a_verdict_with_other_fields_is_shown_without_them(world: World) -> None
     digest = write_statement(statement, folder / VERDICT_FILE, gate)
     ledger = world.home.open("tests")
     ledger.append(Judged(**judged.model_dump() | {"run": "run-9", "verdict": digest}), gate)
-    made = world.store.create(third.mlflow_run, world.model("3").as_uri(), {}, "").number
+    made = create(world.store, third.mlflow_run, world.model("3").as_uri(), {}, "").number
     ledger.append(Registered(**third.model_dump() | {"run": "run-9", "version": made, "verdict": digest}), run)
     report = world.audit(made)
     named(report, f"verdict.dsse.json of version {made}")

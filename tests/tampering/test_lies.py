@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lineage.audit import Report, write_page, write_text
 from lineage.policy import policy_digest
 from lineage.signing import open_signer
 from lineage.statements import VERDICT, VERDICT_FILE, make_statement, read_statement, write_statement
+from pipelines.audit import Report, write_page, write_text
 from tests.audit.world import MODEL, TERMS, World, lying, registered_with
 from tests.tampering.test_evidence import named
 

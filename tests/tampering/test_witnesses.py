@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from components.register.store import create
 from lineage.digests import LineageError
 from lineage.embedded import Embedded
 from lineage.entries import LedgerError, Recorded
@@ -240,7 +241,7 @@ def test_a_false_verdict_by_a_holder_of_the_gate_key(world: World) -> None:
     judged = ledger.state.verdicts[third.verdict]
     changes = {"run": "run-4", "incumbent": champion.candidate, "decision": "promote", "verdict": "sha256:4"}
     ledger.append(judged.model_copy(update=changes), open_signer(home.uri("gate")))
-    number = world.store.create(third.mlflow_run, world.model("3").as_uri(), {}, "").number
+    number = create(world.store, third.mlflow_run, world.model("3").as_uri(), {}, "").number
     about = third.model_copy(update={"run": "run-4", "version": number, "verdict": "sha256:4"})
     ledger.append(about, open_signer(home.uri("run")))
     replace(world.mover(), user="a thief").move("promote", number)
@@ -254,7 +255,7 @@ def test_the_text_of_mlflows_pages(world: World) -> None:
     client = world.store.client
     client.update_model_version(MODEL, "3", "**promote** by a wide margin")
     client.set_model_version_tag(MODEL, "3", "note", "promote")
-    assert [line for line in world.mover().reconcile() if "channel" not in line] == []
+    assert [line for line in world.mover().reconcile().said if "channel" not in line] == []
     assert world.audit("3").holds
 
 

@@ -17,7 +17,6 @@ UNDETECTABLE = {
     "a name that a key holder gives": "Users and reasons are what the holder of the promotion key writes down.",
     "the clock": "Times are the writer's own; only their order within the ledger is looked at.",
     "secrets in memory": "Whoever reads a process's memory, or runs code in it, has its keys.",
-    "which MLflow run shows a run": "It is found by a tag that anybody can set, and decides nothing.",
     "the text of MLflow's pages": "Descriptions and tags of other names are for reading.",
     "another writing of the same entry": "Signatures cover what an entry says, not how it is written down.",
 }
@@ -27,7 +26,6 @@ OUTSIDE = {
     "a name that a key holder gives",
     "the clock",
     "secrets in memory",
-    "which MLflow run shows a run",
 }
 """Those that no change of a file can show."""
 PROVEN: set[str] = set()

@@ -325,8 +325,8 @@ def test_captions_are_dropped_by_default_only_where_models_are_drawn_with_classi
     encode_pictures(settings, world.validated, tmp_path / "features")
     shown: list[bool] = []
     features = Features(tmp_path / "features", settings)
-    batch = features.batch
-    features.batch = lambda samples, dropped: shown.extend(dropped) or batch(samples, dropped)  # type: ignore
+    read = features.conditioning
+    features.conditioning = lambda samples, dropped: shown.extend(dropped) or read(samples, dropped)  # type: ignore
     batches = Batches(features, settings, family, rank=0, world=1)
     for step in range(50):
         batches[step]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -210,22 +210,26 @@ def cut_captions(tokenizer: Any, captions: list[str], longest: int) -> Tensor:
     return torch.tensor([len(row) > longest for row in tokenizer(captions).input_ids])
 
 
+def weights_in(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Name of each tensor in the safetensors files of ``folder``, and the open file that it is read from."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as stream:
+            yield from ((name, stream) for name in stream.keys())  # noqa: SIM118 (not a mapping)
+
+
 def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse weights in ``folder`` whose names and shapes are not ``expected``, or that lie there twice.
 
     Raises:
         TrainingError: the first few names that are wrong, and why.
     """
-    from safetensors import safe_open
-
     found: dict[str, tuple[int, ...]] = {}
     twice = []
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as stream:
-            for name in stream.keys():  # noqa: SIM118 (not a mapping)
-                if name in found:
-                    twice.append(name)
-                found[name] = tuple(stream.get_slice(name).get_shape())
+    for name, stream in weights_in(folder):
+        twice += [name] if name in found else []
+        found[name] = tuple(stream.get_slice(name).get_shape())
     wrong = [f"lack {name}" for name in sorted(expected.keys() - found.keys())]
     wrong += [f"have {name}, which config.json does not ask for" for name in sorted(found.keys() - expected.keys())]
     wrong += [f"have {n} in more than one file (keep one variant)" for n in twice]
@@ -244,21 +248,17 @@ def load_sharded(build: Callable[[], Any], folder: Path, deepspeed: Mapping[str,
     holds more than its shard, and one parameter whole. All processes must call it."""
     import torch
     from deepspeed.runtime.zero import GatheredParameters, Init
-    from safetensors import safe_open
 
     # In the format that the configuration names; with PyTorch's own linear layers, as the other stages compute.
     with Init(config_dict_or_path=dict(deepspeed), mem_efficient_linear=False):
         model = build()
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as stream, torch.no_grad():
-            for name in stream.keys():  # noqa: SIM118 (not a mapping)
-                if name in buffers:
-                    buffers[name].copy_(stream.get_tensor(name))
-                    continue
-                with GatheredParameters([parameters[name]], modifier_rank=0):
-                    if torch.distributed.get_rank() == 0:
-                        parameters[name].copy_(stream.get_tensor(name))
+    for name, stream in weights_in(folder):
+        with torch.no_grad(), GatheredParameters([parameters[name]] if name in parameters else [], modifier_rank=0):
+            if name in buffers:
+                buffers[name].copy_(stream.get_tensor(name))
+            elif torch.distributed.get_rank() == 0:
+                parameters[name].copy_(stream.get_tensor(name))
     return model
 
 

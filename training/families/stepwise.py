@@ -17,8 +17,8 @@ class Stepwise(ABC):
     """What one step needs to know of a family; latents are (B, C, h, w), unpacked, in every family."""
 
     unconditional: ClassVar[str | None] = None
-    """The prompt that classifier-free guidance leads away from, and that dropped captions are trained on; None: guidance
-    is told to the MM-DiT instead."""
+    """The prompt that classifier-free guidance leads away from, and that dropped captions are trained on; None: the
+    MM-DiT itself is told the guidance."""
     most_text: ClassVar[int] = 512
     """The largest ``max_sequence_length`` that the pipeline takes."""
     mixes_lengths: ClassVar[bool] = False

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.errors import TrainingError
+from training.families.family import weights_in
 
 
 class Teacher:
@@ -103,12 +104,9 @@ def temperature_of(path: Path) -> float:
     Raises:
         TrainingError: it has none.
     """
-    from safetensors import safe_open
-
-    for file in sorted(path.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as stream:
-            if "logit_scale" in stream.keys():  # noqa: SIM118 (not a mapping)
-                return float(torch.exp(-stream.get_tensor("logit_scale").float()))
+    for name, stream in weights_in(path):
+        if name == "logit_scale":
+            return float(torch.exp(-stream.get_tensor(name).float()))
     raise TrainingError(f"the teacher at {path} has no logit_scale; set training.teacher to a SigLIP checkpoint")
 
 

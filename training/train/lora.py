@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from training.errors import TrainingError
-from training.families.family import Family
+from training.families.family import Family, weights_in
 from training.settings import LoraSettings
 
 FOLDER = "lora"
@@ -64,16 +64,12 @@ def add_adapter(backbone: Any, settings: LoraSettings, seed: int) -> None:
 
 def merged(transformer: Path, weights: Mapping[str, Tensor], settings: LoraSettings) -> dict[str, Tensor]:
     """The matrices of the MM-DiT in folder ``transformer`` with the adapter ``weights`` added to them, in fp32."""
-    from safetensors import safe_open
-
     scale, matrices = settings.alpha / settings.rank, {}
-    for path in sorted(transformer.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as stream:
-            for name in stream.keys():  # noqa: SIM118 (not a mapping)
-                layer = name.removesuffix(".weight")
-                if layer + DOWN in weights:
-                    change = weights[layer + UP].float() @ weights[layer + DOWN].float()
-                    matrices[name] = stream.get_tensor(name).float() + scale * change
+    for name, stream in weights_in(transformer):
+        layer = name.removesuffix(".weight")
+        if layer + DOWN in weights:
+            change = weights[layer + UP].float() @ weights[layer + DOWN].float()
+            matrices[name] = stream.get_tensor(name).float() + scale * change
     return matrices
 
 

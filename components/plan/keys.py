@@ -6,12 +6,11 @@ the digests of candidate and incumbent and the **evaluation terms**.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from lineage.digests import code_digest, digest_json, digest_path
+from lineage.digests import code_digest, digest_json
+from lineage.policy import by_content
 
 TRAINING_CODE = (
     "training.settings",
@@ -35,16 +34,3 @@ def training_key(snapshot_digest: str, validation: Mapping[str, Any], training: 
 def evaluation_terms(evaluation: Mapping[str, Any], gate: Mapping[str, Any]) -> str:
     """What decides a verdict beside the two models: evaluation set, scorers, gate settings, code."""
     return digest_json({"evaluation": by_content(evaluation), "gate": gate, "code": code_digest(*JUDGING_CODE)})
-
-
-def by_content(value: Any) -> Any:
-    """A section of the configuration, without what is not set, every place on disk replaced by what lies there."""
-    if isinstance(value, Mapping):
-        return {name: by_content(inner) for name, inner in value.items() if inner is not None}
-    if isinstance(value, list | tuple):
-        return [by_content(inner) for inner in value]
-    if isinstance(value, str) and re.fullmatch(r"(tree-)?sha256:[0-9a-f]{64}", value):
-        return {"called": value}  # a name that looks like a digest is none
-    if isinstance(value, str) and Path(value).is_absolute() and Path(value).exists():
-        return digest_path(value)
-    return value

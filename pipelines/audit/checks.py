@@ -7,23 +7,23 @@ from collections.abc import Iterator, Mapping
 from io import BytesIO
 from typing import Any
 
-from lineage.artifacts import WEIGHTS_FOLDER, GoneError, check_loader, folder_digest, weights_digest
-from lineage.audit.examination import VERDICT_PATH, Examination, beside, called
-from lineage.audit.report import LEDGER, STORE, Part
-from lineage.audit.sources import Claim, UnprovenError
-from lineage.closing import CLOSING
+from lineage.artifacts import WEIGHTS_FOLDER, check_loader, folder_digest, weights_digest
 from lineage.digests import PREFIX, LineageError, digest_json
 from lineage.entries import Registered
 from lineage.figures import METRICS, cells, metrics
 from lineage.model_signature import signed_files
-from lineage.moves import tags_of
 from lineage.pictures import manifest_rows
+from lineage.places import GoneError
 from lineage.policy import policy_digest
-from lineage.records import StepRecord
+from lineage.projection import tags_of
+from lineage.records import CLOSING, StepRecord
 from lineage.registry import CHAMPION
 from lineage.scores import EVALUATION_FILE, SETS_FILE, TABLE_FILE, stated
 from lineage.statements import SLSA, VERDICT, open_statement
-from lineage.witness import check_against, checkpoint_keys, read_checkpoint, told_by_revoked
+from lineage.witness import check_against, kept_checkpoint
+from pipelines.audit.claims import VERDICT_PATH, Claim, beside
+from pipelines.audit.examination import Examination
+from pipelines.audit.report import LEDGER, STORE, Part
 
 STEPS = ("snapshot-data", "plan", "validate-data", "encode-features", "fine-tune", "evaluate", "gate", "register")
 """The steps that every registered version has behind it."""
@@ -68,16 +68,7 @@ def check_ledger(x: Examination) -> None:
 def _checkpoint(x: Examination, name: str, content: bytes) -> int:
     """How many entries a checkpoint proves."""
     with x.checking("ledger", f"checkpoint {name}", "the ledger goes on from it"):
-        try:
-            found = read_checkpoint(content, checkpoint_keys(x.state))
-        except LineageError:
-            if told_by_revoked(content, x.state):
-                raise UnprovenError("a key signed it that was revoked") from None
-            if name.startswith(x.state.ledger):
-                raise
-            raise UnprovenError("it is of another ledger") from None
-        if not name.startswith(found.stem):
-            raise LineageError(f"it is of {found.size} entries of ledger {found.ledger}, under another name")
+        found = kept_checkpoint(name, content, x.state)
         check_against(x.state, x.digest_at, found, "the witness")
         return found.size
     return 0
@@ -100,7 +91,7 @@ def check_steps(x: Examination, run: str, records: Mapping[str, StepRecord], ver
 
 def check_version(x: Examination, version: Registered) -> tuple[dict[str, Any] | None, Seeds]:
     """Everything of a version; gives what its verdict says, and each prompt's seeds."""
-    with x.checking("version", f"the evidence of {called(version)}", "nothing was added to it"):
+    with x.checking("version", f"the evidence of {version.name}", "nothing was added to it"):
         for name in sorted(version.evidence):
             x.evidence(version, name)
         if added := x.artifacts.names(x.stored(version).evidence) - version.evidence.keys():
@@ -171,7 +162,7 @@ def _check_samples(x: Examination, version: Registered, predicate: Mapping[str, 
 
 def _check_model(x: Examination, version: Registered) -> None:
     """The model folder and the weights in it are those that were registered and judged."""
-    files, of = x.model_files(version), called(version)
+    files, of = x.model_files(version), version.name
     with x.checking("weights", f"the weights of {of}"):
         x.claim(Claim(f"the weights of {of}", weights_digest(files), STORE, "weights"))
         x.claim(Claim(f"the model folder of {of}", folder_digest(files), STORE, "weights"))
@@ -190,16 +181,16 @@ def _bill(x: Examination, version: Registered, content: bytes) -> Said:
     """What the bill of materials says of the files of the weights: all of them."""
     listed = {one["name"]: one for one in json.loads(content)["metadata"]["component"].get("components", [])}
     for name, one in listed.items():
-        yield f"weights/{name} of {called(version)}", PREFIX + one["hashes"][0]["content"]
+        yield f"weights/{name} of {version.name}", PREFIX + one["hashes"][0]["content"]
     for one in x.model_files(version):
         name = one.name.removeprefix(f"{WEIGHTS_FOLDER}/")
         if name != one.name and name not in listed:
-            x.note("weights", "does not hold", f"weights/{name} of {called(version)}", "it was added")
+            x.note("weights", "does not hold", f"weights/{name} of {version.name}", "it was added")
 
 
 def _signed(x: Examination, version: Registered, content: bytes) -> Said:
     for name, digest in signed_files(content, x.state.keys_of("run")).items():
-        yield f"weights/{name} of {called(version)}", digest
+        yield f"weights/{name} of {version.name}", digest
 
 
 def _croissant(x: Examination, version: Registered, content: bytes) -> Said:
@@ -227,7 +218,7 @@ DOCUMENTS: dict[str, tuple[Part, Any]] = {
 
 def _check_registry(x: Examination, version: Registered, predicate: Mapping[str, Any] | None) -> None:
     """The registry's version, tags and champion agree with the ledger, its figures with the verdict."""
-    name, model, champion = f"{called(version)} in the registry", version.model, x.state.champion(version.model)
+    name, model, champion = f"{version.name} in the registry", version.model, x.state.champion(version.model)
 
     def compare(subject: str, said: str, shown: str, part: Part = "version") -> None:
         x.claim(Claim(subject, said, LEDGER, part), Claim(subject, shown, "the registry", part))

@@ -13,10 +13,9 @@ from typing import Literal
 
 from lineage.digests import LineageError
 from lineage.entries import Closed
-from lineage.records import RunContext, StepRecord, check_records, read_records, recording
+from lineage.records import CLOSING, RunContext, StepRecord, check_records, read_records, recording
 
 Outcome = Literal["promoted", "judged", "stale", "nothing-new", "busy", "failed"]
-CLOSING = "close-run"
 
 
 def outcome(records: Mapping[str, StepRecord]) -> Outcome:
@@ -39,21 +38,23 @@ def close(context: RunContext, model_name: str, killed: bool = False) -> Outcome
     Args:
         killed: the run was interrupted.
     """
-    records = read_records(context.records, context.id)
+    records, ledger = read_records(context.records, context.id), context.open_ledger()
     records.pop(CLOSING, None)
     result, trouble = outcome(records), ""
     try:
         check_records(context, {})
     except LineageError as error:
         result, trouble = "failed", str(error)
+    plan, named = records.get("plan"), ledger.refresh().records.get(context.id, {})
     with recording(context, CLOSING, parameters={"killed": killed}) as record:
         record.facts |= {"outcome": result, **({"trouble": trouble} if trouble else {})}
-        if "plan" in records and records["plan"].facts.get("mlflow_run"):
+        # By no record that was changed, or a stranger's MLflow run would be closed.
+        if plan and plan.facts.get("mlflow_run") and plan.digest() == named.get("plan"):
             from lineage.registry import Registry
 
             ended: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED" if result == "failed" else "FINISHED"
-            Registry(context.tracking_uri, model_name).close_run(context.id, "KILLED" if killed else ended)
-    ledger = context.open_ledger()
+            store = Registry(context.tracking_uri, model_name)
+            store.close_run(plan.facts["mlflow_run"], "KILLED" if killed else ended)
     if ledger.refresh().outcomes.get(context.id) != result:
         ledger.append(Closed(run=context.id, outcome=result), context.signer("run"))
     return result

@@ -1,18 +1,45 @@
-"""What an audit answers, as data. What the ledger says stands in it as the entries that say so."""
+"""What an audit may look into, and what it answers: what the ledger says stands in it as the entries that say so."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from lineage.entries import Entry, Judged, Registered
+from lineage.memory import Memory
 from lineage.records import StepRecord
 
 Standing = Literal["does not hold", "missing", "not proven", "holds"]
 LEDGER, STORE = "the ledger", "the artifact store"
 """Who makes most claims."""
 Part = Literal["ledger", "records", "data", "weights", "evaluation", "verdict", "version", "moves", "picture"]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the evidence is. Whatever is left out is reported as missing, or as not proven."""
+
+    entries: Sequence[Entry]
+    """The ledger, or an export of it; not yet checked."""
+    root: str = ""
+    """Id of the root key that must have opened it."""
+    records: str = ""
+    """Where the records are: a folder, or a URI that MLflow reads."""
+    registry: str = ""
+    """Tracking URI of the MLflow server or store."""
+    model: str = ""
+    """The model that a bare number means."""
+    artifacts: Path | None = None
+    """Where ``mlflow-artifacts:`` places lie on this machine, so that no server has to be asked."""
+    checkpoints: Sequence[tuple[str, bytes]] = ()
+    """Name and content of the signed checkpoints that a witness has."""
+    mark: Memory | None = None
+    remote: bool = False
+    """Whether evidence and images that do not lie on this machine are fetched."""
 
 
 class Fact(BaseModel):

@@ -8,14 +8,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
-from lineage.artifacts import ChangedError, GoneError, UnreachableError, read_file, regular
-from lineage.audit.checks import MOST_TABLE, MOST_UNPACKED, NAMED
-from lineage.audit.examination import Examination, beside, once
-from lineage.audit.report import Data, Finding, Picture, Standing
-from lineage.audit.sources import Claim, UnprovenError, judge
+from lineage.artifacts import read_file, regular
 from lineage.digests import digest_bytes, manifest_digest
 from lineage.entries import Registered
-from lineage.pictures import PARQUET, PictureError, manifest_rows, read_bytes, trained_on
+from lineage.pictures import PARQUET, manifest_rows, read_bytes, trained_on
+from lineage.places import ChangedError, GoneError, UnreachableError
+from lineage.witness import UnprovenError
+from pipelines.audit.checks import MOST_TABLE, MOST_UNPACKED, NAMED
+from pipelines.audit.claims import Claim, beside, judge
+from pipelines.audit.examination import Examination, once
+from pipelines.audit.report import Data, Finding, Picture, Standing
 
 SHOWN = 24
 """Training images kept to be shown."""
@@ -98,7 +100,7 @@ def _read_picture(uri: str, cells: _Cells, remote: bool) -> bytes:
         return read_bytes(uri)
     except GoneError as error:
         raise GoneError(f"{uri} is not there any more; its digest and rights stand in the manifest") from error
-    except (UnreachableError, PictureError) as error:
+    except UnreachableError as error:
         raise UnprovenError(f"it lies at {uri}, which is not read: {error}") from error
 
 

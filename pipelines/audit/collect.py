@@ -5,15 +5,14 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from lineage.audit import checks
-from lineage.audit.data import MOST_PICTURE, check_pictures, data_of
-from lineage.audit.examination import Examination, called
-from lineage.audit.report import Ledger, Report, Use, Version
-from lineage.audit.resolve import Target, UnknownError, resolve, use
-from lineage.audit.sources import Sources
 from lineage.digests import LineageError
 from lineage.entries import Registered
 from lineage.records import StepRecord
+from pipelines.audit import checks
+from pipelines.audit.data import MOST_PICTURE, check_pictures, data_of
+from pipelines.audit.examination import Examination
+from pipelines.audit.report import Ledger, Report, Sources, Use, Version
+from pipelines.audit.resolve import Target, UnknownError, resolve, use
 
 SIGHTS = {"grid": "scores/grid.png", "pareto": "verdict/pareto.png"}
 """Pictures to show, by what they are called."""
@@ -84,7 +83,7 @@ def _version(x: Examination, version: Registered, records: dict[str, StepRecord]
 
     def name(digest: str) -> str:
         known = x.version_with(digest, version)
-        return called(known) if known else "the base model"
+        return known.name if known else "the base model"
 
     made = x.registration(version)
     return Version(
@@ -115,7 +114,7 @@ def _trained_by(x: Examination, version: Registered, records: dict[str, StepReco
     found = records.get("fine-tune")
     if found is None or "reused" not in found.facts:
         return found
-    subject = f"who trained the weights of {called(version)}"
+    subject = f"who trained the weights of {version.name}"
     with x.checking("records", subject, "a record of an earlier run says that it gave them"):
         first = next(one for one in x.versions if one.candidate == version.candidate)
         found = x.record(first.run, "fine-tune")

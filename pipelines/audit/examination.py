@@ -16,30 +16,20 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from lineage.artifacts import (
-    Artifacts,
-    ChangedError,
-    GoneError,
-    Listed,
-    digest_of,
-    listing,
-    reaching,
-    read_file,
-)
-from lineage.audit.report import LEDGER, STORE, Finding, Part, Registration, Standing
-from lineage.audit.sources import Claim, Sources, UnprovenError, judge
+from lineage.artifacts import Artifacts, Listed, digest_of, listing, read_file
 from lineage.digests import LineageError, digest_bytes
 from lineage.entries import Entry, Judged, Moved, PolicySet, Registered, entry_digest
+from lineage.places import ChangedError, GoneError, reaching
 from lineage.records import StepRecord
 from lineage.registry import Registry, Version
-from lineage.rules import State, extend, replay
-from lineage.statements import VERDICT_FILE
+from lineage.rules import extend, replay
+from lineage.state import State
+from lineage.witness import UnprovenError
+from pipelines.audit.claims import PARTS, Claim, beside, claims_of_ledger, claims_of_record, judge
+from pipelines.audit.report import LEDGER, STORE, Finding, Part, Registration, Sources, Standing
 
 MOST_TEXT = 16 * 2**20
 """Bytes of a document that is parsed."""
-PARTS: dict[str, Part] = {"validated": "data", "scores": "evaluation", "verdict": "verdict", "model.sig": "weights"}
-"""What a piece of evidence is about; the rest is about the version."""
-VERDICT_PATH = f"verdict/{VERDICT_FILE}"
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -87,7 +77,7 @@ class Examination:
         self.versions = [made.body for made in self.registered.values()]
         self.version_of = {body.run: body for body in self.versions}
         """Run -> the version that it registered."""
-        self._load_ledger()
+        self.claim(*claims_of_ledger(self.state, self.versions))
 
     def registration(self, version: Registered) -> Registration:
         """The entries that judged and registered a version."""
@@ -158,28 +148,6 @@ class Examination:
             elif len(by) > 1:
                 self.note(claims[0].part, "holds", subject, f"{told[0]} the same")
 
-    def _load_ledger(self) -> None:
-        for version in self.versions:
-            run = version.run
-            said: list[tuple[str, str, Part, str, str]] = [
-                (f"the weights of {called(version)}", version.candidate, "weights", "weights", "has these weights"),
-                (f"the model folder of {called(version)}", version.folder, "weights", "folder", "is this model folder"),
-                (beside(version, VERDICT_PATH), version.verdict, "verdict", "", ""),
-                (f"candidate in run {run}", version.candidate, "verdict", "", ""),
-            ]
-            for name, digest in version.evidence.items():
-                part = PARTS.get(name, "version")
-                said += [(beside(version, name), digest, part, "evidence", f"has it as evidence {name!r}")]
-                said += [(f"{name} in run {run}", digest, "records", "", "")]
-            self.claim(*(Claim(s, v, LEDGER, part, kind, how, version, run) for s, v, part, kind, how in said))
-        for digest, judged in self.state.verdicts.items():
-            subject = f"the verdict of run {judged.run}"
-            self.claim(Claim(subject, digest, LEDGER, "verdict", "verdict", "the verdict of", run=judged.run))
-        for run, steps in self.state.records.items():
-            for step, digest in steps.items():
-                how = f"the record of step {step} in"
-                self.claim(Claim(f"record {run}/{step}.json", digest, LEDGER, "records", "record", how, run=run))
-
     @once
     def registry(self, model: str) -> Registry:
         """The registry of a model, or `GoneError`, `UnreachableError`."""
@@ -196,18 +164,18 @@ class Examination:
         with reaching("the registry"):
             found = registry.version(version.version)
         if found is None:
-            raise GoneError(f"{called(version)} is not in the registry")
+            raise GoneError(f"{version.name} is not in the registry")
         return found
 
     @once
     def model_files(self, version: Registered) -> list[Listed]:
         """The files of a version's model folder, from where MLflow loads it; none where they cannot be read."""
-        with self.checking("weights", f"the model folder of {called(version)}"):
+        with self.checking("weights", f"the model folder of {version.name}"):
             stored, client = self.stored(version), self.registry(version.model).client
             with reaching("the registry"):
                 place = client.get_model_version_download_uri(version.model, version.version)
             for by, uri in ("what MLflow shows", stored.source), ("what MLflow loads", place):
-                self.claim(Claim(f"the place of {called(version)}", uri, by, "weights"))
+                self.claim(Claim(f"the place of {version.name}", uri, by, "weights"))
             return listing(self.artifacts.open(place))
         return []
 
@@ -254,7 +222,7 @@ class Examination:
                 found = StepRecord.model_validate_json(read(run, step))
                 self.claim(Claim(subject, found.digest(), by, "records"))
                 if found.digest() == named[step]:
-                    self.claim(*_claims_of(found, version))
+                    self.claim(*claims_of_record(found, version))
                     return found
             if version is None or "records" not in version.evidence:
                 break
@@ -285,27 +253,6 @@ class Examination:
         return record.inputs.get("base_model", "") if record else ""
 
 
-def called(version: Registered) -> str:
-    """How findings call a version."""
-    return f"version {version.version} of {version.model}"
-
-
-def beside(version: Registered, name: str) -> str:
-    """How findings call a piece of evidence."""
-    return f"evidence/{name.rstrip('/')} of {called(version)}"
-
-
-def _claims_of(record: StepRecord, version: Registered | None) -> Iterator[Claim]:
-    by, run = f"step {record.step}", record.run
-    facts = {"evaluation set": (record.facts.get("evaluation_set") or {}).get("digest", "")}
-    facts |= {f"scorer {scorer['name']}": scorer["digest"] for scorer in record.facts.get("scorers", [])}
-    own = {"code": record.code, "packages": record.packages, "image": record.image or "", **facts}
-    passed = [*record.inputs.items(), *record.outputs.items()]
-    for (name, digest), of in (*((one, "") for one in passed), *((one, f" of {by}") for one in own.items())):
-        how = f"{by} names it as {name}"
-        yield Claim(f"{name}{of} in run {run}", str(digest), by, "records", "digest", how, version, run)
-
-
 def _replay(entries: Sequence[Entry]) -> tuple[State, str]:
     """The state, and why it ends where it does if that is before the last entry."""
     try:
@@ -329,6 +276,4 @@ def _check_database(uri: str) -> None:
     with closing(sqlite3.connect(f"{place.as_uri()}?mode=ro", uri=True)) as database:
         views = database.execute("SELECT name FROM sqlite_master WHERE type = 'view'").fetchall()
     if views:
-        raise ChangedError(
-            f"{place} has views in the place of tables: {', '.join(str(name) for (name,) in views)[:200]}"
-        )
+        raise ChangedError(f"{place} has views in place of tables: {', '.join(str(v) for (v,) in views)[:200]}")

@@ -7,10 +7,9 @@ It reads only: the ledger's entries, the records and the artifact store. No serv
 that a digest or a signature does not bind.
 """
 
-from lineage.audit.collect import audit
-from lineage.audit.render import write_page, write_text
-from lineage.audit.report import Report
-from lineage.audit.resolve import UnknownError
-from lineage.audit.sources import Sources
+from pipelines.audit.collect import audit
+from pipelines.audit.render import write_page, write_text
+from pipelines.audit.report import Report, Sources
+from pipelines.audit.resolve import UnknownError
 
 __all__ = ["Report", "Sources", "UnknownError", "audit", "write_page", "write_text"]

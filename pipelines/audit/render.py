@@ -14,10 +14,10 @@ from typing import Any, get_args
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
-from lineage.audit.report import Picture, Report, Standing
 from lineage.digests import PREFIX, TREE, hex_of, short
 from lineage.figures import cells
 from lineage.records import StepRecord
+from pipelines.audit.report import Picture, Report, Standing
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 THUMBNAIL, PICTURE = 112, 384

@@ -8,13 +8,13 @@ from io import BytesIO
 from pathlib import Path
 
 from lineage.artifacts import read_file
-from lineage.audit.data import HELD_OUT, MOST_PICTURE, data_of
-from lineage.audit.examination import Examination, beside, called
-from lineage.audit.report import Picture, Use
-from lineage.audit.sources import Claim
 from lineage.digests import PREFIX, TREE, LineageError, digest_file
 from lineage.entries import Registered
 from lineage.registry import CHAMPION
+from pipelines.audit.claims import Claim, beside
+from pipelines.audit.data import HELD_OUT, MOST_PICTURE, data_of
+from pipelines.audit.examination import Examination
+from pipelines.audit.report import Picture, Use
 
 VERSION = re.compile(r"(?:models:/)?(?:(?P<model>[^@]+)[/@])?(?P<number>\d+|champion)")
 DIGEST = re.compile(rf"(?P<kind>{TREE}|{PREFIX})?(?P<hex>[0-9a-f]{{64}})")
@@ -107,7 +107,7 @@ def _version(x: Examination, model: str, number: str) -> Target:
 
 
 def _found(x: Examination, kind: str, version: Registered, prefix: str = "", uses: tuple[Use, ...] = ()) -> Target:
-    return Target(kind, f"{prefix}{called(version)}: {x.standing(version)}", version, version.run, uses)
+    return Target(kind, f"{prefix}{version.name}: {x.standing(version)}", version, version.run, uses)
 
 
 def _run(x: Examination, run: str, kind: str = "run", prefix: str = "") -> Target:
@@ -189,7 +189,7 @@ def _sample(x: Examination, claim: Claim, version: Registered) -> Target:
     x.note("picture", "holds" if kept else "not proven", "the picture", reason)
     who, incumbent = name.partition("/")[0], x.registration(version).verdict.incumbent
     drew = version if who == "candidate" else x.version_with(incumbent, version)
-    said = f"{called(drew)}: {x.standing(drew)}" if drew else f"the base model {incumbent} in run {version.run}"
+    said = f"{drew.name}: {x.standing(drew)}" if drew else f"the base model {incumbent} in run {version.run}"
     claims = {"sample": name, "drawn by": who, "in run": version.run}
     run = drew.run if drew else version.run
     return Target("generated picture", f"a picture drawn by {said}", drew, run, claims=claims)
@@ -210,7 +210,7 @@ def _claimed(x: Examination, path: Path) -> Target | None:
     x.note("picture", "not proven", "the picture's text", reason)
     if claims.get("model", version.model) != version.model:
         x.note("picture", "does not hold", "the picture's text", f"it names the model {claims['model']!r}")
-    said = f"a picture that says {called(version)} drew it ({x.standing(version)})"
+    said = f"a picture that says {version.name} drew it ({x.standing(version)})"
     return Target("generated picture", said, version, version.run, claims=claims)
 
 
