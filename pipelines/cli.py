@@ -6,11 +6,13 @@ import typer
 
 from pipelines.commands.audit import audit, gate, reproduce
 from pipelines.commands.champion import models, policy_app, promote, reconcile, rollback, withdraw
+from pipelines.commands.doctor import doctor
 from pipelines.commands.ledger import channel_app, ledger_app
 from pipelines.commands.request import Commands
 from pipelines.commands.run import compile_pipeline, prune, retrain, ui, validate
 from pipelines.commands.scorers import scorers_app
 from pipelines.commands.serve import serve
+from pipelines.commands.submit import submit
 
 app = typer.Typer(
     cls=Commands,
@@ -19,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-RUNS = (retrain, serve, validate, models, ui, prune, gate)
+RUNS = (retrain, submit, doctor, serve, validate, models, ui, prune, gate)
 CHAMPIONS = (audit, reproduce, promote, rollback, withdraw, reconcile)
 for command in RUNS + CHAMPIONS:
     app.command()(command)

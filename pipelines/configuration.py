@@ -23,6 +23,7 @@ from components.validate_data.settings import ValidationSettings
 from lineage.digests import LineageError
 from lineage.policy import by_content
 from lineage.registry import RegistrySettings
+from pipelines.cluster import ClusterSettings
 from pipelines.errors import RequestError
 from pipelines.places import HUB, local
 from training.settings import TrainingSettings
@@ -66,10 +67,12 @@ class Configuration(BaseModel):
     lineage: LineageSettings = LineageSettings()
     trainjob: TrainJobSettings | None = None
     """Train on a cluster; None: where the step runs."""
+    cluster: ClusterSettings | None = None
+    """The Kubeflow cluster of ``triptych submit``; None: there is none."""
 
     def arguments(self) -> dict[str, Any]:
         """One JSON object a section: the parameters of the pipeline, which cannot hold nulls."""
-        return self.model_dump(mode="json", exclude_none=True, exclude={"lineage"})
+        return self.model_dump(mode="json", exclude_none=True, exclude={"lineage", "cluster"})
 
     def places(self) -> Iterator[tuple[str, str]]:
         """(key, place) of everything the run reads: local paths or URIs."""

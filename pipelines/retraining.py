@@ -7,6 +7,7 @@
 Conditions test booleans only, and no output leaves the `If`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from kfp import dsl
@@ -27,7 +28,13 @@ from lineage.whereabouts import FIELDS, PREFIX
 NAME = "retraining"
 
 
-def build_pipeline(image: str, cluster: bool = False, retries: int = 0, sample_shards: int = 1) -> Any:
+def build_pipeline(
+    image: str,
+    cluster: bool = False,
+    retries: int = 0,
+    sample_shards: int = 1,
+    equip: Callable[[dsl.PipelineTask, str], None] | None = None,
+) -> Any:
     """The pipeline, to be called under `kfp.local`, or compiled.
 
     A run is named after its pipeline job, so that what a schedule repeats (its parameters) names no run.
@@ -38,6 +45,7 @@ def build_pipeline(image: str, cluster: bool = False, retries: int = 0, sample_s
         retries: of a step, with back-off.
         sample_shards: above 1, so many tasks draw the samples and evaluate only judges them: on clusters, since KFP's
             local runner silently skips an `If` that contains a `ParallelFor`.
+        equip: gives a task what the step of that name needs, such as `pipelines.cluster.ClusterSettings.equip`.
     """
 
     def placed(task: dsl.PipelineTask) -> dsl.PipelineTask:
@@ -50,6 +58,8 @@ def build_pipeline(image: str, cluster: bool = False, retries: int = 0, sample_s
 
             for name, field in FIELDS.items():
                 kubernetes.use_field_path_as_env(task, PREFIX + name, field)
+        if equip:
+            equip(task, task.component_spec.name)
         return task
 
     @dsl.pipeline(name=NAME, description="Retrain, judge on three axes, register, promote.")

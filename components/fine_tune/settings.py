@@ -16,7 +16,7 @@ class TrainJobSettings(Section):
     storage: str = Field(min_length=1)
     """URI, or absolute path of a mounted volume, that the step and all nodes can read and write."""
     image: str = Field(min_length=1)
-    """Image of the nodes: the one of the steps, best by digest."""
+    """Image of the nodes: the one of the steps, best by digest; ``triptych submit`` takes ``torch`` for its table's."""
     runtime: str = "torch-distributed"
     """A TrainingRuntime of the namespace, or else a ClusterTrainingRuntime, whose mlPolicy is torch."""
     namespace: str | None = None

@@ -76,6 +76,7 @@ def make_plan(
     snapshot_digest: str,
     sections: Sections,
     force: bool,
+    leakage: bool = True,
 ) -> Plan:
     """Look into the ledger and decide.
 
@@ -83,6 +84,7 @@ def make_plan(
         state: of the ledger; the registry's tags and aliases are not asked.
         model: name of the registered model.
         force: train and judge although nothing is new.
+        leakage: look for leakage where something has to run, which loads torch.
 
     Raises:
         TrainingError: something has to run, and a scorer holds weights of a network that supervises training.
@@ -98,7 +100,7 @@ def make_plan(
     terms = evaluation_terms(evaluation, sections["gate"])
     known = next((v for v in reversed(versions) if v.training_key == key), None)
     needed, reason = _decide(state, versions, known, champion, incumbent_digest, terms)
-    if needed or force:
+    if leakage and (needed or force):
         from training.teach.leakage import refuse_leakage  # loads torch, which a run with nothing new does without
 
         refuse_leakage(evaluation, training)

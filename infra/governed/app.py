@@ -26,6 +26,7 @@ from infra.governed.guard import Guard
 from infra.governed.identity import NamedUsersOnly
 from infra.governed.settings import Settings, read_settings
 from infra.governed.stores import install
+from infra.governed.tokens import TokensOnly, reviewer
 from lineage.database import DIALECTS
 from lineage.digests import LineageError
 from lineage.signing import SCHEME
@@ -75,13 +76,14 @@ def _create_app() -> FastAPI:
     made = _application(settings)
     if settings.channel:
         made.router.routes.insert(0, channel_route(settings.channel))
+    free: dict[str, Any] = {
+        "free": {_add_static_prefix(path) for path in ("/", "/health", "/version")},
+        "free_below": (_add_static_prefix("/static-files/"), _add_static_prefix(f"{API}/channel/")),
+    }
     if settings.authentication == "header":
-        made.add_middleware(
-            NamedUsersOnly,
-            header=settings.user_header,
-            free={_add_static_prefix(path) for path in ("/", "/health", "/version")},
-            free_below=(_add_static_prefix("/static-files/"), _add_static_prefix(f"{API}/channel/")),
-        )
+        made.add_middleware(NamedUsersOnly, header=settings.user_header, **free)
+    if settings.authentication == "kubernetes":
+        made.add_middleware(TokensOnly, reviewer=reviewer(settings.namespace, settings.audience), **free)
     return made
 
 

@@ -9,8 +9,11 @@
 ``TRIPTYCH_MARK``           file in which this server remembers how long the ledger was; shared by its workers
 ``TRIPTYCH_CHANNEL``        where the promotion channel is, a folder or ``s3://bucket/prefix``; none by default
 ``TRIPTYCH_CHANNEL_LIFE``   hours for which the channel's timestamp counts, 24 by default
-``TRIPTYCH_AUTHENTICATION`` ``none``, ``basic-auth`` (MLflow's own, on top of which the guard runs) or ``header``
+``TRIPTYCH_AUTHENTICATION`` ``none``, ``basic-auth`` (MLflow's own, on top of which the guard runs), ``header`` or
+                            ``kubernetes`` (tokens, see `infra.governed.tokens`)
 ``TRIPTYCH_USER_HEADER``    with ``header``: the one in which the proxy names the user, and which it never lets through
+``TRIPTYCH_NAMESPACE``      with ``kubernetes``: whose RBAC says who may use the registry
+``TRIPTYCH_AUDIENCE``       with ``kubernetes``: for whom tokens must have been made; by default for the API server
 ``TRIPTYCH_OFFICERS``       users who may withdraw, override and set the policy, with commas between; none by default
 ``TRIPTYCH_ALLOWED_HOSTS``  names under which the server is reached, with commas between; MLflow refuses others
 ==========================  =========================================================================================
@@ -51,9 +54,11 @@ class Settings(BaseSettings):
     mark: Path
     channel: str = ""
     channel_life: float = Field(default=24.0, gt=0)
-    authentication: Literal["none", "basic-auth", "header"]
+    authentication: Literal["none", "basic-auth", "header", "kubernetes"]
     # An underscore would be the same header as a dash to WSGI, and not to the proxy.
     user_header: str = Field(default="", pattern=r"^[A-Za-z0-9-]*$")
+    namespace: str = ""
+    audience: str = ""
     officers: Names = ()
     allowed_hosts: Names = ()
 
@@ -63,6 +68,8 @@ class Settings(BaseSettings):
             raise ValueError("TRIPTYCH_LEDGER names a server, but this is the server: name the database")
         if (self.authentication == "header") != bool(self.user_header):
             raise ValueError("TRIPTYCH_USER_HEADER goes with TRIPTYCH_AUTHENTICATION=header, and only with that")
+        if (self.authentication == "kubernetes") != bool(self.namespace):
+            raise ValueError("TRIPTYCH_NAMESPACE goes with TRIPTYCH_AUTHENTICATION=kubernetes, and only with that")
         if self.officers and self.authentication == "none":
             raise ValueError("TRIPTYCH_OFFICERS needs authentication: without it nobody can be told from an officer")
         if UNAUTHENTICATED in self.officers:
@@ -72,6 +79,13 @@ class Settings(BaseSettings):
         if "*" in self.allowed_hosts:
             raise ValueError("TRIPTYCH_ALLOWED_HOSTS must name the hosts; '*' lets any website act for its visitors")
         return self
+
+    @property
+    def named_in(self) -> str:
+        """The header that names the user, whom somebody in front checked; empty: MLflow does."""
+        from infra.governed.tokens import USER
+
+        return USER if self.authentication == "kubernetes" else self.user_header
 
 
 def read_settings() -> Settings:

@@ -44,7 +44,7 @@ class Commands(TyperGroup):
     """Commands that all end in one way.
 
     Exit status: 0 done (also when the gate rejected a candidate: the run did its work), 1 failed or does not hold,
-    2 the request is bad, 130 interrupted. A command that returns False does not hold.
+    2 the request is bad, 130 interrupted. A command that returns False does not hold. ``submit`` has more of them.
     """
 
     def invoke(self, ctx: Any) -> Any:

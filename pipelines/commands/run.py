@@ -56,6 +56,9 @@ def validate(
 def compile_pipeline(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("retraining.yaml"),
     image: Annotated[str, typer.Option(help="The image of every step, best by digest.")] = "",
+    config: Annotated[
+        Path | None, typer.Option(help="A configuration whose section cluster says what each step needs.")
+    ] = None,
     sample_shards: Annotated[
         int, typer.Option(min=1, help="Tasks that draw samples at once; above 1, steps must share the state folder.")
     ] = 1,
@@ -64,9 +67,11 @@ def compile_pipeline(
     from kfp.compiler import Compiler
 
     from components.image import IMAGE
+    from pipelines.configuration import read_sections
     from pipelines.retraining import build_pipeline
 
-    pipeline = build_pipeline(image or IMAGE, cluster=True, retries=2, sample_shards=sample_shards)
+    equip = read_sections(config, "cluster").cluster.equip if config else None
+    pipeline = build_pipeline(image or IMAGE, cluster=True, retries=2, sample_shards=sample_shards, equip=equip)
     Compiler().compile(pipeline, str(output))
     typer.echo(f"wrote {output}")
 

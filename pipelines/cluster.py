@@ -1,0 +1,185 @@
+"""The ``cluster`` section of the configuration: where a Kubeflow cluster's runs go, and what each of their steps needs.
+
+One table says for every step which image, resources, nodes, queue, volumes and secrets it gets; `needs` is a step's row
+on top of the row ``default``. Secrets are named, never written down. The gate key is mounted into the gate step, and a
+table that gives its secret to another step is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from lineage.records import RunContext
+from lineage.signing import SCHEME
+
+NETWORKS = ("encode-features", "fine-tune", "evaluate", "draw-samples")
+"""The steps that load networks, and so run in the image with torch. The others do without."""
+GATE = "gate"
+STEPS = (
+    *("snapshot-data", "plan", "validate-data", *NETWORKS, GATE, "register", "promote", "nothing-new", "close-run"),
+    "default",
+)
+"""Rows that the table may have."""
+STEP_LABEL = "triptych.dev/step"
+"""Label of a step's pod; the cluster's admission policies go by it."""
+KEYS = "/var/run/triptych/keys"
+"""Where steps see private keys: ``<role>/<role>.pem``, and ``.pub`` beside it."""
+USER = 65532
+"""Who steps run as, in both images."""
+IMAGES = {"data": "TRIPTYCH_DATA_IMAGE", "torch": "TRIPTYCH_TORCH_IMAGE"}
+"""Image -> the environment variable by which manifests name it, so that its digest stands in one place."""
+
+
+def _told(variables: Mapping[str, str]) -> dict[Any, str]:
+    return {name: told for name, variable in variables.items() if (told := os.environ.get(variable))}
+
+
+class Section(BaseModel):
+    """Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Toleration(Section):
+    """As Kubernetes has it."""
+
+    key: str
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str | None = None
+    effect: Literal["NoExecute", "NoSchedule", "PreferNoSchedule"] | None = None
+
+
+class Needs(Section):
+    """What a step needs; what a row leaves out is as in the row ``default``."""
+
+    image: str = ""
+    """An image, best by digest; empty: the one of ``images`` that the step belongs to."""
+    cpu: str = "1"
+    memory: str = "2Gi"
+    accelerators: int = Field(default=0, ge=0)
+    accelerator: str = "nvidia.com/gpu"
+    """The resource that is counted by ``accelerators``."""
+    shared_memory: str = ""
+    """Size of ``/dev/shm``, such as 8Gi; empty: the runtime's 64 MB."""
+    labels: dict[str, str] = {}
+    """Of the step's pod; Kueue takes its queue from ``kueue.x-k8s.io/queue-name``."""
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[Toleration, ...] = ()
+    volumes: dict[str, str] = {}
+    """PersistentVolumeClaim -> where it is mounted."""
+    secrets: dict[str, str] = {}
+    """Secret -> where it is mounted."""
+    environment: dict[str, str] = {}
+    """Variable -> value; no secrets."""
+    secret_environment: dict[str, str] = {}
+    """Variable -> ``secret/key``."""
+
+
+class ClusterSettings(Section):
+    """A cluster with Kubeflow Pipelines, and the places that its steps share."""
+
+    endpoint: str = Field(pattern=r"^https?://")
+    """The KFP API, such as ``http://ml-pipeline.kubeflow:8888``."""
+    pages: str = ""
+    """Where people see KFP's pages, for the links that are printed; empty: at the endpoint."""
+    ca: str = ""
+    """File with the certificates that the endpoint's is checked by; empty: the system's."""
+    namespace: str = "triptych"
+    """Where runs go."""
+    experiment: str = "retraining"
+    service_account: str = "triptych-run"
+    retries: int = Field(default=2, ge=0)
+    """Of a step, with back-off, whatever the cluster's Argo policy makes of it; ``triptych doctor`` shows that."""
+    sample_shards: int = Field(default=1, ge=1)
+    images: dict[Literal["data", "torch"], str] = Field(default_factory=lambda: _told(IMAGES))
+    """Best by digest; left out: as the environment says, see `IMAGES`."""
+    tracking_uri: str = Field(pattern=r"^https?://")
+    """The governed MLflow server."""
+    ledger: str = ""
+    """URL of the ledger; empty: the governed server has it."""
+    root: str = Field(default_factory=lambda: os.environ.get("TRIPTYCH_ROOT", ""), min_length=1, validate_default=True)
+    """Id of the ledger's root key; left out: ``TRIPTYCH_ROOT``."""
+    records: str
+    """URI of the folder for step records."""
+    state: str = ""
+    """A folder on a volume of all steps, see `lineage.records.RunContext`."""
+    run_key: str = "triptych-run-key"
+    """Secret with ``run.pem`` and ``run.pub``."""
+    gate_key: str = "triptych-gate-key"
+    """Secret with ``gate.pem`` and ``gate.pub``."""
+    steps: dict[str, dict[str, Any]] = {}
+    """Step, or ``default`` -> its row, see `Needs`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if missing := {"data", "torch"} - self.images.keys():
+            named = ", ".join(f"{name} (or {IMAGES[name]})" for name in sorted(missing))
+            raise ValueError(f"images does not name {named}")
+        for step in self.steps:
+            if step not in STEPS:
+                raise ValueError(f"steps.{step} is no step; there are {', '.join(STEPS)}")
+            row = self.needs(step)  # refuses what Needs does not have
+            secrets = {*row.secrets, *(place.partition("/")[0] for place in row.secret_environment.values())}
+            if self.gate_key in secrets:
+                raise ValueError(f"steps.{step} names {self.gate_key}: the gate step gets it by itself, no other may")
+        return self
+
+    def needs(self, step: str) -> Needs:
+        """The row of a step."""
+        default, own = self.steps.get("default", {}), self.steps.get(step, {})
+        merged = {**default, **own}
+        for name in ("labels", "environment", "secret_environment", "volumes", "secrets"):
+            merged[name] = {**default.get(name, {}), **own.get(name, {})}
+        row = Needs.model_validate(merged)
+        image = row.image or self.images["torch" if step in NETWORKS else "data"]
+        return row.model_copy(update={"image": image})
+
+    def context(self, user: str, trigger: str, commit: str) -> RunContext:
+        """What every step is told, but for the run's id. Moves, witness and channel are the server's."""
+        return RunContext(
+            id="",
+            records=self.records,
+            tracking_uri=self.tracking_uri,
+            ledger=self.ledger or self.tracking_uri,
+            root=self.root,
+            keys={role: f"{SCHEME}{KEYS}/{role}/{role}.pem" for role in ("run", GATE)},
+            marks=f"{self.state}/ledger" if self.state else "",
+            state=self.state,
+            user=user,
+            trigger=trigger,
+            commit=commit,
+        )
+
+    def equip(self, task: Any, step: str) -> None:
+        """Give a KFP task what its step needs."""
+        from kfp import kubernetes
+
+        row = self.needs(step)
+        task.set_container_image(row.image)
+        task.set_cpu_request(row.cpu).set_cpu_limit(row.cpu)
+        task.set_memory_request(row.memory).set_memory_limit(row.memory)
+        if row.accelerators:
+            task.set_accelerator_type(row.accelerator).set_accelerator_limit(row.accelerators)
+        kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
+        for label, value in {**row.labels, STEP_LABEL: step}.items():
+            kubernetes.add_pod_label(task, label, value)
+        for key, value in row.node_selector.items():
+            kubernetes.add_node_selector(task, key, value)
+        for one in row.tolerations:
+            kubernetes.add_toleration(task, one.key, one.operator, one.value, one.effect)
+        if row.shared_memory:
+            kubernetes.empty_dir_mount(task, "shm", "/dev/shm", "Memory", row.shared_memory)
+        for claim, path in row.volumes.items():
+            kubernetes.mount_pvc(task, claim, path)
+        keys = {self.run_key: f"{KEYS}/run"} | ({self.gate_key: f"{KEYS}/{GATE}"} if step == GATE else {})
+        for secret, path in {**row.secrets, **keys}.items():
+            kubernetes.use_secret_as_volume(task, secret, path)
+        for variable, value in row.environment.items():
+            task.set_env_variable(variable, value)
+        for variable, place in row.secret_environment.items():
+            secret, _, key = place.partition("/")
+            kubernetes.use_secret_as_env(task, secret, {key: variable})

@@ -1,0 +1,151 @@
+"""A cluster to ask, without a way to change it."""
+
+from __future__ import annotations
+
+import functools
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.errors import RequestError
+
+EXPECTED: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "faults.yaml").read_text())
+PATIENCE = (2.0, 4.0)
+"""Seconds to wait for the API server: to connect, and for its answer."""
+MOST = 10.0
+"""Seconds for all checks together."""
+
+
+@dataclass
+class Cluster:
+    """What a cluster's API server answers; each question is asked once, but for races that do no harm."""
+
+    api: Any
+    namespace: str
+    kfp: str
+    """KFP's own namespace."""
+    answers: dict[str, Any] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
+    """What this user may not read."""
+
+    @classmethod
+    def of(cls, context: str, namespace: str, kfp: str) -> Cluster:
+        """The cluster of a context of the kubeconfig; empty: the current one, or the one that this pod is in.
+
+        Raises:
+            RequestError: there is no such context.
+        """
+        from kubernetes import client, config
+
+        try:
+            config.load_config(context=context or None)
+        except (config.ConfigException, OSError) as error:
+            raise RequestError(f"no cluster to ask: {error}; kubectl config get-contexts lists yours") from error
+        settings = client.Configuration.get_default_copy()
+        settings.retries = 0
+        return cls(client.ApiClient(settings), namespace, kfp)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What stands for the places in ``faults.yaml``."""
+        return {"namespace": self.namespace, "kfp": self.kfp}
+
+    def get(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The answer to a GET, or to the POST of a review; None where there is nothing, or this user may not see it."""
+        from kubernetes.client import ApiException
+
+        key = f"{path} {body or ''}"
+        if key not in self.answers:
+            asked = {"response_type": "object", "auth_settings": ["BearerToken"], "_request_timeout": PATIENCE}
+            try:
+                answer = self.api.call_api(path, "POST" if body else "GET", body=body, **asked)[0]
+            except ApiException as error:
+                answer = None
+                if error.status in (401, 403):
+                    self.refused.add(path.partition("?")[0])
+            self.answers[key] = answer
+        return self.answers[key]
+
+    def items(self, path: str) -> list[dict[str, Any]]:
+        """The objects of a list."""
+        return (self.get(path) or {}).get("items") or []
+
+    def mine(self, kind: str, name: str = "", version: str = "v1") -> Any:
+        """An object of the namespace, or the list of them; ``version`` as ``group/version``."""
+        root = f"/api/{version}" if "/" not in version else f"/apis/{version}"
+        path = f"{root}/namespaces/{self.namespace}/{kind}"
+        return self.get(f"{path}/{name}") if name else self.items(path)
+
+    def through(self, service: str, path: str, namespace: str = "") -> Any:
+        """What a service answers, through the API server's proxy."""
+        return self.get(f"/api/v1/namespaces/{namespace or self.namespace}/services/{service}/proxy{path}")
+
+    def may(self, account: str, what: str) -> bool | None:
+        """Whether a service account may do ``what`` (verb, resource.group/subresource); None: this user may not ask."""
+        verb, plural, group, sub = re.fullmatch(r"(\S+) ([^./]+)(?:\.([^/]+))?(?:/(.+))?", what).groups("")  # type: ignore[union-attr]
+        asked = {"verb": verb, "resource": plural, "group": group, "subresource": sub, "namespace": self.namespace}
+        groups = ["system:serviceaccounts", f"system:serviceaccounts:{self.namespace}", "system:authenticated"]
+        user = {"user": f"system:serviceaccount:{self.namespace}:{account}", "groups": groups}
+        version = "authorization.k8s.io/v1"
+        body = {"apiVersion": version, "kind": "SubjectAccessReview", "spec": {**user, "resourceAttributes": asked}}
+        status = (self.get(f"/apis/{version}/subjectaccessreviews", body) or {}).get("status", {})
+        return bool(status["allowed"]) if "allowed" in status else None
+
+    @functools.cached_property
+    def deployments(self) -> dict[str, dict[str, Any]]:
+        """All of the cluster, by name."""
+        return {one["metadata"]["name"]: one for one in self.items("/apis/apps/v1/deployments?limit=5000")}
+
+    @property
+    def nodes(self) -> list[dict[str, Any]]:
+        """All of the cluster."""
+        return self.items("/api/v1/nodes")
+
+    def skew(self) -> float:
+        """Seconds by which the API server's clock is ahead of this one."""
+        from email.utils import parsedate_to_datetime
+
+        asked = {"response_type": "object", "auth_settings": ["BearerToken"], "_request_timeout": PATIENCE}
+        *_, headers = self.api.call_api("/version", "GET", **asked)
+        return parsedate_to_datetime(headers["Date"]).timestamp() - time.time()
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    """The first version in a text, such as ``(2, 17, 0)`` in an image's tag; empty where there is none."""
+    found = re.search(r"(?:^|[:v])v?(\d+)\.(\d+)(?:\.(\d+))?", text)
+    return tuple(int(part) for part in found.groups() if part) if found else ()
+
+
+def examine(cluster: Cluster) -> list[tuple[str, str]]:
+    """All faults, at latest after `MOST` seconds: what is missing or wrong, and what to do.
+
+    Raises:
+        RequestError: the API server does not answer.
+    """
+    from pipelines.doctor import checks, needs
+
+    try:
+        about = cluster.get("/version")
+    except Exception as error:  # of whatever layer is in the way
+        raise RequestError(
+            f"the API server does not answer: {type(error).__name__}; check VPN, context, token"
+        ) from error
+    if about is None:
+        raise RequestError("the API server takes no requests from this user: log in again")
+    pool, found = ThreadPoolExecutor(16), []
+    asked = {check: pool.submit(lambda c: list(c(cluster)), check) for check in (*checks.CHECKS, *needs.CHECKS)}
+    end = time.monotonic() + MOST
+    for check, answer in asked.items():
+        try:
+            found += answer.result(timeout=max(0.0, end - time.monotonic()))
+        except Exception as error:
+            found.append(("unasked", {"check": check.__name__, "error": f"{type(error).__name__}: {error}"}))
+    pool.shutdown(wait=False, cancel_futures=True)
+    found += [("unread", {"path": path}) for path in sorted(cluster.refused)]
+    told = ((EXPECTED["faults"][key], {**cluster.names, **values}) for key, values in found)
+    return [(what.format(**values), remedy.format(**values)) for (what, remedy), values in told]
