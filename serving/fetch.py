@@ -16,10 +16,11 @@ from typing import Any
 import psutil
 import yaml
 
-from lineage.artifacts import WEIGHTS_FOLDER, Listed, check_loader, listing, weights_digest, without_credentials
+from lineage.artifacts import WEIGHTS_FOLDER, Listed, check_loader, listing, weights_digest
 from lineage.channel.champion import Champion, File
 from lineage.digests import PREFIX, LineageError, hex_of
 from lineage.model_signature import signed_files
+from lineage.places import without_credentials
 from training.errors import TrainingError
 from training.families import family_of
 

@@ -27,7 +27,7 @@ def serve(
 
     More settings are environment variables, TRIPTYCH_SERVE_…: docs/serving.md lists them.
     """
-    from lineage.artifacts import without_credentials
+    from lineage.places import without_credentials
     from serving.run import serve as run
     from serving.settings import read_settings
 

@@ -32,12 +32,12 @@ class QwenImage(Family):
         """Pixels in a latent's height and width."""
         return 1 << len(self.vae_config["temperal_downsample"])
 
-    def load_pipeline(self, **parts: Any) -> Any:
+    def load_pipeline(self, precision: str = "float32", **parts: Any) -> Any:
         """See `Family.load_pipeline`; the language model comes without its head, of whose logits (a vocabulary for
         every token) the pipeline makes no use."""
         from torch import nn
 
-        pipeline = super().load_pipeline(**parts)
+        pipeline = super().load_pipeline(precision, **parts)
         pipeline.text_encoder.lm_head = nn.Identity()
         return pipeline
 
