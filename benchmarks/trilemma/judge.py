@@ -1,6 +1,6 @@
 """Draws and scores on the device: sampling, the VAE's decoder, and the three scorers without PIL, numpy or resvg.
 
-`tests/benchmarks/test_trilemma.py` holds each to the product's own: diffusers' scheduler and VAE, and
+`tests/trilemma/test_trilemma.py` holds each to the product's own: diffusers' scheduler and VAE, and
 `examples.avatars.scorers`.
 """
 

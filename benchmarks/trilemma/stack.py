@@ -1,7 +1,7 @@
 """Many small MM-DiTs at once: K models of one shape as one, so that a step costs little more than one model's.
 
 The models of a stack never see each other: parameters have a leading dimension K, a linear layer is one batched matrix
-product, losses are summed over K. `tests/benchmarks/test_trilemma.py` holds a stack of one to diffusers' own
+product, losses are summed over K. `tests/trilemma/test_trilemma.py` holds a stack of one to diffusers' own
 `SD3Transformer2DModel`. Only the avatars' architecture is built: two-stream blocks, RMS norms on queries and keys.
 """
 

@@ -30,7 +30,7 @@ class TextTower:
     """Token ids (N, 28) to embeddings (N, 29, 128), a zero token last, and pooled embeddings (N, 128).
 
     As diffusers' SD3 pipeline makes them: hidden states before the last layer, projected states at the end token.
-    `tests/benchmarks/test_trilemma.py` compares.
+    `tests/trilemma/test_trilemma.py` compares.
     """
 
     def __init__(self, device: torch.device) -> None:

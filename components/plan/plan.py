@@ -40,7 +40,7 @@ class Plan:
     incumbent_uri: str = ""
     incumbent_digest: str = ""
     anchor_uri: str = ""
-    """As `lineage.rules.State.anchor` has it; empty where there is none, or it is the incumbent."""
+    """As `lineage.state.State.anchor` has it; empty where there is none, or it is the incumbent."""
     anchor_digest: str = ""
     incumbent_name: str = ""
     base_digest: str = ""
