@@ -49,7 +49,7 @@ shuffled: install data ## The same on shuffled captions: the gate must reject it
 images: install ## Build both images of the steps, on the Docker engine that runs
 	$(BIN)/python -m infra.images.build
 
-serve: install ## Draw with the champion of the last run: an HTTP server and a page, http://127.0.0.1:8000
+serve: install ## Serve the champion of the work folder: an HTTP API and a page, http://127.0.0.1:8000
 	$(BIN)/triptych serve
 
 ui: install ## MLflow's pages on what the runs left
@@ -70,7 +70,7 @@ test-cluster: install ## The manifests and doctor on a real API server (KUBEBUIL
 test-containers: install data engine servers ## The pipeline in containers, and all that needs Debian's services
 	$(BIN)/pytest -m 'containers or servers' tests/containers tests/servers tests/serving
 
-test-servers: install servers ## The governed MLflow server alone: SQLite, PostgreSQL, S3, a browser
+test-servers: install servers ## The governed MLflow server and the page of serve: SQLite, PostgreSQL, S3, a browser
 	$(BIN)/pytest -m servers tests/servers tests/serving
 
 servers: # Debian's PostgreSQL and Chromium, where a root user lacks them
@@ -89,5 +89,5 @@ fuzz: install ## Feed broken images and metadata to their readers, each for FUZZ
 tiny-models: install ## Train the embedded default's models anew (about two hours)
 	$(BIN)/python -m examples.avatars.train
 
-clean: ## Remove what runs and builds left, not the virtual environment
+clean: ## Remove what runs and builds left (ledger, keys and models too), not the virtual environment
 	rm -rf .triptych build $(DATA)

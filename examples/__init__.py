@@ -1,0 +1,1 @@
+"""Examples; they import nothing of Triptych's own packages."""

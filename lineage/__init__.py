@@ -1,1 +1,1 @@
-"""The vocabulary of evidence: digests and records. Imports nothing of ours, no torch and no kfp."""
+"""Evidence: digests, records, signatures, the ledger, the channel and the registry. Imports no torch and no kfp."""

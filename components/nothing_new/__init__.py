@@ -1,0 +1,1 @@
+"""Nothing new: record why a run trains and judges nothing."""

@@ -39,7 +39,7 @@ def audit(
         bool, typer.Option("--like", help="WHAT is a picture without credentials: who drew its like?")
     ] = False,
 ) -> bool:
-    """Find the way back: what stands behind it, and whether all of that holds."""
+    """Say what stands behind a version, run, digest or picture, and check every digest and signature of it."""
     from pipelines.audit import UnknownError, write_page, write_text
     from pipelines.audit import audit as look_back
     from pipelines.commands import picture
@@ -119,7 +119,7 @@ def gate(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Of calibrate: the file to write.")] = None,
 ) -> bool:
-    """Decide again from stored scores; status 0 where the stored verdict, or without one promote, comes out.
+    """Decide again from stored scores; status 0 if the verdict is the stored one, or, without one, promote.
 
     With calibrate before them, the scores are of retrains by one recipe: write the margins that these would need.
     """

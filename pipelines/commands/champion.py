@@ -54,7 +54,7 @@ def _move(subject: Subject, action: Action, version: str, reason: str) -> None:
 
 @about(*OF_MODEL)
 def reconcile(subject: Subject) -> bool:
-    """Make registry and channel agree with the ledger on a model, or on all, and hold for another while."""
+    """Make registry and channel agree with the ledger on a model, or on all, and renew the channel's timestamp."""
     named, state = subject.model or subject.config, subject.ledger.state
     models = [subject.name] if named else sorted({*state.versions, *state.moved})  # moved, and perhaps void since
     followed = [subject.mover(model).reconcile() for model in models]

@@ -23,7 +23,7 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
 ) -> None:
-    """Draw with the champion for whoever asks: OpenAI's images API, and a page.
+    """Serve the champion over HTTP: OpenAI's images API, and a page.
 
     More settings are environment variables, TRIPTYCH_SERVE_…: docs/serving.md lists them.
     """
