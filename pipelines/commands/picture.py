@@ -54,7 +54,7 @@ def about_picture(what: str, found: Credentials, report: Report) -> Report:
     ):
         named = f"it names version {origin.version} of {origin.model}"
         told.append(Finding(part="picture", standing="does not hold", subject=what, reason=named))
-    changes = {"what": what, "kind": "generated picture", "found": f"a picture drawn by {report.found}"}
+    changes = {"what": what, "kind": "generated picture", "found": f"a picture; what drew it {report.found}"}
     return report.model_copy(update={**changes, "claims": claims, "findings": (*told, *report.findings)})
 
 
