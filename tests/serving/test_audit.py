@@ -69,7 +69,7 @@ def test_a_picture_leads_to_the_lineage_of_its_version(
 ) -> None:
     found = run(world, served(signer, drawn, origin(world), tmp_path / "picture.png"))
     assert found.exit_code == 0, found.output
-    assert "a picture drawn by" in found.output
+    assert "what drew it has these weights" in found.output
     assert "version 1 of portraits" in found.output
     assert "whose authority is this work folder's" in found.output
     assert f"digest         {world.candidates['1']}" in found.output
