@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from lineage.artifacts import WEIGHTS_FOLDER, Listed, check_loader, listing, weights_digest
@@ -26,7 +25,6 @@ from training.families import family_of
 
 SPARE = 64 * 2**20
 """Bytes of disk that are left free."""
-LIMIT = Path("/sys/fs/cgroup")
 
 
 class FetchError(LineageError):
@@ -162,20 +160,3 @@ def tidy(store: Path, keep: set[str]) -> None:
     for path in store.iterdir() if store.exists() else ():
         if path.is_dir() and path.name.partition(".")[0] not in names:
             shutil.rmtree(path)
-
-
-def free_memory() -> int:
-    """Bytes that a model may take here: of the GPU where there is one, else of the machine or the container."""
-    import sys
-
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0])
-    free = int(psutil.virtual_memory().available)
-    try:
-        most, used, told = ((LIMIT / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
-        facts = dict(line.split() for line in told.splitlines())
-        cached = int(facts["inactive_file"]) + int(facts["active_file"])  # what the kernel gives back when asked
-        return free if most.strip() == "max" else min(free, int(most) - int(used) + cached)
-    except (OSError, ValueError, KeyError):
-        return free  # no container, or one that says nothing of its limit

@@ -29,7 +29,8 @@ from lineage.digests import LineageError, hex_of
 from lineage.signing import read_public
 from serving.backend import Backend, BackendError, UnusableError
 from serving.errors import GoneError, NotReadyError, UnknownError
-from serving.fetch import UntrueError, check_model, fetch, free_memory, tidy
+from serving.fetch import UntrueError, check_model, fetch, tidy
+from serving.memory import free_memory
 from serving.settings import Settings
 from serving.telemetry import Metrics, say
 from serving.users import Users

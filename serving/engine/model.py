@@ -53,7 +53,7 @@ class Model:
                 f"{folder} is sampled by {type(scheduler).__name__}; only FlowMatchEuler without noise is"
             )
         self.limits: dict[tuple[int, int], int] = {}
-        """Rows of the largest useful batch, by height and width."""
+        """Rows of the largest useful batch, by height and width; models of one architecture share them."""
         self.pictures_per_second = 0.0
         self._event: Any = None
         self.users = Users()
@@ -63,6 +63,14 @@ class Model:
     def transformer(self) -> Any:
         """The MM-DiT."""
         return self.pipeline.transformer
+
+    def is_like(self, other: Model) -> bool:
+        """Whether what was measured of ``other``, loaded beside it, holds for this model too: only weights differ."""
+        mine, others = (
+            [{k: v for k, v in part.config.items() if not k.startswith("_")} for part in (one.transformer, one.vae)]
+            for one in (self.pipeline, other.pipeline)
+        )
+        return mine == others and type(self.transformer) is type(other.transformer) and self.plan == other.plan
 
     def limit(self, height: int, width: int) -> int:
         """The most rows of a batch of pictures of this size; as many tokens as were measured, for another size."""

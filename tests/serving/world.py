@@ -20,9 +20,9 @@ import requests
 import yaml
 from fastapi import FastAPI
 
+from components.register.documents.signature import sign_model
 from lineage.artifacts import LOADER, WEIGHTS_FOLDER, folder_digest, listing, weights_digest
 from lineage.channel.champion import Champion, File
-from lineage.model_signature import sign_model
 from serving.api import create_app
 from serving.run import Server
 from serving.settings import Settings, read_settings
