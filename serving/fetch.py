@@ -22,6 +22,7 @@ from lineage.model_signature import signed_files
 from lineage.places import without_credentials
 from training.errors import TrainingError
 from training.families import family_of
+from training.families.drawing import PRECISION
 
 SPARE = 64 * 2**20
 """Bytes of disk that are left free."""
@@ -141,7 +142,8 @@ def check_model(champion: Champion, folder: Path, signature: bytes | None, keys:
             if signed != {name: digest for name, digest in inner.items() if not Path(name).name.startswith(".git")}:
                 raise UntrueError(f"the model's signature is about other files than version {champion.version} has")
         flavors = yaml.safe_load((folder / "MLmodel").read_bytes())["flavors"]
-        sampling = dict(flavors["python_function"]["config"]["sampling"])
+        config = flavors["python_function"]["config"]
+        sampling = {"precision": config.get("precision", PRECISION)} | config["sampling"]
         if not {"height", "width"} <= sampling.keys():
             side = family_of(folder / WEIGHTS_FOLDER).resolution
             sampling = {"height": side, "width": side} | sampling

@@ -11,7 +11,7 @@ from typing import Any
 
 from serving.backend import BackendError, Drawing, Drawn, GoneError, Load, RefusedError, UnusableError
 from serving.engine.measure import measure
-from serving.engine.model import PRECISIONS, Model
+from serving.engine.model import Model
 from serving.engine.picture import Picture
 from serving.engine.text import TextCache
 from serving.engine.turns import HELD
@@ -23,29 +23,22 @@ class BuiltIn:
 
     Args:
         device: as torch names it; None: the GPU where there is one.
-        precision: "fp32", as the judges drew; "bf16" and "fp16" are faster on GPUs and draw a little otherwise.
         threads: of torch; None: as torch chooses, at most the CPUs that the container grants.
         most_rows: rows of a batch that are not exceeded, whatever the measurement says.
         text_bytes: bytes of prompts' tensors that are kept.
-
-    Raises:
-        BackendError: there is no such precision.
     """
 
     def __init__(
         self,
         device: str | None = None,
-        precision: str = "fp32",
         threads: int | None = None,
         most_rows: int = 64,
         text_bytes: int = 256 << 20,
     ) -> None:
         import torch
 
-        if precision not in PRECISIONS:
-            raise BackendError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._precision, self._most_rows = precision, most_rows
+        self._most_rows = most_rows
         self._text = TextCache(text_bytes)
         self._worker = Worker(threads, self._text)
         self._models: dict[str, Model] = {}
@@ -56,7 +49,7 @@ class BuiltIn:
         if model in self._models:
             raise UnusableError(f"{model} is loaded already; unload it first")
         # Not in the worker: reading weights takes long, and pictures are drawn meanwhile.
-        self._models[model] = await asyncio.to_thread(Model, model, folder, sampling, self._device, self._precision)
+        self._models[model] = await asyncio.to_thread(Model, model, folder, sampling, self._device)
 
     async def warm(self, model: str) -> None:
         """See `Backend.warm`. Where a model like it was measured, one step shows that it draws."""

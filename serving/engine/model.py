@@ -14,37 +14,34 @@ from serving.users import Users
 from training.encode.encoders import joined
 from training.errors import TrainingError
 from training.families import family_of
-from training.families.drawing import BROKEN, is_finite, picture
+from training.families.drawing import BROKEN, PRECISION, is_finite, picture
 from training.families.family import check_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""Names of number formats, here and in torch."""
-
 
 class Model:
-    """The bundle at ``folder``, named ``name``, which was judged with ``sampling``.
+    """The bundle at ``folder``, named ``name``, which was judged with ``sampling``; loaded in its ``precision``.
 
     Raises:
         UnusableError: it does not load, weights of it are missing, or it is sampled by another scheduler.
     """
 
-    def __init__(self, name: str, folder: Path, sampling: Mapping[str, Any], device: str, precision: str) -> None:
+    def __init__(self, name: str, folder: Path, sampling: Mapping[str, Any], device: str) -> None:
         import torch
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         self.name, self.sampling, self.device = name, dict(sampling), torch.device(device)
         try:
             self.family = family_of(folder)
-            self.pipeline = self.family.load_pipeline()
+            self.plan = Plan.of(self.family, sampling)
+            self.pipeline = self.family.load_pipeline(sampling.get("precision", PRECISION))
             expected = {name: tuple(t.shape) for name, t in self.pipeline.transformer.state_dict().items()}
             check_weights(folder / "transformer", expected)
             self.encoders = self.family.encoders_digest()
             self.weights = Weights(folder, self.pipeline)
-            self.pipeline.to(self.device, *([] if precision == "fp32" else [getattr(torch, PRECISIONS[precision])]))
-            self.plan = Plan.of(self.family, sampling)
+            self.pipeline.to(self.device)
         except (TrainingError, RefusedError, *BROKEN) as error:
             raise UnusableError(f"the bundle at {folder} cannot be served: {error}") from error
         scheduler = self.pipeline.scheduler
@@ -70,7 +67,7 @@ class Model:
             [{k: v for k, v in part.config.items() if not k.startswith("_")} for part in (one.transformer, one.vae)]
             for one in (self.pipeline, other.pipeline)
         )
-        return mine == others and type(self.transformer) is type(other.transformer) and self.plan == other.plan
+        return mine == others and self.transformer.dtype == other.transformer.dtype and self.plan == other.plan
 
     def limit(self, height: int, width: int) -> int:
         """The most rows of a batch of pictures of this size; as many tokens as were measured, for another size."""
@@ -87,7 +84,8 @@ class Model:
         """
 
         def encode() -> dict[str, Tensor]:
-            return self.family.encode_captions(self.pipeline, [prompt], longest, self.device)
+            made = self.family.encode_captions(self.pipeline, [prompt], longest, self.device)
+            return {name: tensor for name, tensor in made.items() if name != "truncated"}
 
         try:
             kept = cache.get((self.encoders, prompt, longest), encode)
