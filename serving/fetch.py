@@ -20,8 +20,6 @@ from lineage.channel.champion import Champion, File
 from lineage.digests import PREFIX, LineageError, hex_of
 from lineage.model_signature import signed_files
 from lineage.places import without_credentials
-from training.errors import TrainingError
-from training.families import family_of
 from training.families.drawing import PRECISION
 
 SPARE = 64 * 2**20
@@ -144,15 +142,14 @@ def check_model(champion: Champion, folder: Path, signature: bytes | None, keys:
         flavors = yaml.safe_load((folder / "MLmodel").read_bytes())["flavors"]
         config = flavors["python_function"]["config"]
         sampling = {"precision": config.get("precision", PRECISION)} | config["sampling"]
-        if not {"height", "width"} <= sampling.keys():
-            side = family_of(folder / WEIGHTS_FOLDER).resolution
-            sampling = {"height": side, "width": side} | sampling
-        return sampling | {name: sampling[name] for name in ("num_inference_steps", "guidance_scale")}
+        return sampling | {
+            name: sampling[name] for name in ("num_inference_steps", "guidance_scale", "height", "width")
+        }
     except UntrueError:
         raise
     except LineageError as error:
         raise UntrueError(f"version {champion.version} of {champion.model}: {error}") from error
-    except (OSError, LookupError, TypeError, ValueError, TrainingError) as error:
+    except (OSError, LookupError, TypeError, ValueError) as error:
         raise UntrueError(f"MLmodel of version {champion.version} does not say how it was judged: {error}") from error
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lineage.digests import LineageError, digest_json, digest_path
+from lineage.digests import LineageError, digest_path
 from serving.backend import BackendError, Drawing, Drawn, GoneError, LateError, Load, RefusedError, UnusableError
 from serving.users import Users
 
@@ -39,7 +39,8 @@ class _Home:
     family: Family | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
-    sums: dict[str, str] = field(default_factory=dict)
+    sum: str = ""
+    """SGLang's, of the transformer."""
     users: Users = field(default_factory=Users)
     seconds: float = 0.0
     """Of the warm-up's picture."""
@@ -76,7 +77,7 @@ class SGLang:
             raise UnusableError(f"{model} is loaded already; unload it first")
         try:
             family = family_of(folder)
-            sums = {MODULE: await asyncio.to_thread(checksum, family, precision)}
+            expected = await asyncio.to_thread(checksum, family, precision)
             digest = await asyncio.to_thread(digest_path, folder)
         except (TrainingError, LineageError, *BROKEN) as error:
             raise UnusableError(f"the bundle at {folder} cannot be served: {error}") from error
@@ -87,19 +88,18 @@ class SGLang:
             answer = await self._post(home, UPDATE, {"model_path": str(folder), "flush_cache": True})
             if answer.get("success") is not True:
                 raise BackendError(str(answer.get("message")))
-            found = await self._sums(home)
+            found = await self._sum(home)
         except BackendError as error:
             raise UnusableError(f"{home.url} does not load {folder}: {error}") from error
-        if found != sums:
+        if found != expected:
             raise UnusableError(
-                f"{home.url} holds other weights than {folder}: {MODULE} has the sum {found.get(MODULE)}, not "
-                f"{sums[MODULE]}; start it with --backend diffusers and in {precision}"
+                f"{home.url} holds other weights than {folder}: {MODULE} has the sum {found}, not "
+                f"{expected}; start it with --backend diffusers and in {precision}"
             )
-        self._homes[self._homes.index(home)] = _Home(home.url, model, family, dict(sampling), digest, sums)
+        self._homes[self._homes.index(home)] = _Home(home.url, model, family, dict(sampling), digest, expected)
 
-    async def _sums(self, home: _Home) -> dict[str, str]:
-        answer = await self._post(home, CHECKSUM, {"module_names": [MODULE]})
-        return {name: str(value) for name, value in answer.items()}
+    async def _sum(self, home: _Home) -> str:
+        return str((await self._post(home, CHECKSUM, {"module_names": [MODULE]})).get(MODULE))
 
     async def warm(self, model: str) -> None:
         """See `Backend.warm`: one picture, whose seconds tell the pace. Batches are SGLang's own affair."""
@@ -157,10 +157,10 @@ class SGLang:
             task.cancel()
 
     async def digest(self, model: str) -> str:
-        """The folder's digest where the server still holds its transformer, else that of the sums it holds."""
+        """The folder's digest where the server still holds its transformer, else the sum of what it holds."""
         home = self._find(model)
-        found = await self._sums(home)
-        return home.digest if found == home.sums else digest_json(found)
+        found = await self._sum(home)
+        return home.digest if found == home.sum else f"sha256:{found}"
 
     def load_now(self) -> Load:
         """See `Backend.load_now`: each server draws one picture at a time."""

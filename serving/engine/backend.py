@@ -17,6 +17,11 @@ from serving.engine.text import TextCache
 from serving.engine.turns import HELD
 from serving.engine.worker import Worker
 
+MOST_ROWS = 64
+"""Of a batch, whatever the measurement says."""
+TEXT_BYTES = 256 << 20
+"""Of prompts' tensors that are kept."""
+
 
 class BuiltIn:
     """Batches SD3, FLUX and Qwen-Image by denoising steps, on one GPU or on the CPU.
@@ -24,22 +29,13 @@ class BuiltIn:
     Args:
         device: as torch names it; None: the GPU where there is one.
         threads: of torch; None: as torch chooses, at most the CPUs that the container grants.
-        most_rows: rows of a batch that are not exceeded, whatever the measurement says.
-        text_bytes: bytes of prompts' tensors that are kept.
     """
 
-    def __init__(
-        self,
-        device: str | None = None,
-        threads: int | None = None,
-        most_rows: int = 64,
-        text_bytes: int = 256 << 20,
-    ) -> None:
+    def __init__(self, device: str | None = None, threads: int | None = None) -> None:
         import torch
 
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._most_rows = most_rows
-        self._text = TextCache(text_bytes)
+        self._text = TextCache(TEXT_BYTES)
         self._worker = Worker(threads, self._text)
         self._models: dict[str, Model] = {}
         self._pictures: dict[str, Picture] = {}
@@ -59,7 +55,7 @@ class BuiltIn:
         try:
             drawn = [one async for one in self.generate(model, Drawing(f"warm-up of {model}", "", 0, sampling))]
             if known is None:
-                await measure(self._worker, loaded, self._text, self._most_rows, drawn[-1].seconds["decode"])
+                await measure(self._worker, loaded, self._text, MOST_ROWS, drawn[-1].seconds["decode"])
             else:
                 loaded.limits, loaded.pictures_per_second = known.limits, known.pictures_per_second
         except (BackendError, RuntimeError) as error:

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from serving.engine.model import Model, join
+from serving.engine.model import Model
 from serving.memory import free_memory
+from training.encode.encoders import joined
 
 if TYPE_CHECKING:
     from serving.engine.text import TextCache
@@ -65,7 +66,7 @@ def _forward(model: Model, cache: TextCache, rows: int) -> Callable[[], float]:
     plan, transformer = model.plan, model.transformer
     noise = model.family.first_latents(0, plan.height, plan.width, transformer.dtype).to(model.device)
     latents = noise.expand(rows, -1, -1, -1).contiguous()
-    text = join([model.read("", plan.longest, cache)] * rows)
+    text = joined([model.read("", plan.longest, cache)] * rows)
     timesteps = torch.full((rows,), 500.0, device=model.device)
     guidance = torch.full((rows,), plan.guidance, device=model.device)
 

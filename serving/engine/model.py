@@ -136,11 +136,6 @@ class Model:
         return Drawn(picture(pixels), one.step, one.plan.steps, dict(one.seconds))
 
 
-def join(texts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Conditioning of a batch; shorter texts are padded, where the family masks padding."""
-    return joined(texts)
-
-
 class Batch:
     """Pictures that share forwards, until one joins or leaves. Those with guidance come first."""
 
@@ -153,7 +148,7 @@ class Batch:
         device = self._model.device
         self._guided = sum(one.plan.rows - 1 for one in self._order)
         unconditional = [one.text[1] for one in self._order[: self._guided]]
-        self._text = join([one.text[0] for one in self._order] + unconditional)
+        self._text = joined([one.text[0] for one in self._order] + unconditional)
         scales = torch.tensor([one.plan.guidance for one in self._order], device=device)
         self._scales = torch.cat([scales, scales[: self._guided]])
         together = min(one.plan.steps - one.step for one in self._order)
