@@ -141,7 +141,7 @@ def check_model(champion: Champion, folder: Path, signature: bytes | None, keys:
                 raise UntrueError(f"the model's signature is about other files than version {champion.version} has")
         flavors = yaml.safe_load((folder / "MLmodel").read_bytes())["flavors"]
         config = flavors["python_function"]["config"]
-        sampling = {"precision": config.get("precision", PRECISION)} | config["sampling"]
+        sampling: dict[str, Any] = {"precision": config.get("precision", PRECISION)} | config["sampling"]
         return sampling | {
             name: sampling[name] for name in ("num_inference_steps", "guidance_scale", "height", "width")
         }

@@ -42,11 +42,8 @@ class PictureLog:
         """Add a picture; one line is one write."""
         told = {"hash": f"{perceptual_hash(image):016x}", "time": datetime.now(UTC).isoformat(), "request": request}
         line = json.dumps(told | {"origin": origin.model_dump(mode="json")}) + "\n"
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        with open(self.path, "ab", buffering=0, opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
+            stream.write(line.encode())
 
     def like(self, image: Image.Image) -> list[tuple[int, dict[str, Any]]]:
         """Pictures that look alike, nearest first, with the number of bits in which they differ."""

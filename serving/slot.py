@@ -26,6 +26,7 @@ from lineage.channel.champion import CHAMPION, Champion
 from lineage.channel.client import Channel
 from lineage.channel.errors import ChannelError, UnreachableError
 from lineage.digests import LineageError, hex_of
+from lineage.files import write_whole
 from lineage.signing import read_public
 from serving.backend import Backend, BackendError, UnusableError
 from serving.errors import GoneError, NotReadyError, UnknownError
@@ -55,7 +56,7 @@ class Loaded:
     """Requests that draw with it; each holds it, also past a swap."""
 
     @property
-    def named(self) -> dict[str, str]:
+    def named(self) -> dict[str, Any]:
         """Model, version and digest, as answers, credentials, metrics and the log name it."""
         champion = self.champion
         return {"model": champion.model, "version": champion.version, "digest": str(champion.weights)}
@@ -242,7 +243,7 @@ class Slot:
             if isinstance(error, LineageError | BackendError) or not isinstance(error, Exception):
                 raise
             raise UnusableError(f"version {wanted.version} does not load: {type(error).__name__}") from error
-        (store / f"{hex_of(str(wanted.folder))}.json").write_bytes(wanted.content())
+        write_whole(store / f"{hex_of(str(wanted.folder))}.json", wanted.content())
         return loaded
 
     def _swap(self, loaded: Loaded) -> None:

@@ -34,8 +34,8 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any]) -> PortraitModel:
         model_config: ``model_name``, ``digest`` of the weights, ``sampling`` and ``precision``, from ``MLmodel`` or
             from whoever loads.
     """
-    told = (model_config[name] for name in ("model_name", "digest", "sampling"))
-    return PortraitModel(Path(path), *told, precision=model_config.get("precision", PRECISION))
+    name, digest, sampling = (model_config[key] for key in ("model_name", "digest", "sampling"))
+    return PortraitModel(Path(path), name, digest, sampling, model_config.get("precision", PRECISION))
 
 
 class PortraitModel:
