@@ -26,7 +26,6 @@ from lineage.records import RunContext, check_records
 from lineage.registry import EVIDENCE_FOLDER, TAG, Registry, RegistrySettings
 from lineage.signing import SCHEME
 from lineage.statements import VERDICT, VERDICT_FILE, read_statement, write_statement
-from training.families.drawing import PRECISION
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
@@ -107,8 +106,7 @@ def _store(
 ) -> Registered:
     """Upload everything into a fresh folder and make the version; gives what the ledger is to say of it."""
     folder, attempt = scratch / "model", new_attempt()
-    sampling, terms = (candidate.evaluation.get(name, {}) for name in ("sampling", "terms"))
-    precision = terms.get("drawing", {}).get("precision", PRECISION)
+    sampling, precision = candidate.evaluation.get("sampling", {}), candidate.precision
     write_model_folder(folder, candidate.model_name, candidate.digest, sampling, candidate.ended, precision)
     evidence = _evidence(candidate, artifacts, scratch / "documents", context)
     around, weights = listing(folder), listing(candidate.weights)
