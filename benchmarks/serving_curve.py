@@ -30,7 +30,8 @@ from typing import Any
 
 from serving.backend import BackendError, Drawing, Drawn
 from serving.engine.backend import BuiltIn
-from serving.engine.model import Model, join
+from serving.engine.model import Model
+from training.encode.encoders import joined
 
 AVATARS = Path(__file__).parents[1] / "examples" / "avatars"
 MODEL = "model"
@@ -124,7 +125,7 @@ class Bench:
         model, plan = self.model, self.model.plan
         first = model.family.first_latents(0, plan.height, plan.width, torch.float32).to(model.device)
         latents = first.expand(pictures, -1, -1, -1).contiguous()
-        text = join([model.read("", plan.longest, self.backend._text)] * pictures * plan.rows)
+        text = joined([model.read("", plan.longest, self.backend._text)] * pictures * plan.rows)
         timesteps, levels = model.family.noise_levels(model.pipeline.scheduler, plan.steps, plan.height, plan.width)
         times = timesteps[:, None].expand(-1, pictures * plan.rows).to(model.device)
         levels, scale = levels.to(model.device), torch.full((pictures, 1, 1, 1), plan.guidance, device=model.device)

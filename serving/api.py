@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from http import HTTPStatus
-from importlib.metadata import entry_points, version
+from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -32,7 +32,6 @@ from serving.telemetry import REQUEST, Metrics, say
 PAGE = Path(__file__).parent / "page"
 PAGES = {"": "index.html", "page.js": "page.js", "page.css": "page.css"}
 BACKENDS = "triptych.backends"
-T = TypeVar("T")
 
 
 class Fault(BaseModel):
@@ -74,16 +73,13 @@ def open_backend(settings: Settings) -> Backend:
     Raises:
         LineageError: there is none of this name.
     """
-    from importlib import import_module
-
     name = settings.backend
     found = entry_points(group=BACKENDS, name=name)
     try:
         if not found and ":" not in name:
             known = ", ".join(sorted(one.name for one in entry_points(group=BACKENDS)))
             raise LineageError(f"there is no backend {name!r}; there are {known or 'none: install triptych'}")
-        module, _, attribute = name.partition(":")
-        kind = next(iter(found)).load() if found else getattr(import_module(module), attribute)
+        kind = next(iter(found), EntryPoint(name, name, BACKENDS)).load()
         made: Backend = kind(**settings.backend_options)
     except (ImportError, AttributeError, TypeError, BackendError) as error:
         raise LineageError(f"the backend {name!r} cannot be loaded: {error}") from error
@@ -118,7 +114,6 @@ def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
             task.cancel()
         await asyncio.gather(following, renewing, return_exceptions=True)
         await backend.close()
-        service.close()
 
     app = FastAPI(title="Triptych", version=version("triptych"), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service, app.state.slot = service, slot
@@ -172,49 +167,38 @@ def _add_images(app: FastAPI, service: Service) -> None:
             loaded = service.slot.resolve(asked.model)
             held.enter_context(loaded.users)
             job = plan(asked, loaded, service.settings, REQUEST.get())
-            request.state.facts |= job.named | {"pictures": len(job.seeds), "seed": job.seeds[0]}
+            request.state.facts |= loaded.named | {"pictures": len(job.seeds), "seed": job.seeds[0]}
             if service.settings.log_prompts:
                 request.state.facts["prompt"] = job.prompt
             held.enter_context(service.admitted(len(job.seeds)))
-            headers = {f"x-triptych-{name}": value for name, value in job.named.items()}
+            headers = {f"x-triptych-{name}": value for name, value in loaded.named.items()}
             headers["x-triptych-state"] = str(service.slot.status()["state"])
             if asked.stream:
                 return Events(_events(service, job), held.pop_all(), headers)
-            pictures = await _unless_gone(request, _all(service, job))
+            pictures = await _all(service, job, request)
         return JSONResponse(job.answer(pictures), headers=headers)
 
 
-async def _all(service: Service, job: Job) -> list[str]:
+async def _all(service: Service, job: Job, request: Request) -> list[str]:
+    """The pictures of a job; where one fails, or the caller is gone, the others end."""
+
     async def one(number: int) -> str:
         async with aclosing(service.draw(job, number)) as drawn:
             return [content async for content, _ in drawn][-1]
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(number)) for number in range(len(job.seeds))]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, which ends when the caller is gone."""
-
     async def hung_up() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
+        raise HungUpError("the caller hung up")
 
-    drawing, gone = asyncio.create_task(work), asyncio.create_task(hung_up())
     try:
-        await asyncio.wait((drawing, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not drawing.done():
-            drawing.cancel()
-            await asyncio.wait((drawing,))
-            raise HungUpError("the caller hung up")
-        return drawing.result()
-    finally:
-        drawing.cancel()
-        gone.cancel()
+        async with asyncio.TaskGroup() as group:
+            gone = group.create_task(hung_up())
+            pictures = await asyncio.gather(*(group.create_task(one(number)) for number in range(len(job.seeds))))
+            gone.cancel()
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return pictures
 
 
 async def _events(service: Service, job: Job) -> AsyncGenerator[str]:
@@ -236,9 +220,9 @@ def _add_models(app: FastAPI, slot: Slot) -> None:
     def shown(loaded: Loaded, name: str) -> dict[str, Any]:
         champion = loaded.champion
         told = {"id": name, "object": "model", "created": 0, "owned_by": "triptych", "name": name, "ready": True}
-        told |= {"version": champion.version, "digest": champion.weights, "folder": champion.folder}
-        told |= {"decision": champion.decision, "figures": list(champion.figures), "sampling": loaded.sampling}
-        return told | {"role": "champion" if loaded is slot.current else "previous", "moved": champion.time}
+        told |= loaded.named | {"folder": champion.folder, "decision": champion.decision, "moved": champion.time}
+        told |= {"figures": list(champion.figures), "sampling": loaded.sampling}
+        return told | {"role": "champion" if loaded is slot.current else "previous"}
 
     @app.get("/v1/models", responses=FAULTS)
     async def models() -> dict[str, Any]:

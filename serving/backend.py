@@ -42,7 +42,7 @@ class Drawing:
     Attributes:
         id: of this picture; `Backend.cancel` takes it.
         sampling: ``num_inference_steps``, ``guidance_scale``, ``max_sequence_length``, ``height``, ``width``: what the
-            model was judged with, and what the caller asks otherwise.
+            model was judged with, and what the caller asks otherwise; and the ``precision`` that it was loaded in.
         partial_images: how many previews are wanted on the way, 0 to 3.
         deterministic: other requests of the same moment cannot change a bit of the picture.
         deadline: `time.monotonic` seconds after which nobody wants it any more; None: none.
@@ -93,7 +93,7 @@ class Backend(Protocol):
         """Load a bundle whose digest was checked. ``model`` names it from now on.
 
         Args:
-            sampling: what the model was judged with.
+            sampling: what the model was judged with; ``precision`` is the number format of its weights, PyTorch's name.
 
         Raises:
             UnusableError: it does not load.

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lineage.digests import LineageError
+from lineage.files import write_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -227,11 +227,11 @@ def make_content_key(folder: Path) -> tuple[Path, Path]:
             return made, made
     if not root.exists():
         key = CryptoSigner.generate_ecdsa().private_bytes
-        _write(authority, key)
-        _write(root, _certificate("Triptych content authority of this machine", key, key))
+        write_whole(authority, key)
+        write_whole(root, _certificate("Triptych content authority of this machine", key, key))
     key, issuer = CryptoSigner.generate_ecdsa().private_bytes, root.read_bytes()
     own = _certificate("Triptych content key of this machine", key, authority.read_bytes(), issuer)
-    _write(made, key + own + issuer)
+    write_whole(made, key + own + issuer)
     return made, made
 
 
@@ -259,10 +259,3 @@ def _certificate(name: str, key: bytes, by: bytes, issuer: bytes = b"") -> bytes
         purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
         made = made.add_extension(purposes, critical=False)
     return made.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM)  # type: ignore[arg-type]
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
-        stream.write(content)
-    partial.replace(path)

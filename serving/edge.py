@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from starlette.datastructures import Headers, MutableHeaders
+
 from lineage.digests import LineageError
 from serving.errors import KeyRequiredError, ServingError, TooLargeError
 from serving.settings import Settings
@@ -45,7 +47,7 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        given = Headers(scope=scope)
         asked = given.get("x-request-id", "")
         scope["state"] = scope.get("state", {}) | {"facts": {}}
         id = asked if re.fullmatch(r"[\w.-]{1,64}", asked, re.ASCII) else f"req_{secrets.token_hex(12)}"
@@ -55,8 +57,7 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                more = HEADERS | {"x-request-id": id}
-                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in more.items())]
+                MutableHeaders(scope=message).update(HEADERS | {"x-request-id": id})
             await send(message)
 
         try:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from lineage.artifacts import WEIGHTS_FOLDER, Listed, check_loader, listing, weights_digest
@@ -21,12 +20,10 @@ from lineage.channel.champion import Champion, File
 from lineage.digests import PREFIX, LineageError, hex_of
 from lineage.model_signature import signed_files
 from lineage.places import without_credentials
-from training.errors import TrainingError
-from training.families import family_of
+from training.families.drawing import PRECISION
 
 SPARE = 64 * 2**20
 """Bytes of disk that are left free."""
-LIMIT = Path("/sys/fs/cgroup")
 
 
 class FetchError(LineageError):
@@ -143,16 +140,16 @@ def check_model(champion: Champion, folder: Path, signature: bytes | None, keys:
             if signed != {name: digest for name, digest in inner.items() if not Path(name).name.startswith(".git")}:
                 raise UntrueError(f"the model's signature is about other files than version {champion.version} has")
         flavors = yaml.safe_load((folder / "MLmodel").read_bytes())["flavors"]
-        sampling = dict(flavors["python_function"]["config"]["sampling"])
-        if not {"height", "width"} <= sampling.keys():
-            side = family_of(folder / WEIGHTS_FOLDER).resolution
-            sampling = {"height": side, "width": side} | sampling
-        return sampling | {name: sampling[name] for name in ("num_inference_steps", "guidance_scale")}
+        config = flavors["python_function"]["config"]
+        sampling: dict[str, Any] = {"precision": config.get("precision", PRECISION)} | config["sampling"]
+        return sampling | {
+            name: sampling[name] for name in ("num_inference_steps", "guidance_scale", "height", "width")
+        }
     except UntrueError:
         raise
     except LineageError as error:
         raise UntrueError(f"version {champion.version} of {champion.model}: {error}") from error
-    except (OSError, LookupError, TypeError, ValueError, TrainingError) as error:
+    except (OSError, LookupError, TypeError, ValueError) as error:
         raise UntrueError(f"MLmodel of version {champion.version} does not say how it was judged: {error}") from error
 
 
@@ -162,20 +159,3 @@ def tidy(store: Path, keep: set[str]) -> None:
     for path in store.iterdir() if store.exists() else ():
         if path.is_dir() and path.name.partition(".")[0] not in names:
             shutil.rmtree(path)
-
-
-def free_memory() -> int:
-    """Bytes that a model may take here: of the GPU where there is one, else of the machine or the container."""
-    import sys
-
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0])
-    free = int(psutil.virtual_memory().available)
-    try:
-        most, used, told = ((LIMIT / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
-        facts = dict(line.split() for line in told.splitlines())
-        cached = int(facts["inactive_file"]) + int(facts["active_file"])  # what the kernel gives back when asked
-        return free if most.strip() == "max" else min(free, int(most) - int(used) + cached)
-    except (OSError, ValueError, KeyError):
-        return free  # no container, or one that says nothing of its limit

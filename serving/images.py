@@ -84,25 +84,19 @@ class Job:
     def origin(self, seed: int, step: int) -> Origin:
         """What the credentials of a picture say."""
         how: dict[str, Any] = {"format": self.format, "quality": self.quality, "deterministic": self.deterministic}
-        return Origin(**self.named | how, seed=seed, sampling=dict(self.sampling), step=step)
-
-    @property
-    def named(self) -> dict[str, str]:
-        """Model, version and digest, which every answer names."""
-        champion = self.loaded.champion
-        return {"model": champion.model, "version": champion.version, "digest": str(champion.weights)}
+        return Origin(**self.loaded.named | how, seed=seed, sampling=dict(self.sampling), step=step)
 
     def event(self, kind: str, picture: str, seed: int, **more: Any) -> dict[str, Any]:
         """An event of a stream, as OpenAI's client reads it."""
         told = {"type": f"image_generation.{kind}", "b64_json": picture, "created_at": int(time.time()), "seed": seed}
         told |= {"size": self.size, "quality": "auto", "background": "opaque", "output_format": self.format}
-        return told | self.named | more
+        return told | self.loaded.named | more
 
     def answer(self, pictures: list[str]) -> dict[str, Any]:
         """The answer without a stream."""
         data = [{"b64_json": picture, "seed": seed} for picture, seed in zip(pictures, self.seeds, strict=True)]
         told = {"created": int(time.time()), "data": data, "size": self.size, "background": "opaque"}
-        return told | {"output_format": self.format} | self.named
+        return told | {"output_format": self.format} | self.loaded.named
 
 
 def plan(asked: ImageRequest, loaded: Loaded, settings: Settings, request: str) -> Job:

@@ -9,27 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lineage.pictures import phash
 from serving.credentials import Origin
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SIDE, KEPT = 32, 8
 NEAR = 10
 """Bits of 64 in which two pictures may differ that are called alike."""
-
-
-def perceptual_hash(image: Image.Image) -> int:
-    """64 bits: signs of the 8 x 8 lowest cosine frequencies against their median.
-
-    Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010; as in the snapshot's manifest.
-    """
-    import numpy as np
-
-    grey = np.asarray(image.convert("L").resize((SIDE, SIDE)), np.float32)
-    cosines = np.cos(np.pi * np.outer(np.arange(KEPT), 2 * np.arange(SIDE) + 1) / (2 * SIDE))
-    lowest = (cosines @ grey @ cosines.T).ravel()
-    return int.from_bytes(np.packbits(lowest > np.median(lowest)).tobytes(), "big")
 
 
 class PictureLog:
@@ -40,17 +27,14 @@ class PictureLog:
 
     def note(self, image: Image.Image, request: str, origin: Origin) -> None:
         """Add a picture; one line is one write."""
-        told = {"hash": f"{perceptual_hash(image):016x}", "time": datetime.now(UTC).isoformat(), "request": request}
+        told = {"hash": phash(image), "time": datetime.now(UTC).isoformat(), "request": request}
         line = json.dumps(told | {"origin": origin.model_dump(mode="json")}) + "\n"
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        with open(self.path, "ab", buffering=0, opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
+            stream.write(line.encode())
 
     def like(self, image: Image.Image) -> list[tuple[int, dict[str, Any]]]:
         """Pictures that look alike, nearest first, with the number of bits in which they differ."""
-        wanted = perceptual_hash(image)
+        wanted = int(phash(image), 16)
         found = [((int(line["hash"], 16) ^ wanted).bit_count(), line) for line in self._lines()]
         return sorted((one for one in found if one[0] <= NEAR), key=lambda one: one[0])
 

@@ -8,9 +8,10 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from typing import Any, cast
+
+from anyio import CapacityLimiter, to_thread
 
 from serving import backend as drawing
 from serving.credentials import ContentSigner, encode
@@ -37,7 +38,7 @@ class Service:
         self.pending = 0
         """Pictures that were admitted and are not done."""
         self.draining = False
-        self._signers = ThreadPoolExecutor(SIGNERS, "signing")
+        self._signers = CapacityLimiter(SIGNERS)
         self._pictures = PictureLog(settings.picture_log) if settings.picture_log else None
 
     @contextmanager
@@ -88,15 +89,14 @@ class Service:
         except drawing.BackendError as error:
             if isinstance(error, drawing.GoneError):
                 self.slot.lost(job.loaded)
-            say("the backend failed", logging.ERROR, broken=True, **job.named)
+            say("the backend failed", logging.ERROR, broken=True, **job.loaded.named)
             raise NotReadyError("the model cannot draw now; try again") from error
         except Exception as error:
-            say("a picture failed", logging.ERROR, broken=True, **job.named)
+            say("a picture failed", logging.ERROR, broken=True, **job.loaded.named)
             raise ServingError("something is wrong with the server") from error
 
     async def _signed(self, job: Job, drawn: drawing.Drawn, seed: int) -> str:
-        run = asyncio.get_running_loop().run_in_executor
-        content, seconds = await run(self._signers, self._sign, job, drawn, seed)
+        content, seconds = await to_thread.run_sync(self._sign, job, drawn, seed, limiter=self._signers)
         final = drawn.step >= drawn.steps
         self.metrics.pictures.labels(job.loaded.champion.version, "picture" if final else "preview").inc()
         for stage, took in ({**drawn.seconds, "credentials": seconds} if final else {}).items():
@@ -114,7 +114,3 @@ class Service:
         except OSError as error:
             say("the picture was not noted", logging.ERROR, reason=str(error))
         return base64.b64encode(content).decode(), time.monotonic() - began
-
-    def close(self) -> None:
-        """End the threads."""
-        self._signers.shutdown(wait=False, cancel_futures=True)

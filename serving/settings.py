@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     backend: str = "built-in"
     """Its name in the entry-point group ``triptych.backends``, or ``module:Class``."""
     backend_options: dict[str, Any] = {}
-    """What it is made with, as JSON: ``{"precision": "bf16"}``."""
+    """What it is made with, as JSON: ``{"threads": 8}``."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     api_key: Path | None = None

@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lineage.digests import LineageError, digest_json, digest_path
+from lineage.digests import LineageError, digest_path
 from serving.backend import BackendError, Drawing, Drawn, GoneError, LateError, Load, RefusedError, UnusableError
-from serving.engine.model import PRECISIONS
 from serving.users import Users
 
 if TYPE_CHECKING:
@@ -40,7 +39,8 @@ class _Home:
     family: Family | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
-    sums: dict[str, str] = field(default_factory=dict)
+    sum: str = ""
+    """SGLang's, of the transformer."""
     users: Users = field(default_factory=Users)
     seconds: float = 0.0
     """Of the warm-up's picture."""
@@ -52,20 +52,17 @@ class SGLang:
     With one, `load` waits until the old model's pictures are done and replaces it; it is closed from then on.
 
     Args:
-        urls: of the servers, which see the models' folders under the same paths as this process.
-        precision: the number format in which the servers hold the transformer: "fp32", "bf16" or "fp16".
+        urls: of the servers, which see the models' folders under the same paths as this process. They must hold the
+            transformer in the precision that the model was judged in.
         timeout: seconds that a picture, or loading weights, may take.
     """
 
-    def __init__(self, urls: Sequence[str], precision: str = "bf16", timeout: float = 300.0) -> None:
+    def __init__(self, urls: Sequence[str], timeout: float = 300.0) -> None:
         import httpx2
 
-        if not urls or precision not in PRECISIONS:
-            raise BackendError(
-                f"urls must name a server and precision one of {', '.join(PRECISIONS)}; got {precision!r}"
-            )
+        if not urls:
+            raise BackendError("urls must name a server")
         self._homes = [_Home(url.rstrip("/")) for url in urls]
-        self._precision = precision
         self._client = httpx2.AsyncClient(timeout=timeout, trust_env=False)
         self._tasks: dict[str, asyncio.Task[Drawn]] = {}
 
@@ -73,14 +70,16 @@ class SGLang:
         """See `Backend.load`. After a failure it is unknown what the server holds: it draws nothing then."""
         from training.errors import TrainingError
         from training.families import family_of
+        from training.families.drawing import BROKEN, PRECISION
 
+        precision = sampling.get("precision", PRECISION)
         if any(home.model == model for home in self._homes):
             raise UnusableError(f"{model} is loaded already; unload it first")
         try:
             family = family_of(folder)
-            sums = {MODULE: await asyncio.to_thread(checksum, family, self._precision)}
+            expected = await asyncio.to_thread(checksum, family, precision)
             digest = await asyncio.to_thread(digest_path, folder)
-        except (TrainingError, LineageError, OSError, ValueError, KeyError) as error:
+        except (TrainingError, LineageError, *BROKEN) as error:
             raise UnusableError(f"the bundle at {folder} cannot be served: {error}") from error
         home = min(self._homes, key=lambda one: bool(one.model))
         home.model = ""
@@ -89,19 +88,18 @@ class SGLang:
             answer = await self._post(home, UPDATE, {"model_path": str(folder), "flush_cache": True})
             if answer.get("success") is not True:
                 raise BackendError(str(answer.get("message")))
-            found = await self._sums(home)
+            found = await self._sum(home)
         except BackendError as error:
             raise UnusableError(f"{home.url} does not load {folder}: {error}") from error
-        if found != sums:
+        if found != expected:
             raise UnusableError(
-                f"{home.url} holds other weights than {folder}: {MODULE} has the sum {found.get(MODULE)}, not "
-                f"{sums[MODULE]}; start it with --backend diffusers and in {self._precision}"
+                f"{home.url} holds other weights than {folder}: {MODULE} has the sum {found}, not "
+                f"{expected}; start it with --backend diffusers and in {precision}"
             )
-        self._homes[self._homes.index(home)] = _Home(home.url, model, family, dict(sampling), digest, sums)
+        self._homes[self._homes.index(home)] = _Home(home.url, model, family, dict(sampling), digest, expected)
 
-    async def _sums(self, home: _Home) -> dict[str, str]:
-        answer = await self._post(home, CHECKSUM, {"module_names": [MODULE]})
-        return {name: str(value) for name, value in answer.items()}
+    async def _sum(self, home: _Home) -> str:
+        return str((await self._post(home, CHECKSUM, {"module_names": [MODULE]})).get(MODULE))
 
     async def warm(self, model: str) -> None:
         """See `Backend.warm`: one picture, whose seconds tell the pace. Batches are SGLang's own affair."""
@@ -159,10 +157,10 @@ class SGLang:
             task.cancel()
 
     async def digest(self, model: str) -> str:
-        """The folder's digest where the server still holds its transformer, else that of the sums it holds."""
+        """The folder's digest where the server still holds its transformer, else the sum of what it holds."""
         home = self._find(model)
-        found = await self._sums(home)
-        return home.digest if found == home.sums else digest_json(found)
+        found = await self._sum(home)
+        return home.digest if found == home.sum else f"sha256:{found}"
 
     def load_now(self) -> Load:
         """See `Backend.load_now`: each server draws one picture at a time."""
@@ -253,7 +251,7 @@ def checksum(family: Family, precision: str) -> str:
     hashed = hashlib.sha256()
     for name in sorted(dict(empty.named_parameters())):
         with safe_open(places[name], framework="pt") as stream:
-            tensor = stream.get_tensor(name).to(getattr(torch, PRECISIONS[precision]))
+            tensor = stream.get_tensor(name).to(getattr(torch, precision))
         hashed.update(name.encode())
         hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()

@@ -26,10 +26,12 @@ from lineage.channel.champion import CHAMPION, Champion
 from lineage.channel.client import Channel
 from lineage.channel.errors import ChannelError, UnreachableError
 from lineage.digests import LineageError, hex_of
+from lineage.files import write_whole
 from lineage.signing import read_public
 from serving.backend import Backend, BackendError, UnusableError
 from serving.errors import GoneError, NotReadyError, UnknownError
-from serving.fetch import UntrueError, check_model, fetch, free_memory, tidy
+from serving.fetch import UntrueError, check_model, fetch, tidy
+from serving.memory import free_memory
 from serving.settings import Settings
 from serving.telemetry import Metrics, say
 from serving.users import Users
@@ -52,6 +54,12 @@ class Loaded:
     """What the backend calls it; each loading has its own."""
     users: Users = field(default_factory=Users)
     """Requests that draw with it; each holds it, also past a swap."""
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Model, version and digest, as answers, credentials, metrics and the log name it."""
+        champion = self.champion
+        return {"model": champion.model, "version": champion.version, "digest": str(champion.weights)}
 
     @property
     def bytes(self) -> int:
@@ -163,7 +171,7 @@ class Slot:
         over = self.settings.mode == "follow" and not said.version
         for loaded in (self.current, self.previous):
             if loaded and (self._is_withdrawn(loaded.champion) or over):
-                say("no new picture is drawn", logging.WARNING, version=loaded.champion.version, reason="withdrawn")
+                say("no new picture is drawn", logging.WARNING, reason="withdrawn", **loaded.named)
                 self.current = None if loaded is self.current else self.current
                 self.previous = None if loaded is self.previous else self.previous
                 self._retire(loaded)
@@ -196,12 +204,7 @@ class Slot:
 
     async def _try(self, wanted: Champion, stop: threading.Event) -> None:
         began, folder = time.monotonic(), str(wanted.folder)
-        named: dict[str, Any] = {
-            "model": wanted.model,
-            "version": wanted.version,
-            "digest": wanted.weights,
-            "folder": folder,
-        }
+        named: dict[str, Any] = {"version": wanted.version, "digest": wanted.weights, "folder": folder}
         try:
             loaded = await self._load(wanted, stop)
         except (LineageError, BackendError, OSError) as error:
@@ -240,7 +243,7 @@ class Slot:
             if isinstance(error, LineageError | BackendError) or not isinstance(error, Exception):
                 raise
             raise UnusableError(f"version {wanted.version} does not load: {type(error).__name__}") from error
-        (store / f"{hex_of(str(wanted.folder))}.json").write_bytes(wanted.content())
+        write_whole(store / f"{hex_of(str(wanted.folder))}.json", wanted.content())
         return loaded
 
     def _swap(self, loaded: Loaded) -> None:
@@ -256,7 +259,7 @@ class Slot:
         self._known[loaded.champion.version] = loaded.champion
         self.metrics.swaps.labels("done").inc()
         self.metrics.model.clear()
-        self.metrics.model.labels(self.model, loaded.champion.version, loaded.champion.weights).set(1)
+        self.metrics.model.labels(**loaded.named).set(1)
 
     def _retire(self, loaded: Loaded) -> None:
         async def end() -> None:
@@ -270,7 +273,7 @@ class Slot:
     def lost(self, loaded: Loaded) -> None:
         """The backend does not have a model any more: load it again."""
         if loaded is self.current:
-            say("the backend lost its model", logging.ERROR, version=loaded.champion.version)
+            say("the backend lost its model", logging.ERROR, **loaded.named)
             self.current = None
             self._tries.pop(str(loaded.champion.folder), None)
             self.wake()
@@ -294,12 +297,11 @@ class Slot:
         name, _, version = (asked or self.model).partition("@")
         if self.model and name != self.model:
             raise UnknownError(f"there is no model {name!r}; this server draws with {self.model}")
-        for loaded in (self.current, self.previous):
-            if loaded and loaded.champion.version == (version or loaded.champion.version):
-                if self.overdue > self.settings.max_staleness:
-                    raise NotReadyError(f"nobody vouches for the champion since {self.expires}: the channel expired")
-                if version or loaded is self.current:
-                    return loaded
+        found = next((one for one in self.loaded() if one.champion.version == version), None)
+        if loaded := found if version else self.current:
+            if self.overdue > self.settings.max_staleness:
+                raise NotReadyError(f"nobody vouches for the champion since {self.expires}: the channel expired")
+            return loaded
         if version and (known := self._known.get(version)):
             if self._is_withdrawn(known):
                 raise GoneError(f"version {version} of {name} was withdrawn")

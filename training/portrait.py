@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from lineage.artifacts import digest_of, listing
 from lineage.digests import LineageError
-from training.families.drawing import Drawer
+from training.families.drawing import PRECISION, Drawer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,10 +31,11 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any]) -> PortraitModel:
     """Load the weights in the folder ``path``; MLflow calls this.
 
     Args:
-        model_config: ``model_name``, ``digest`` of the weights and ``sampling``, from ``MLmodel`` or from whoever
-            loads.
+        model_config: ``model_name``, ``digest`` of the weights, ``sampling`` and ``precision``, from ``MLmodel`` or
+            from whoever loads.
     """
-    return PortraitModel(Path(path), model_config["model_name"], model_config["digest"], model_config["sampling"])
+    name, digest, sampling = (model_config[key] for key in ("model_name", "digest", "sampling"))
+    return PortraitModel(Path(path), name, digest, sampling, model_config.get("precision", PRECISION))
 
 
 class PortraitModel:
@@ -42,18 +43,21 @@ class PortraitModel:
 
     Args:
         sampling: how it was judged; a call may ask otherwise.
+        precision: the number format of the weights that it was judged in.
 
     Raises:
         LineageError: the weights are not those with ``digest``.
         TrainingError: they do not load.
     """
 
-    def __init__(self, weights: Path, model_name: str, digest: str, sampling: Mapping[str, Any]) -> None:
+    def __init__(
+        self, weights: Path, model_name: str, digest: str, sampling: Mapping[str, Any], precision: str = PRECISION
+    ) -> None:
         if (found := digest_of(listing(weights))) != digest:
             raise LineageError(f"the weights at {weights} have digest {found}, not {digest}: do not use them")
         self._claims = {"model": model_name, "model-digest": digest}
         self._sampling = dict(sampling)
-        self._drawer = Drawer(weights)
+        self._drawer = Drawer(weights, precision)
 
     def predict(self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """Draw one picture a row.

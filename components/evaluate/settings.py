@@ -25,7 +25,7 @@ class DrawingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The number format of the weights: choose the one that the model is served in."""
+    """The number format of the weights; the version is registered with it, and served in it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU where there is one."""
     offload: bool = False

@@ -13,6 +13,7 @@ from uuid import NAMESPACE_URL, uuid5
 import yaml
 
 from lineage.artifacts import LOADER, WEIGHTS_FOLDER
+from training.families.drawing import PRECISION
 
 NEEDS = ("diffusers", "mlflow", "numpy", "pandas", "pillow", "rfc8785", "safetensors", "torch", "transformers")
 """The packages that `training.portrait` needs, stored with the versions installed here."""
@@ -23,7 +24,9 @@ WITHOUT_TRIPTYCH = (
 )
 
 
-def write_model_folder(target: Path, model_name: str, digest: str, sampling: Mapping[str, Any], created: str) -> None:
+def write_model_folder(
+    target: Path, model_name: str, digest: str, sampling: Mapping[str, Any], created: str, precision: str = PRECISION
+) -> None:
     """Write the folder without the weights, which `lineage.artifacts.WEIGHTS_FOLDER` then holds, untouched.
 
     Equal arguments give equal bytes, wherever the same packages are installed.
@@ -32,6 +35,7 @@ def write_model_folder(target: Path, model_name: str, digest: str, sampling: Map
         digest: of the folder of weights.
         sampling: the settings that the model was judged with; the defaults when it draws.
         created: when the model was made, ISO 8601.
+        precision: the number format of the weights that it was judged in.
     """
     import mlflow
     from mlflow.models import Model, ModelSignature
@@ -53,7 +57,7 @@ def write_model_folder(target: Path, model_name: str, digest: str, sampling: Map
         loader_module=LOADER,
         data=WEIGHTS_FOLDER,
         python_env=ENVIRONMENT,
-        model_config={"model_name": model_name, "digest": digest, "sampling": dict(sampling)},
+        model_config={"model_name": model_name, "digest": digest, "sampling": dict(sampling), "precision": precision},
     )
     target.mkdir(parents=True, exist_ok=True)
     model.save(target / "MLmodel")

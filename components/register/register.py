@@ -106,8 +106,8 @@ def _store(
 ) -> Registered:
     """Upload everything into a fresh folder and make the version; gives what the ledger is to say of it."""
     folder, attempt = scratch / "model", new_attempt()
-    sampling = candidate.evaluation.get("sampling", {})
-    write_model_folder(folder, candidate.model_name, candidate.digest, sampling, candidate.ended)
+    sampling, precision = candidate.evaluation.get("sampling", {}), candidate.precision
+    write_model_folder(folder, candidate.model_name, candidate.digest, sampling, candidate.ended, precision)
     evidence = _evidence(candidate, artifacts, scratch / "documents", context)
     around, weights = listing(folder), listing(candidate.weights)
     if digest_of(weights) != candidate.digest:

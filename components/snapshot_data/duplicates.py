@@ -6,26 +6,19 @@ import hashlib
 import io
 import warnings
 from collections.abc import Sequence
-from functools import cache
 from itertools import combinations
 from typing import Any
 
 from components.snapshot_data.metadata import SPLITS
+from lineage.pictures import FORMATS, HASH_SIDE, phash
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MOST_PIXELS = 2**26
 """Images of more pixels have no perceptual hash: they would fill the memory."""
-SIDE, KEPT = 32, 8
 PAIRS_AT_ONCE = 2**20
 
 
 def perceptual_hash(content: bytes) -> str | None:
-    """64 bits in hexadecimal that stay nearly the same when an image is scaled, recoded or slightly changed.
-
-    The signs, about their median, of the 8 x 8 lowest frequencies of a cosine transform of the image at 32 x 32 in
-    grey (pHash: C. Zauner, 2010), in whole numbers, so that every machine finds the same. None: it does not decode.
-    """
-    import numpy as np
+    """See `phash`; None: it does not decode."""
     from PIL import Image
 
     try:
@@ -33,22 +26,11 @@ def perceptual_hash(content: bytes) -> str | None:
             warnings.simplefilter("ignore")
             if image.width * image.height > MOST_PIXELS:
                 return None
-            image.draft("L", (2 * SIDE, 2 * SIDE))
-            grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+            image.draft("L", (2 * HASH_SIDE, 2 * HASH_SIDE))
+            grey = image.convert("L").resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BILINEAR)
     except Exception:  # decoders raise whatever a malformed file leads them to; validation says what is wrong
         return None
-    cosines = _cosines()
-    found = (cosines @ np.asarray(grey, dtype=np.int64) @ cosines.T).ravel()
-    bits = found > int(np.median(found[1:]))
-    return np.packbits(bits).tobytes().hex()
-
-
-@cache
-def _cosines() -> Any:
-    import numpy as np
-
-    at = np.pi / SIDE * (np.arange(SIDE) + 0.5) * np.arange(KEPT)[:, None]
-    return np.rint(2**12 * np.cos(at)).astype(np.int64)
+    return phash(grey)
 
 
 def near_duplicates(hashes: Any, bits: int) -> Any:

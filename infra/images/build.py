@@ -23,7 +23,7 @@ DOCKERFILE = Path(__file__).with_name("Dockerfile")
 WITHOUT_TORCH = ("data", "registry", "server", "cluster")
 TARGETS = {
     "triptych-data": WITHOUT_TORCH,
-    "triptych-torch": (*WITHOUT_TORCH, "training", "evaluation", "avatars"),
+    "triptych-torch": (*WITHOUT_TORCH, "training", "evaluation", "avatars", "serving"),
 }
 """Target of the Dockerfile -> the extras of ``pyproject.toml`` that are in it."""
 PYTHON = (3, 11)

@@ -72,7 +72,7 @@ def redraw(what: str, prompt: str, found: Credentials, subject: Subject) -> tupl
 
     from lineage.artifacts import fetch_weights
     from serving.credentials import FORMATS, encode
-    from training.families.drawing import Drawer
+    from training.families.drawing import PRECISION, Drawer
 
     origin = found.origin
     if origin.step < origin.sampling["num_inference_steps"]:
@@ -80,7 +80,8 @@ def redraw(what: str, prompt: str, found: Credentials, subject: Subject) -> tupl
     with tempfile.TemporaryDirectory() as folder:
         place = f"models:/{origin.model}/{origin.version}"
         weights = fetch_weights(subject.place.database, place, origin.digest, Path(folder) / "weights")
-        (again,) = Drawer(weights).draw([prompt], [origin.seed], origin.sampling)
+        drawer = Drawer(weights, origin.sampling.get("precision", PRECISION))
+        (again,) = drawer.draw([prompt], [origin.seed], origin.sampling)
     saved = io.BytesIO(encode(again, origin.format, origin.quality))
     with Image.open(what, formats=FORMATS) as old, Image.open(saved, formats=FORMATS) as new:
         if old.size != new.size:

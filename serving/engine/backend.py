@@ -11,11 +11,16 @@ from typing import Any
 
 from serving.backend import BackendError, Drawing, Drawn, GoneError, Load, RefusedError, UnusableError
 from serving.engine.measure import measure
-from serving.engine.model import PRECISIONS, Model
+from serving.engine.model import Model
 from serving.engine.picture import Picture
 from serving.engine.text import TextCache
 from serving.engine.turns import HELD
 from serving.engine.worker import Worker
+
+MOST_ROWS = 64
+"""Of a batch, whatever the measurement says."""
+TEXT_BYTES = 256 << 20
+"""Of prompts' tensors that are kept."""
 
 
 class BuiltIn:
@@ -23,30 +28,14 @@ class BuiltIn:
 
     Args:
         device: as torch names it; None: the GPU where there is one.
-        precision: "fp32", as the judges drew; "bf16" and "fp16" are faster on GPUs and draw a little otherwise.
         threads: of torch; None: as torch chooses, at most the CPUs that the container grants.
-        most_rows: rows of a batch that are not exceeded, whatever the measurement says.
-        text_bytes: bytes of prompts' tensors that are kept.
-
-    Raises:
-        BackendError: there is no such precision.
     """
 
-    def __init__(
-        self,
-        device: str | None = None,
-        precision: str = "fp32",
-        threads: int | None = None,
-        most_rows: int = 64,
-        text_bytes: int = 256 << 20,
-    ) -> None:
+    def __init__(self, device: str | None = None, threads: int | None = None) -> None:
         import torch
 
-        if precision not in PRECISIONS:
-            raise BackendError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._precision, self._most_rows = precision, most_rows
-        self._text = TextCache(text_bytes)
+        self._text = TextCache(TEXT_BYTES)
         self._worker = Worker(threads, self._text)
         self._models: dict[str, Model] = {}
         self._pictures: dict[str, Picture] = {}
@@ -56,15 +45,19 @@ class BuiltIn:
         if model in self._models:
             raise UnusableError(f"{model} is loaded already; unload it first")
         # Not in the worker: reading weights takes long, and pictures are drawn meanwhile.
-        self._models[model] = await asyncio.to_thread(Model, model, folder, sampling, self._device, self._precision)
+        self._models[model] = await asyncio.to_thread(Model, model, folder, sampling, self._device)
 
     async def warm(self, model: str) -> None:
-        """See `Backend.warm`."""
+        """See `Backend.warm`. Where a model like it was measured, one step shows that it draws."""
         loaded = self._find(model)
-        drawing = Drawing(f"warm-up of {model}", "", 0, loaded.sampling)
+        known = next((m for m in self._models.values() if m.pictures_per_second and m.is_like(loaded)), None)
+        sampling = loaded.sampling if known is None else loaded.sampling | {"num_inference_steps": 1}
         try:
-            drawn = [one async for one in self.generate(model, drawing)]
-            await measure(self._worker, loaded, self._text, self._most_rows, drawn[-1].seconds["decode"])
+            drawn = [one async for one in self.generate(model, Drawing(f"warm-up of {model}", "", 0, sampling))]
+            if known is None:
+                await measure(self._worker, loaded, self._text, MOST_ROWS, drawn[-1].seconds["decode"])
+            else:
+                loaded.limits, loaded.pictures_per_second = known.limits, known.pictures_per_second
         except (BackendError, RuntimeError) as error:
             raise UnusableError(f"{model} fails while it is warmed up: {error}") from error
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.engine.model import Model, join
+from serving.engine.model import Model
+from serving.memory import free_memory
+from training.encode.encoders import joined
 
 if TYPE_CHECKING:
     from serving.engine.text import TextCache
@@ -41,7 +42,7 @@ async def measure(worker: Worker, model: Model, cache: TextCache, most: int, dec
             break
         idle = 0 if pace > GROWTH * max(paces.values(), default=0.0) else idle + 1
         paces[rows] = pace
-        if model.device.type == "cpu" and 2 * (peak_bytes() - before) > spare_bytes():
+        if model.device.type == "cpu" and 2 * (peak_bytes() - before) > free_memory(gpu=False):
             break
         rows *= 2
     best = min((n for n, pace in paces.items() if GROWTH * pace >= max(paces.values())), default=plan.rows)
@@ -65,7 +66,7 @@ def _forward(model: Model, cache: TextCache, rows: int) -> Callable[[], float]:
     plan, transformer = model.plan, model.transformer
     noise = model.family.first_latents(0, plan.height, plan.width, transformer.dtype).to(model.device)
     latents = noise.expand(rows, -1, -1, -1).contiguous()
-    text = join([model.read("", plan.longest, cache)] * rows)
+    text = joined([model.read("", plan.longest, cache)] * rows)
     timesteps = torch.full((rows,), 500.0, device=model.device)
     guidance = torch.full((rows,), plan.guidance, device=model.device)
 
@@ -91,14 +92,3 @@ def peak_bytes() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def spare_bytes() -> int:
-    """Bytes of main memory that are free, and that the container still grants."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and (granted := limit.read_text().strip()) != "max":
-        free = min(free, int(granted) - int(used.read_text()))
-    return free

@@ -14,37 +14,34 @@ from serving.users import Users
 from training.encode.encoders import joined
 from training.errors import TrainingError
 from training.families import family_of
-from training.families.drawing import BROKEN, is_finite, picture
+from training.families.drawing import BROKEN, PRECISION, is_finite, picture
 from training.families.family import check_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""Names of number formats, here and in torch."""
-
 
 class Model:
-    """The bundle at ``folder``, named ``name``, which was judged with ``sampling``.
+    """The bundle at ``folder``, named ``name``, which was judged with ``sampling``; loaded in its ``precision``.
 
     Raises:
         UnusableError: it does not load, weights of it are missing, or it is sampled by another scheduler.
     """
 
-    def __init__(self, name: str, folder: Path, sampling: Mapping[str, Any], device: str, precision: str) -> None:
+    def __init__(self, name: str, folder: Path, sampling: Mapping[str, Any], device: str) -> None:
         import torch
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         self.name, self.sampling, self.device = name, dict(sampling), torch.device(device)
         try:
             self.family = family_of(folder)
-            self.pipeline = self.family.load_pipeline()
+            self.plan = Plan.of(self.family, sampling)
+            self.pipeline = self.family.load_pipeline(sampling.get("precision", PRECISION))
             expected = {name: tuple(t.shape) for name, t in self.pipeline.transformer.state_dict().items()}
             check_weights(folder / "transformer", expected)
             self.encoders = self.family.encoders_digest()
             self.weights = Weights(folder, self.pipeline)
-            self.pipeline.to(self.device, *([] if precision == "fp32" else [getattr(torch, PRECISIONS[precision])]))
-            self.plan = Plan.of(self.family, sampling)
+            self.pipeline.to(self.device)
         except (TrainingError, RefusedError, *BROKEN) as error:
             raise UnusableError(f"the bundle at {folder} cannot be served: {error}") from error
         scheduler = self.pipeline.scheduler
@@ -53,7 +50,7 @@ class Model:
                 f"{folder} is sampled by {type(scheduler).__name__}; only FlowMatchEuler without noise is"
             )
         self.limits: dict[tuple[int, int], int] = {}
-        """Rows of the largest useful batch, by height and width."""
+        """Rows of the largest useful batch, by height and width; models of one architecture share them."""
         self.pictures_per_second = 0.0
         self._event: Any = None
         self.users = Users()
@@ -63,6 +60,14 @@ class Model:
     def transformer(self) -> Any:
         """The MM-DiT."""
         return self.pipeline.transformer
+
+    def is_like(self, other: Model) -> bool:
+        """Whether what was measured of ``other``, loaded beside it, holds for this model too: only weights differ."""
+        mine, others = (
+            [{k: v for k, v in part.config.items() if not k.startswith("_")} for part in (one.transformer, one.vae)]
+            for one in (self.pipeline, other.pipeline)
+        )
+        return mine == others and self.transformer.dtype == other.transformer.dtype and self.plan == other.plan
 
     def limit(self, height: int, width: int) -> int:
         """The most rows of a batch of pictures of this size; as many tokens as were measured, for another size."""
@@ -79,7 +84,8 @@ class Model:
         """
 
         def encode() -> dict[str, Tensor]:
-            return self.family.encode_captions(self.pipeline, [prompt], longest, self.device)
+            made = self.family.encode_captions(self.pipeline, [prompt], longest, self.device)
+            return {name: tensor for name, tensor in made.items() if name != "truncated"}
 
         try:
             kept = cache.get((self.encoders, prompt, longest), encode)
@@ -130,11 +136,6 @@ class Model:
         return Drawn(picture(pixels), one.step, one.plan.steps, dict(one.seconds))
 
 
-def join(texts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Conditioning of a batch; shorter texts are padded, where the family masks padding."""
-    return joined(texts)
-
-
 class Batch:
     """Pictures that share forwards, until one joins or leaves. Those with guidance come first."""
 
@@ -147,7 +148,7 @@ class Batch:
         device = self._model.device
         self._guided = sum(one.plan.rows - 1 for one in self._order)
         unconditional = [one.text[1] for one in self._order[: self._guided]]
-        self._text = join([one.text[0] for one in self._order] + unconditional)
+        self._text = joined([one.text[0] for one in self._order] + unconditional)
         scales = torch.tensor([one.plan.guidance for one in self._order], device=device)
         self._scales = torch.cat([scales, scales[: self._guided]])
         together = min(one.plan.steps - one.step for one in self._order)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from serving.backend import BackendError, Drawing, Drawn, LateError, RefusedError
+from training.families.drawing import PRECISION, PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +43,8 @@ class Plan:
         Raises:
             RefusedError: a value is missing, or is none that the family draws with.
         """
+        if (precision := sampling.get("precision", PRECISION)) not in PRECISIONS:
+            raise RefusedError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
         guidance = sampling.get("guidance_scale")
         if not isinstance(guidance, int | float) or not 0 <= guidance <= MOST_GUIDANCE:  # NaN is neither
             raise RefusedError(f"guidance_scale is {guidance!r}; it must be a number from 0 to {MOST_GUIDANCE}")

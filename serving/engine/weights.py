@@ -42,7 +42,7 @@ class Weights:
         import torch
 
         parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
-        self._parts = parts
+        self._folder, self._parts = folder, parts
         self._others: dict[str, str] = {}
         self._files: list[_File] = []
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -66,13 +66,21 @@ class Weights:
         return {name: dict(part.state_dict()) for name, part in self._parts.items()}
 
     def digest(self) -> str:
-        """The bundle's ``tree-sha256:``, or "" where a file's tensors are not in memory as they were in the file."""
+        """The bundle's ``tree-sha256:``, or "" where a file's tensors are not in memory as they were in the file.
+
+        What no model uses, such as a head for logits that nobody reads, is taken from the folder.
+        """
+        from safetensors import safe_open
+
         digests, memory = dict(self._others), self._memory()
         for file in self._files:
             hashed = hashlib.sha256(file.start)
             for name, kind in file.tensors:
                 tensor = _find(memory[file.part], name)
-                content = None if tensor is None else _content(tensor, kind)
+                if tensor is None:
+                    with safe_open(self._folder / file.name, framework="pt") as stream:
+                        tensor = stream.get_tensor(name)
+                content = _content(tensor, kind)
                 if content is None:
                     return ""
                 hashed.update(content)

@@ -15,8 +15,7 @@ from serving.engine.model import Batch
 from serving.engine.picture import Picture
 from serving.engine.text import TextCache
 from serving.engine.turns import Turns
-
-_log = logging.getLogger(__name__)
+from serving.telemetry import say
 
 
 class Worker:
@@ -95,7 +94,7 @@ class Worker:
                     self._turn()
             self._fail_all(GoneError("the server is closing"))
         except BaseException as error:
-            _log.exception("the engine's thread died; a new one starts")
+            say("the engine's thread died; a new one starts", logging.ERROR, broken=True)
             self._fail_all(BackendError(f"the engine's thread died of {type(error).__name__}; ask again"))
             self._reset()
             self._start()
@@ -157,7 +156,7 @@ class Worker:
         except Exception as error:
             self._batches.pop(key, None)
             if len(group) > 1:
-                _log.warning("a batch of %d failed and is taken apart: %s", len(group), error)
+                say("a batch failed and is taken apart", logging.WARNING, broken=True, pictures=len(group))
             self._narrow(group, error)
             for one in list(group):
                 self._try(one, lambda one=one: Batch([one]).step())  # type: ignore[misc]
@@ -188,7 +187,7 @@ class Worker:
             one.tell(error)
             self.turns.remove(one)
         except Exception as error:
-            _log.exception("drawing %s failed", one.drawing.id)
+            say("a drawing failed", logging.ERROR, broken=True, drawing=one.drawing.id)
             one.tell(BackendError(f"drawing failed: {type(error).__name__}: {error}"))
             self.turns.remove(one)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 
+from components.evaluate.settings import DrawingSettings
 from components.register.documents.model_card import model_card
 from lineage.statements import VERDICT, make_statement
 from tests.documents import example
@@ -63,6 +64,15 @@ def test_figures_against_the_approved_version_have_their_own_table(tmp_path: Pat
     before, after = text.split("Against the anchor")
     assert "| alignment | 0.800 |" in before and "| alignment | 0.700 |" in after
     assert "| figure | anchor |" in after
+
+
+def test_the_precision_that_judges_drew_in_is_what_the_verdict_says(tmp_path: Path) -> None:
+    judged = example.verdict("sha256:" + "0" * 64)
+    terms = {"terms": {"drawing": DrawingSettings(precision="bfloat16").model_dump(mode="json")}}
+    more = {**judged.predicate, "evaluation": {**judged.predicate["evaluation"], **terms}}
+    told = make_statement(VERDICT, {"candidate": "sha256:" + "0" * 64}, more)
+    assert example.candidate(tmp_path / "told", judged=told).precision == "bfloat16"
+    assert example.candidate(tmp_path / "plain").precision == "float32"
 
 
 def test_pictures_held_out_are_not_among_those_trained_on(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from c2pa import Reader
 from PIL import Image
 
+from lineage.pictures import phash
 from serving import credentials
 from serving.credentials import (
     FORMATS,
@@ -26,7 +27,7 @@ from serving.credentials import (
     make_content_key,
     read_credentials,
 )
-from serving.likeness import PictureLog, perceptual_hash
+from serving.likeness import PictureLog
 
 ORIGIN = Origin(
     model="portraits",
@@ -189,7 +190,8 @@ def test_a_stripped_picture_is_found_by_its_likeness(tmp_path: Path) -> None:
 
 
 def test_the_hash_is_the_snapshots() -> None:
-    from components.validate_data.images import _perceptual_hashes
+    from components.snapshot_data.duplicates import perceptual_hash
 
-    grey = np.asarray(picture().convert("L").resize((32, 32)))
-    assert f"{perceptual_hash(picture()):016x}" == _perceptual_hashes(grey[None])[0]
+    stream = io.BytesIO()
+    picture().save(stream, "PNG")
+    assert phash(picture()) == perceptual_hash(stream.getvalue())

@@ -46,6 +46,16 @@ def test_a_wake_up_is_enough_where_the_poll_is_long(world: World) -> None:
         server.wait(version="2")
 
 
+def test_the_precision_that_a_version_was_judged_in_is_the_one_that_it_is_loaded_in(world: World) -> None:
+    world.promote("1")
+    with serving(world.settings()) as server:
+        server.wait(version="1")
+        world.promote("2", precision="bfloat16")
+        server.wait(version="2")
+        told = {one["version"]: one["sampling"]["precision"] for one in server.get("/v1/models").json()["data"]}
+        assert told == {"1": "float32", "2": "bfloat16"}
+
+
 def test_requests_in_flight_finish_on_the_model_they_began_with(world: World) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

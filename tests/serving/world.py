@@ -20,9 +20,9 @@ import requests
 import yaml
 from fastapi import FastAPI
 
+from components.register.documents.signature import sign_model
 from lineage.artifacts import LOADER, WEIGHTS_FOLDER, folder_digest, listing, weights_digest
 from lineage.channel.champion import Champion, File
-from lineage.model_signature import sign_model
 from serving.api import create_app
 from serving.run import Server
 from serving.settings import Settings, read_settings
@@ -61,8 +61,10 @@ class World:
         told = {"channel": self.channel.place, "root": self.folder / "root.json", "state": self.folder / name}
         return read_settings(**told | {"poll": 0.05, "backend": "tests.serving.backends:Painter"} | more)
 
-    def build(self, version: str, bundle: Path | None = None, text: str = "", sampling: Any = SAMPLING) -> Champion:
-        """A model folder, and the document that names it."""
+    def build(
+        self, version: str, bundle: Path | None = None, text: str = "", sampling: Any = SAMPLING, **more: str
+    ) -> Champion:
+        """A model folder, and the document that names it; ``more`` of its configuration."""
         folder = self.place(version)
         if bundle:
             shutil.copytree(bundle, folder / WEIGHTS_FOLDER)
@@ -70,7 +72,7 @@ class World:
             (folder / WEIGHTS_FOLDER / "vae").mkdir(parents=True)
             (folder / WEIGHTS_FOLDER / "weights.safetensors").write_text(text or f"weights of {version} " * 100)
             (folder / WEIGHTS_FOLDER / "vae" / "config.json").write_text("{}")
-        config = {"model_name": MODEL, "sampling": sampling}
+        config = {"model_name": MODEL, "sampling": sampling, **more}
         flavor = {"loader_module": LOADER, "config": config, "data": WEIGHTS_FOLDER}
         (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": flavor}}))
         files = listing(folder)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from components.evaluate.evaluation_set import EvaluationSet, Prompt, SetDescription
 from components.evaluate.sampling import draw
+from components.evaluate.settings import DrawingSettings
 from components.register.model_folder import write_model_folder
 from lineage.artifacts import LOADER, WEIGHTS_FOLDER, folder_digest, listing
 from lineage.digests import LineageError, digest_path
@@ -46,9 +47,9 @@ PROMPTS, SEEDS = ["a portrait, glasses", "ein Porträt, “Bart”"], [7, 8]
 MADE = "2026-01-02T02:00:03.500+02:00"
 
 
-def model_folder(target: Path, weights: Path, created: str = MADE) -> Path:
+def model_folder(target: Path, weights: Path, created: str = MADE, precision: str = "float32") -> Path:
     """As it lies in an artifact store."""
-    write_model_folder(target, "portraits", digest_path(weights), SAMPLING, created)
+    write_model_folder(target, "portraits", digest_path(weights), SAMPLING, created, precision)
     shutil.copytree(weights, target / WEIGHTS_FOLDER)
     return target
 
@@ -96,6 +97,19 @@ def test_judged_and_registered_pictures_are_the_same(bundle: Path, tmp_path: Pat
             assert pixels(png) == seen.tobytes()
         alone = pipeline(prompt, generator=torch.Generator().manual_seed(seed), **asked).images[0]
         assert pixels(png) == alone.tobytes()
+
+
+def test_a_registered_model_draws_in_the_precision_that_it_was_judged_in(weights: Path, tmp_path: Path) -> None:
+    prompts = (Prompt(id="7", text=PROMPTS[0], seeds=(7,), attributes={}),)
+    asked = EvaluationSet(tmp_path, SetDescription(name="one", version=1, **SAMPLING), prompts, "sha256:one")
+    how = DrawingSettings(precision="bfloat16")
+    judged, _ = draw(weights, asked, 1, tmp_path, "candidate", how=how)
+    rows, drawn = pd.DataFrame({"prompt": PROMPTS[:1], "seed": [7]}), {}
+    for precision in ("bfloat16", "float32"):
+        model = mlflow.pyfunc.load_model(str(model_folder(tmp_path / precision, weights, precision=precision)))
+        drawn[precision] = pixels(model.predict(rows)["image"][0])
+    with Image.open(judged / "7-7.png") as seen:
+        assert drawn["bfloat16"] == seen.tobytes() != drawn["float32"]
 
 
 def test_guidance_counts_in_every_family(bundle: Path) -> None:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+PRECISION = "float32"
+"""PyTorch's name of the number format that weights are loaded in where nobody says otherwise."""
+PRECISIONS = (PRECISION, "bfloat16", "float16")
 BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
 """What loading a bundle that is not whole ends in."""
 
@@ -30,7 +33,7 @@ class Drawer:
         TrainingError: it does not load.
     """
 
-    def __init__(self, bundle: Path, precision: str = "float32", device: str = "auto", offload: bool = False) -> None:
+    def __init__(self, bundle: Path, precision: str = PRECISION, device: str = "auto", offload: bool = False) -> None:
         import torch
 
         try:
@@ -50,7 +53,8 @@ class Drawer:
         """One picture for each prompt, from noise that its seed alone decides.
 
         Args:
-            sampling: ``num_inference_steps``, ``guidance_scale``, ``max_sequence_length``, ``height``, ``width``.
+            sampling: ``num_inference_steps``, ``guidance_scale``, ``max_sequence_length``, ``height``, ``width``; a
+                ``precision`` among them was for whoever loaded the bundle.
 
         Raises:
             TrainingError: a picture holds NaN: it names prompt and seed.
@@ -61,7 +65,7 @@ class Drawer:
             prompt=list(prompts),
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="np",
-            **self._family.sampling_arguments(sampling, len(prompts)),
+            **self._family.sampling_arguments({k: v for k, v in sampling.items() if k != "precision"}, len(prompts)),
         ).images
         for prompt, seed, pixels in zip(prompts, seeds, drawn, strict=True):
             if not is_finite(pixels):

@@ -14,6 +14,7 @@ from lineage.digests import manifest_digest
 from lineage.pictures import manifest_rows
 from lineage.records import StepRecord
 from lineage.statements import Statement
+from training.families.drawing import PRECISION
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Candidate:
     def evaluation(self) -> dict[str, Any]:
         """What decided the scores, by digest, as the verdict binds it."""
         return dict(self.verdict.predicate["evaluation"])
+
+    @property
+    def precision(self) -> str:
+        """The number format of the weights that the judges drew with."""
+        return str(self.evaluation.get("terms", {}).get("drawing", {}).get("precision", PRECISION))
 
     @cached_property
     def figures(self) -> list[dict[str, Any]]:

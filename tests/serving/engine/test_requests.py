@@ -301,17 +301,17 @@ def test_the_digest_is_of_the_weights_in_memory(bundles: Callable[[str], Path], 
 
 def test_a_digest_that_cannot_be_told_is_empty(sd3: Path) -> None:
     async def work() -> str:
-        backend = BuiltIn(precision="bf16")
+        backend = BuiltIn()
         try:
-            await backend.load("0", sd3, SAMPLING)
+            with pytest.raises(UnusableError, match="int4"):
+                await backend.load("0", sd3, SAMPLING | {"precision": "int4"})
+            await backend.load("0", sd3, SAMPLING | {"precision": "bfloat16"})
             assert (await picture(backend, drawing("it"))).step == 4
             return await backend.digest("0")
         finally:
             await backend.close()
 
     assert run(work) == ""
-    with pytest.raises(BackendError, match="precision is 'int4'"):
-        BuiltIn(precision="int4")
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder_2"])
@@ -349,6 +349,29 @@ def test_warming_up_measures_the_largest_useful_batch(sd3: Path) -> None:
             )
 
     run(work)
+
+
+def test_a_model_like_one_that_was_measured_is_not_measured_again(
+    sd3: Path, bundles: Callable[[str], Path], tmp_path: Path
+) -> None:
+    async def work() -> tuple[int, int]:
+        async with engine(sd3, sd3, bundles("flux"), broken(sd3, tmp_path / "broken")) as backend:
+            for model in backend._models.values():
+                model.limits = {}
+            first, second, other, _ = backend._models.values()
+            forwards: list[Any] = []
+            for model in (second, other):
+                model.transformer.register_forward_hook(lambda module, *_: forwards.append(module))
+            await backend.warm("0")
+            await backend.warm("1")
+            assert second.limits == first.limits and second.pictures_per_second == first.pictures_per_second > 0
+            await backend.warm("2")
+            with pytest.raises(UnusableError, match="draws NaN"):
+                await backend.warm("3")
+            return forwards.count(second.transformer), forwards.count(other.transformer)
+
+    once, measured = run(work)
+    assert once == 1 and measured > 4
 
 
 def test_a_prompt_is_read_once_and_kept_within_bounds(sd3: Path) -> None:

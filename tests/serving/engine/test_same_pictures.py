@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from serving.backend import Drawing
 from serving.engine.model import Batch
 from tests.serving.engine.conftest import SAMPLING, SAVERS, drawing, engine, picture, pixels, run
+from training.families.drawing import Drawer
 
 AVATARS = Path(__file__).parents[3] / "examples" / "avatars" / "models" / "base"
 MIXED = [
@@ -58,6 +60,22 @@ def test_a_mixed_batch_draws_each_picture_as_plain_diffusers_alone(
     assert max(batches) >= 4
     # What is compared differs from picture to picture by far more than what is borne.
     assert all(np.abs(expected[0] - other).max() > 20 for other in expected[1:])
+
+
+@pytest.mark.parametrize("family", list(SAVERS))
+def test_a_picture_is_drawn_in_the_precision_that_its_model_was_judged_in(
+    bundles: Callable[[str], Path], family: str
+) -> None:
+    asked, bundle = drawing("it", seed=7, num_inference_steps=6, precision="bfloat16"), bundles(family)
+
+    async def work() -> Any:
+        async with engine(bundle, sampling=asked.sampling) as backend:
+            assert backend._models["0"].transformer.dtype == torch.bfloat16
+            return await picture(backend, asked)
+
+    judged = Drawer(bundle, "bfloat16").draw([asked.prompt], [asked.seed], asked.sampling)[0]
+    # Eight bits of a number are kept, and sums are rounded otherwise in another batch.
+    assert np.abs(pixels(run(work).image) - pixels(judged)).max() <= 12
 
 
 def test_the_avatars_are_drawn_as_they_were_judged(plain: Any, batches: list[int]) -> None:

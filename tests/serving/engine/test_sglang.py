@@ -16,8 +16,12 @@ import torch
 from lineage.digests import digest_path
 from serving.backend import BackendError, GoneError, LateError, RefusedError, UnusableError
 from serving.sglang import SGLang
-from tests.serving.engine.conftest import SAMPLING, drawing, picture, run
+from tests.serving.engine.conftest import SAMPLING as PLAIN
+from tests.serving.engine.conftest import drawing, picture, run
 from tests.serving.engine.sglang_server import Server, served
+
+SAMPLING = PLAIN | {"precision": "bfloat16"}
+"""As SGLang's servers hold transformers."""
 
 
 @pytest.fixture
@@ -27,8 +31,8 @@ def server() -> Iterator[Server]:
 
 
 @asynccontextmanager
-async def sglang(*servers: Server, **options: Any) -> AsyncIterator[SGLang]:
-    backend = SGLang([server.url for server in servers], **options)
+async def sglang(*servers: Server) -> AsyncIterator[SGLang]:
+    backend = SGLang([server.url for server in servers])
     try:
         yield backend
     finally:
@@ -98,9 +102,9 @@ def test_weights_that_change_later_change_the_digest(server: Server, sd3: Path) 
 
 def test_a_server_in_another_precision_is_found_out(server: Server, sd3: Path) -> None:
     async def work() -> None:
-        async with sglang(server, precision="fp32") as backend:
-            with pytest.raises(UnusableError, match="in fp32"):
-                await backend.load("new", sd3, SAMPLING)
+        async with sglang(server) as backend:
+            with pytest.raises(UnusableError, match="in float32"):
+                await backend.load("new", sd3, PLAIN)
 
     run(work)
 
