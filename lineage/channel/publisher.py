@@ -202,16 +202,17 @@ def init(place: str, keys: Mapping[Role, Key], root: Signer, life: timedelta = L
     made.expires = now + life
     with in_words(place):
         where = open_place(place)
-        if newest := _newest_root(where):
-            made.verify_delegate(Root.type, newest.signed_bytes, newest.signatures)
-            same = (newest.signed.roles, newest.signed.keys) == (made.roles, made.keys)
-            if same and not newest.signed.is_expired(now + life / 2):
-                return newest.to_bytes()
-            made.version = newest.signed.version + 1
-        content = _signed(made, root)
-        if not where.swap(f"metadata/{made.version}.root.json", None, content):
-            raise ChannelError(f"root {made.version} of the channel {place} cannot be written now; try again")
-        return content
+        for _ in range(TRIES):  # somebody else may write the same root meanwhile
+            if newest := _newest_root(where):
+                made.verify_delegate(Root.type, newest.signed_bytes, newest.signatures)
+                same = (newest.signed.roles, newest.signed.keys) == (made.roles, made.keys)
+                if same and not newest.signed.is_expired(now + life / 2):
+                    return newest.to_bytes()
+                made.version = newest.signed.version + 1
+            content = _signed(made, root)
+            if where.swap(f"metadata/{made.version}.root.json", None, content):
+                return content
+    raise ChannelError(f"root {made.version} of the channel {place} cannot be written now; try again")
 
 
 def _root(root: Key, promotion: Key, witness: Key) -> Root:

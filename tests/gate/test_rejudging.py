@@ -113,7 +113,8 @@ def test_a_verdict_that_the_scores_do_not_give_is_told(desk: Desk) -> None:
 
 @pytest.mark.parametrize("file", [TABLE_FILE, SETS_FILE])
 def test_scores_that_were_changed_are_refused(desk: Desk, file: str) -> None:
-    (desk.scores / file).write_bytes((desk.scores / file).read_bytes()[:-1] + b"?")
+    content = (desk.scores / file).read_bytes()
+    (desk.scores / file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     result = again(desk.scores)
     assert result.exit_code == 2
     assert f"{file} is not the one that {EVALUATION_FILE} names" in result.output

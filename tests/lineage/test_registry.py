@@ -19,6 +19,7 @@ from components.plan.overview import log_dataset
 from components.plan.plan import Plan, make_plan, plan_run
 from components.register.documents.candidate import Candidate
 from components.register.register import DESCRIPTION_LIMIT, describe, register_candidate
+from components.register.store import upload
 from lineage.artifacts import fetch_weights, folder_digest, listing, weights_digest
 from lineage.digests import LineageError, digest_path
 from lineage.embedded import Embedded
@@ -177,14 +178,12 @@ def test_a_version_that_somebody_made_first_is_not_taken_over(run: Run, tmp_path
 
 
 def test_what_was_written_while_it_was_uploaded_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    upload = Registry.upload
-
-    def with_a_stranger(self: Registry, *given: Any) -> str:
-        source = upload(self, *given)
+    def with_a_stranger(*given: Any) -> str:
+        source = upload(*given)
         (Path(source.removeprefix("file://")) / "evil.py").write_text("import os")
         return source
 
-    monkeypatch.setattr(Registry, "upload", with_a_stranger)
+    monkeypatch.setattr("components.register.register.upload", with_a_stranger)
     registered = run.register()
     folder = Path(run.store.versions()[-1].source.removeprefix("file://"))
     assert folder_digest(listing(folder)) != registered.folder, "the ledger names what was meant, not what lies there"
