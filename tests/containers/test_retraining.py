@@ -12,7 +12,7 @@ import docker
 import pytest
 
 from lineage.records import StepRecord, read_records
-from pipelines.container_step import RUN_LABEL
+from pipelines.container_step import ROOT_LABEL
 from tests.runs import TRIPTYCH, cut_down, some_portraits, triptych
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(1800)]
@@ -37,6 +37,11 @@ def records(work: Path) -> dict[str, StepRecord]:
     return read_records(str(folder), run)
 
 
+def of(work: Path) -> dict[str, str]:
+    """The containers of one work folder's runs: an engine may hold those of others, and of runs that were killed."""
+    return {"label": f"{ROOT_LABEL}={work / 'pipeline'}"}
+
+
 def test_containers_give_what_processes_give(
     image: str, client: docker.DockerClient, configuration: Path, tmp_path: Path
 ) -> None:
@@ -54,7 +59,7 @@ def test_containers_give_what_processes_give(
     assert {record.image for record in outside.values()} == {None}
     # Closing happens inside too, so every record names the image that ran it.
     assert {record.image for record in inside.values()} == {client.images.get(image).id}
-    assert client.containers.list(all=True, filters={"label": RUN_LABEL}) == []
+    assert client.containers.list(all=True, filters=of(tmp_path / "containers")) == []
 
 
 def test_ctrl_c_stops_the_container_and_the_server(
@@ -63,12 +68,12 @@ def test_ctrl_c_stops_the_container_and_the_server(
     command = [str(TRIPTYCH), "retrain", "--config", str(configuration), "--runner", "containers"]
     run = subprocess.Popen([*command, "--work-dir", str(tmp_path / "work")], env=os.environ.copy())
     until = time.monotonic() + 300
-    while not client.containers.list(filters={"label": RUN_LABEL}):
+    while not client.containers.list(filters=of(tmp_path / "work")):
         assert time.monotonic() < until and run.poll() is None, "no step ever started"
         time.sleep(0.2)
     run.send_signal(signal.SIGINT)
     assert run.wait(90) == 130
-    assert client.containers.list(all=True, filters={"label": RUN_LABEL}) == []
+    assert client.containers.list(all=True, filters=of(tmp_path / "work")) == []
     again = triptych("retrain", "--config", configuration, "--runner", "processes", "--work-dir", tmp_path / "work")
     assert again.returncode == 2
     assert "belongs to runs in containers" in again.stderr
