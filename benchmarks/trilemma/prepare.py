@@ -44,20 +44,23 @@ class Frozen:
         from training.families import family_of
 
         self.family = family_of(MODELS / "base")
-        self.encoders = self.family.load_encoders()
+        self.pipeline = self.family.load_pipeline(transformer=self.family.empty_transformer())
+        for part in (self.pipeline.vae, self.pipeline.text_encoder, self.pipeline.text_encoder_2):
+            part.eval().requires_grad_(False)
 
     def text(self, captions: list[str]) -> dict[str, Tensor]:
         """``embeddings`` (N, 29, 128) with one zero token, ``pooled`` (N, 128)."""
+        longest = self.family.longest_text
         parts = [
-            self.encoders.encode_captions(captions[start : start + 64]).conditioning
+            self.family.encode_captions(self.pipeline, captions[start : start + 64], longest, "cpu")
             for start in range(0, len(captions), 64)
         ]
-        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name != "truncated"}
         return self.family.prepare(joined, 1)
 
     def ids(self, captions: list[str]) -> Tensor:
         """Token ids (N, 28) int16, the same for both text encoders."""
-        pipeline = self.encoders.pipeline
+        pipeline = self.pipeline
         found = [
             tokenizer(captions, padding="max_length", max_length=28, truncation=True, return_tensors="pt").input_ids
             for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2)
@@ -69,11 +72,11 @@ class Frozen:
 
     def latents(self, images: list[Any]) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the posterior, (N, 8, 16, 16) each."""
-        from training.teacher import pixel_tensor
+        from training.teach.teacher import pixel_tensor
 
         half = [0.5] * 3
         parts = [
-            self.encoders.encode_images(pixel_tensor(images[start : start + 64], half, half))
+            self.family.posterior(self.pipeline.vae, pixel_tensor(images[start : start + 64], half, half))
             for start in range(0, len(images), 64)
         ]
         return torch.cat([mean for mean, _ in parts]), torch.cat([std for _, std in parts])
@@ -125,7 +128,7 @@ def _write_common(place: Path, frozen: Frozen) -> None:
     from safetensors.torch import save_file
 
     from training.settings import SupervisionSettings
-    from training.supervision import schedule
+    from training.teach.supervision import schedule
 
     shipped = SupervisionSettings(structure_weight=0, projector_hidden=256)
     tensors = {
@@ -152,8 +155,8 @@ class _Reader:
     """What the teacher reads: patches of pictures, and the parts of captions."""
 
     def __init__(self, strings: list[str]) -> None:
-        from training.phrases import Phrasebook
-        from training.teacher import Teacher
+        from training.teach.phrases import Phrasebook
+        from training.teach.teacher import Teacher
 
         self.teacher = Teacher(MODELS / "teacher")
         self.book = Phrasebook.of(["", *strings])
@@ -171,7 +174,7 @@ class _Reader:
         return self.spoken[[row[-1] for row in self.book.rows(strings, ["caption"])]]
 
     def assignment(self, patches: Tensor, parts: Tensor, phrases: Tensor) -> Tensor:
-        from training.targets import align
+        from training.teach.targets import align
 
         return align(patches, phrases[parts.clamp(min=0)], self.teacher.temperature, parts >= 0)[1]
 
@@ -204,7 +207,7 @@ def _write_world(world: int, place: Path, frozen: Frozen) -> None:
 
 def _vocabulary(read: _Reader) -> tuple[Tensor, Tensor]:
     """Phrases, centred by the mean of those that the replayed captions use, and the mean of the captions as wholes."""
-    from training.targets import centred
+    from training.teach.targets import centred
 
     strings = [p.caption() for p in replayed()]
     used = sorted({number for row in read.book.rows(strings, GRANULARITY) for number in row[1:]})
@@ -213,9 +216,9 @@ def _vocabulary(read: _Reader) -> tuple[Tensor, Tensor]:
 
 def _set_targets(read: _Reader, patches: Tensor, strings: list[str], seed: int) -> dict[str, Tensor]:
     """Assignments A (n, 64, S) and what they choose from, of one set: as shipped, by raw cosines, and shuffled."""
-    from training.draws import partners
     from training.settings import SupervisionSettings
-    from training.targets import Targets, centred
+    from training.teach.targets import Targets, centred
+    from training.train.draws import partners
 
     width = 10
     parts = read.parts(strings, width)
@@ -259,8 +262,8 @@ def _phrase_rows(parts: Tensor) -> Tensor:
 
 def _replay_tensors(world: int, read: _Reader, frozen: Frozen) -> dict[str, Tensor]:
     """Pictures of replayed captions as base′ was shown them, read by the teacher: what projectors are fitted to."""
-    from training.draws import partners
-    from training.targets import centred
+    from training.teach.targets import centred
+    from training.train.draws import partners
 
     portraits, rng = replayed()[:SAMPLED], np.random.default_rng(70 + world)
     strings = [p.caption() for p in portraits]

@@ -77,7 +77,7 @@ def bucketed(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tr
             exif[0x0112] = 6
         picture.save(path, exif=exif)
         row = world.rows[number] | {"file_name": path.name, "sha256": digest_file(path), "uri": f"file://{path}"}
-        rows.append(row | {"split": "train"})
+        rows.append(row | {"split": "train", "phash": "0" * 16})
     base = save_flux(root / "base")
     settings = world.settings(base_model=base, buckets=BUCKETS, steps=12, batch_size=2, max_sequence_length=16)
     validated = save_validated(root / "validated", rows)

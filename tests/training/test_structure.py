@@ -85,8 +85,8 @@ def test_the_structure_loss_reaches_the_backbone_after_the_warm_up_only(world: W
     for detached in (True, False):
         model.zero_grad()
         losses = model(batches[0], Phase(0.0, detached, structure=0.1))
-        assert losses.structure is not None and losses.local is None
-        losses.structure.backward()
+        assert losses.loss_structure is not None and losses.loss_local is None
+        losses.loss_structure.backward()
         assert model.structure_heads is not None
         assert all(p.grad is not None for p in model.structure_heads.parameters())
         reached = any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.backbone.parameters())
