@@ -238,7 +238,7 @@ def _set_targets(read: _Reader, patches: Tensor, strings: list[str], seed: int) 
     ).of(list(range(len(strings))), patches)  # fmt: skip
     mine = shipped @ own[parts.clamp(min=0)]
     if not torch.allclose(mine, product.local, atol=1e-5):
-        raise ValueError("the shipped target is not what training.targets makes")
+        raise ValueError("the shipped target is not what training.teach.targets makes")
     vocabulary, whole_mean = _vocabulary(read)
     whole = centred(read.whole(strings), whole_mean)
 
