@@ -16,11 +16,8 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support import expected_conditions as seen
 from selenium.webdriver.support.ui import WebDriverWait
 
-from components.plan.overview import show_run
-from lineage.registry import Registry
-from tests.runs import run_context
 from tests.servers.conftest import Portraits, portraits_on
-from tests.servers.governed import EDITOR, PASSWORD, Server, signed_in
+from tests.servers.governed import EDITOR, PASSWORD, Server
 
 PICTURES = "TRIPTYCH_SCREENSHOTS"
 """Set it to a folder, such as docs/images, to keep what the browser showed."""
@@ -96,27 +93,3 @@ def test_setting_champion_on_an_approved_version(browser: Chrome, shown: Portrai
     made = server.moves(shown.model)[-1]
     assert (made.action, made.user, made.version) == ("promote", EDITOR, shown.next.number)
     assert made.previous_version == shown.champion.number
-
-
-def test_an_experiment_opens_on_its_runs_which_can_be_compared_by_setting(
-    browser: Chrome, shown: Portraits, tmp_path: Path
-) -> None:
-    server, version = shown.server, shown.champion
-    context = run_context(tmp_path).model_copy(update={"user": "ada", "commit": "0123456789abcdef"})
-    with signed_in(server):
-        store = Registry(server.url, shown.model)
-        sections = {
-            "training": {"steps": 240, "learning_rate": 7e-4, "method": "full"},
-            "data": {"source": "/data/new"},
-        }
-        show_run(store, version.mlflow_run, context, sections)
-        run = store.client.get_run(version.mlflow_run)
-    open_version(browser, server, shown.model, version.number)  # which signs in
-    browser.get(f"{server.url}/#/experiments/{run.info.experiment_id}")
-    wait_for(browser, f"//a[contains(., '{run.info.run_name}')]")
-    assert "/traces" not in browser.current_url and "/runs" in browser.current_url
-    keep(browser, "ui-experiment.png")
-    browser.get(f"{server.url}/#/experiments/{run.info.experiment_id}/runs/{version.mlflow_run}")
-    for text in ("training.learning_rate", "ada", "012345"):
-        wait_for(browser, f"//*[contains(text(), '{text}')]")
-    keep(browser, "ui-run.png")
