@@ -25,7 +25,7 @@ from lineage.embedded import Embedded
 from lineage.entries import Body, Entry, LedgerError, Recorded, Registered, read_entry
 from lineage.memory import Remembered
 from lineage.records import StepRecord, recording
-from lineage.registry import RegistrySettings
+from lineage.registry import Registry, RegistrySettings
 from lineage.signing import Role, open_signer
 from lineage.statements import Statement
 from lineage.witness import Checkpoint, verify_entries
@@ -240,13 +240,17 @@ def test_what_another_run_made_is_not_registered(world: World, name: str) -> Non
     assert len(world.store.versions()) == before
 
 
-def test_an_artifact_store_that_refuses(world: World) -> None:
-    mlflow_run = world.store.open_run("run-4")
-    place = Path(world.store.client.get_run(mlflow_run).info.artifact_uri.removeprefix("file://"))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text("a file where a folder should be")
-    versions = len(world.store.versions())
-    with pytest.raises((LineageError, OSError), match=place.name):
+def test_an_artifact_store_that_refuses(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_run(self: Registry, run: str) -> str:
+        mlflow_run = opened(self, run)
+        place = Path(self.client.get_run(mlflow_run).info.artifact_uri.removeprefix("file://"))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("a file where a folder should be")
+        return mlflow_run
+
+    opened, versions = Registry.open_run, len(world.store.versions())
+    monkeypatch.setattr(Registry, "open_run", open_run)
+    with pytest.raises((LineageError, OSError), match="artifacts"):
         world.retrain("run-4", [1, 2, 5], 0.3, incumbent=world.candidates["2"])
     assert len(world.store.versions()) == versions
     assert set(world.home.open("tests").state.versions[MODEL]) == {"1", "2", "3"}
