@@ -15,7 +15,7 @@ from infra.images import build
 from infra.images.build import ContainerError, build_image
 from lineage.digests import code_digest
 
-ROOMS = ("lineage", "training", "components", "pipelines", "infra", "examples")
+ROOMS = ("lineage", "training", "serving", "components", "pipelines", "infra", "examples")
 STRANGER = "12345:12345"
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.png", "*.safetensors")
 
@@ -62,7 +62,7 @@ class TestImage:
 
     def test_it_follows_the_checkout(self, image: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """Equal checkouts have one image, and another line of code makes another one."""
-        names = ["LICENSE", "README.md", "constraints.txt", "pyproject.toml", "build", *ROOMS, "serving"]
+        names = ["LICENSE", "README.md", "constraints.txt", "pyproject.toml", "build", *ROOMS]
         for name in names:
             place, target = build.CHECKOUT / name, tmp_path / name
             target.parent.mkdir(parents=True, exist_ok=True)
