@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from flask import g, has_request_context, request
 from starlette.responses import JSONResponse
@@ -10,6 +10,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra.governed.settings import UNAUTHENTICATED, Settings
 from lineage.entries import LedgerError
+
+
+async def refuse(
+    status: int, message: str, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str] | None = None
+) -> None:
+    """End a request as MLflow ends one that is not permitted, or close a websocket."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": message})
+        return
+    content = {"error_code": "PERMISSION_DENIED", "message": message}
+    await JSONResponse(content, status, headers)(scope, receive, send)
 
 
 class NamedUsersOnly:
@@ -32,11 +43,8 @@ class NamedUsersOnly:
         trouble = self._trouble(scope) if scope["type"] in ("http", "websocket") else None
         if trouble is None:
             await self.app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008, "reason": trouble[1]})
         else:
-            content = {"error_code": "PERMISSION_DENIED", "message": trouble[1]}
-            await JSONResponse(content, trouble[0])(scope, receive, send)
+            await refuse(*trouble, scope, receive, send)
 
     def _trouble(self, scope: Scope) -> tuple[int, str] | None:
         if scope["path"] in self.free or scope["path"].startswith(self.free_below):

@@ -17,10 +17,9 @@ from threading import Lock
 from typing import Any
 
 from anyio import to_thread
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from infra.governed.identity import as_wsgi
+from infra.governed.identity import as_wsgi, refuse
 from lineage.digests import LineageError
 
 USER = "x-triptych-kubernetes-user"
@@ -143,12 +142,9 @@ class TokensOnly:
                 trouble = 503, str(error)
         if trouble is None:
             await self.app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008, "reason": trouble[1]})
         else:
-            content = {"error_code": "PERMISSION_DENIED", "message": trouble[1]}
             headers = {"WWW-Authenticate": "Bearer"} if trouble[0] == 401 else {}
-            await JSONResponse(content, trouble[0], headers)(scope, receive, send)
+            await refuse(*trouble, scope, receive, send, headers)
 
     def _admit(self, scope: Scope) -> tuple[int, str] | None:
         """Name the user to what stands behind; or the status and message of a refusal."""
