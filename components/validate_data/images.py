@@ -32,9 +32,7 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from components.validate_data.faces import FaceDetector
-
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""Formats that are decoded. Pillow knows more, among them some that start other programs."""
+from lineage.pictures import FORMATS
 
 MEASURED = pa.schema(
     [

@@ -15,10 +15,9 @@ import pyarrow.parquet as pq
 from jinja2 import Environment
 from PIL import Image
 
-from components.validate_data.images import FORMATS
 from components.validate_data.quarantine import Finding
 from components.validate_data.suite import Outcome
-from lineage.pictures import read_picture
+from lineage.pictures import FORMATS, read_picture
 
 if TYPE_CHECKING:
     from components.validate_data.validate import Validated

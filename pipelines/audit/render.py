@@ -16,10 +16,10 @@ from markupsafe import Markup
 
 from lineage.digests import PREFIX, TREE, hex_of, short
 from lineage.figures import cells
+from lineage.pictures import FORMATS
 from lineage.records import StepRecord
 from pipelines.audit.report import Picture, Report, Standing
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 THUMBNAIL, PICTURE = 112, 384
 """Longest side of a training image, and of the picture that was asked about, pixels."""
 MOST_PIXELS = 50_000_000

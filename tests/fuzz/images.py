@@ -17,7 +17,8 @@ import atheris
 with atheris.instrument_imports(include=["PIL", "components.validate_data"]):
     from PIL import Image
 
-    from components.validate_data.images import FORMATS, MEASURED, measure_images
+    from components.validate_data.images import MEASURED, measure_images
+    from lineage.pictures import FORMATS
 
 TIMEOUT = 10
 MOST_PIXELS = 2**20
