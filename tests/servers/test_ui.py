@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService, Keys
+from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support import expected_conditions as seen
 from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.browser import chromium
 from tests.servers.conftest import Portraits, portraits_on
 from tests.servers.governed import EDITOR, PASSWORD, Server
 
@@ -25,19 +24,8 @@ PICTURES = "TRIPTYCH_SCREENSHOTS"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Chrome]:
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    assert program and driver, "chromium and its driver are not here; run: make test-servers"
-    options = ChromeOptions()
-    options.binary_location = program
-    with tempfile.TemporaryDirectory() as profile:
-        for switch in (
-            *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *(f"--user-data-dir={profile}", "--window-size=1400,1000"),
-        ):
-            options.add_argument(switch)
-        with Chrome(options, ChromeService(driver)) as chrome:
-            yield chrome
+    with chromium(width=1400, height=1000) as chrome:
+        yield chrome
 
 
 @pytest.fixture(scope="module")

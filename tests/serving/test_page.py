@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService, Keys
+from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.browser import chromium
 from tests.serving.backends import Painter, Portraits
 from tests.serving.world import Running, World, serving
 
@@ -26,20 +25,8 @@ SAMPLING = {"num_inference_steps": 10, "guidance_scale": 3.0, "max_sequence_leng
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Chrome]:
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    assert program and driver, "chromium and its driver are not here; run: make test-servers"
-    options = ChromeOptions()
-    options.binary_location = program
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with tempfile.TemporaryDirectory() as profile:
-        for switch in (
-            *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *(f"--user-data-dir={profile}", "--window-size=1000,1400"),
-        ):
-            options.add_argument(switch)
-        with Chrome(options, ChromeService(driver)) as chrome:
-            yield chrome
+    with chromium(width=1000, height=1400, logs=True) as chrome:
+        yield chrome
 
 
 @pytest.fixture(scope="module")
