@@ -35,12 +35,14 @@ PLACES = (
     ("training", "base_model"),
     ("training", "teacher"),
     ("training", "structure_model"),
+    ("training", "replay", "captions"),
+    ("training", "selection", "selection_set"),
     ("evaluation", "evaluation_set"),
 )
-
-
-MODELS = [place for place in PLACES if place[0] == "training"]
-"""Those that may also lie on the Hugging Face Hub."""
+"""Keys of whatever a run reads, beside the scorers' weights."""
+MODELS = ("base_model", "teacher", "structure_model")
+"""Those under ``training`` that may also lie on the Hugging Face Hub."""
+SCORERS = (("evaluation", "scorers"), ("training", "selection", "scorers"))
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -106,9 +108,10 @@ def policy_of(evaluation: EvaluationSettings, gate: GateSettings) -> dict[str, d
 def _read(path: Path, model: type[Model], changes: Mapping[str, Any] = MappingProxyType({})) -> Model:
     try:
         content = _merge(_read_yaml(path.resolve(), ()), changes)
-        for section, key in MODELS:
-            if section in model.model_fields:
-                _fetch(content.get(section), key)
+        _judge_alike(content)
+        for key in MODELS:
+            if "training" in model.model_fields:
+                _fetch(content.get("training"), key)
         read = model.model_validate(content)
     except ValidationError as error:
         raise RequestError(f"{path}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
@@ -123,11 +126,28 @@ def _read(path: Path, model: type[Model], changes: Mapping[str, Any] = MappingPr
 
 def _places(read: BaseModel) -> Iterator[tuple[str, str]]:
     sections = read.model_dump(mode="json")
-    for section, key in PLACES:
-        if (place := sections.get(section, {}).get(key)) is not None:
-            yield f"{section}.{key}", place
-    for index, scorer in enumerate(sections.get("evaluation", {}).get("scorers", ())):
-        yield f"evaluation.scorers[{index}].weights", scorer["weights"]
+    for *path, key in PLACES:
+        if (place := _section(sections, path).get(key)) is not None:
+            yield ".".join([*path, key]), place
+    for *path, key in SCORERS:
+        for index, scorer in enumerate(_section(sections, path).get(key) or ()):
+            yield f"{'.'.join([*path, key])}[{index}].weights", scorer["weights"]
+
+
+def _section(content: Mapping[str, Any], path: list[str]) -> dict[str, Any]:
+    """The section at ``path``; an empty one where there is none."""
+    found: Any = content
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _judge_alike(content: dict[str, Any]) -> None:
+    """Where a selection set is named, weights are compared on it by evaluation's scorers and the gate's margins."""
+    selection = _section(content, ["training", "selection"])
+    if selection.get("selection_set"):
+        selection.setdefault("scorers", _section(content, ["evaluation"]).get("scorers") or ())
+        selection.setdefault("margins", _section(content, ["gate"]).get("margins") or {})
 
 
 def is_local(place: str) -> bool:
@@ -162,11 +182,11 @@ def _resolve_places(content: dict[str, Any], folder: Path) -> None:
         if isinstance(section, dict) and isinstance(section.get(key), str) and is_local(section[key]):
             section[key] = str((folder / section[key]).resolve())
 
-    for section, key in PLACES:
-        resolve(content.get(section), key)
-    evaluation = content.get("evaluation")
-    for scorer in evaluation.get("scorers") or () if isinstance(evaluation, dict) else ():
-        resolve(scorer, "weights")
+    for *path, key in PLACES:
+        resolve(_section(content, path), key)
+    for *path, key in SCORERS:
+        for scorer in _section(content, path).get(key) or ():
+            resolve(scorer, "weights")
 
 
 def _fetch(training: Any, key: str) -> None:

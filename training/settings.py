@@ -95,6 +95,47 @@ class SupervisionSettings(Section):
         return self
 
 
+class ReplaySettings(Section):
+    """Replay of captions that the new pictures do not show: their inputs are noise, and on them the image stream is
+    held to the base model's. What the base model knows is kept so, and no pictures are needed for it."""
+
+    enabled: bool = True
+    """False: nothing is held."""
+    captions: Path | None = None
+    """The captions: a text file with one a line, or a ``metadata.jsonl`` of an earlier snapshot. They should speak of
+    what the model is to keep, and must not be the evaluation set's."""
+    batch_size: int = Field(default=16, ge=1)
+    """Replayed inputs in one optimizer step, over all processes, beside the ``batch_size`` pictures."""
+    draws: int = Field(default=256, ge=1)
+    """Inputs in all: captions with a noise and a noise level each, fixed for a run. The base model's stream for them is
+    taken once, before the first step, and kept in each process's memory."""
+    weight: float = Field(default=2.0, ge=0)
+    """The weight of L_replay beside the velocity loss."""
+    tap: int | None = Field(default=None, ge=0)
+    """Index of the block whose image stream is held; None: at five sixths of the depth."""
+    lowest_sigma: float = Field(default=0.97, gt=0, le=1)
+    """Noise levels are uniform between this and 1, which is pure noise; the input is σ ε."""
+
+
+class SelectionSettings(Section):
+    """Which weights of a run become the candidate: those after some of its steps, and interpolations of the last with
+    the base model, are compared on a selection set."""
+
+    selection_set: Path | None = None
+    """A folder in the form of an evaluation set, with other prompts than that. None: the last step's weights are the
+    candidate."""
+    marks: int = Field(default=5, ge=1)
+    """Steps whose averaged weights are compared: the last, half as many, a quarter, and so on."""
+    mixes: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.25, 0.5, 0.75)
+    """Shares of the last step's weights in the interpolations with the base model."""
+    scorers: tuple[dict[str, Any], ...] = ()
+    """As in ``evaluation.scorers``, which stand here where nothing else is said."""
+    margins: dict[str, float] = Field(default={})
+    """As in ``gate.margins``, which stand here where nothing else is said."""
+    batch_size: int = Field(default=50, ge=1)
+    """Pictures sampled at once."""
+
+
 class SampleSettings(Section):
     """Pictures drawn with the averaged weights while training runs: always the same prompts and seeds."""
 
@@ -210,6 +251,8 @@ class TrainingSettings(Section):
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints that are kept."""
     samples: SampleSettings = SampleSettings()
+    replay: ReplaySettings = ReplaySettings()
+    selection: SelectionSettings = SelectionSettings()
     supervision: SupervisionSettings = SupervisionSettings()
 
     @property
