@@ -62,7 +62,7 @@ def main(count: int) -> None:
         teacher=MODELS / "teacher",
         processes=1,
         batch_size=4,
-        supervision=SupervisionSettings(structure_grid=4),
+        supervision=SupervisionSettings(enabled=True, structure_grid=4),
     )
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)

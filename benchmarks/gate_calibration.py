@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -151,6 +152,11 @@ def promoted(make: Make, margin: float, prompts: int, shifts: Sequence[float], p
     return Counts(before, now, shipped)
 
 
+def in_cell(kind: str, prompts: int, shifts: Sequence[float], pairs: int, seed: int) -> Counts:
+    """`promoted` for scores of a kind, which another process can be told by name."""
+    return promoted(*KINDS[kind], prompts, shifts, pairs, seed)
+
+
 def upper_limit(count: int, pairs: int) -> float:
     """Clopper-Pearson's one-sided 95 % upper limit of a share."""
     return 1.0 if count == pairs else float(beta.ppf(0.95, count + 1, pairs - count))
@@ -186,25 +192,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--pairs", type=int, default=1000, help="simulated pairs a cell")
     parser.add_argument("--plot", type=Path, default=Path("docs/images/gate-power.png"))
+    parser.add_argument("--processes", type=int, default=1, help="the same figures, sooner")
     asked = parser.parse_args()
+    with ProcessPoolExecutor(asked.processes) as pool:
+        simulate(asked.pairs, asked.plot, pool)
+
+
+def simulate(pairs: int, plot: Path, pool: Executor) -> None:
+    """Every cell, in processes of its own."""
     worst = 0.0
-    print(f"{'scores':24}{'prompts':>8}  {'scenario':28}{'before':>8}{'now':>8}{'upper limit':>13}   of {asked.pairs}")
-    for number, ((kind, (make, margin)), prompts) in enumerate(product(KINDS.items(), SIZES)):
+    print(f"{'scores':24}{'prompts':>8}  {'scenario':28}{'before':>8}{'now':>8}{'upper limit':>13}   of {pairs}")
+    cells: list[tuple[str, int, str, Future[Counts] | None]] = []
+    for number, ((kind, (_, margin)), prompts) in enumerate(product(KINDS.items(), SIZES)):
         for scenario, shifts in ("one at -margin, others better", (-margin, GAIN, GAIN)), ("all equal", (0.0,) * 3):
-            if prompts < ONCE.prompts_for(margin, "alignment"):
-                print(f"{kind:24}{prompts:8}  {scenario:28}   refused: needs {ONCE.prompts_for(margin, 'alignment')}")
-                continue
-            found = promoted(make, margin, prompts, shifts, asked.pairs, number)
-            limit = upper_limit(found.now, asked.pairs)
-            worst = max(worst, limit)
-            shares = f"{found.before / asked.pairs:8.4f}{found.now / asked.pairs:8.4f}{limit:13.4f}"
-            print(f"{kind:24}{prompts:8}  {scenario:28}{shares}", flush=True)
-    fewer, power = max(1, asked.pairs // 4), {}
+            few = prompts < ONCE.prompts_for(margin, "alignment")
+            given = None if few else pool.submit(in_cell, kind, prompts, shifts, pairs, number)
+            cells.append((kind, prompts, scenario, given))
+    fewer, waiting = max(1, pairs // 4), {}
     for number, (gain, prompts) in enumerate(product((0.02, 0.05), SIZES[1:])):
-        power[gain, prompts] = promoted(normal, 0.05, prompts, (gain, 0.0, 0.0), fewer, 1000 + number)
-        print(f"power, gain {gain / SPREAD:g} σ, {prompts} prompts: {power[gain, prompts]} of {fewer}")
-    draw(power, fewer, asked.plot)
-    print(f"power: {asked.plot}")
+        waiting[gain, prompts] = pool.submit(promoted, normal, 0.05, prompts, (gain, 0.0, 0.0), fewer, 1000 + number)
+    for kind, prompts, scenario, given in cells:
+        if given is None:
+            needed = ONCE.prompts_for(KINDS[kind][1], "alignment")
+            print(f"{kind:24}{prompts:8}  {scenario:28}   refused: needs {needed}")
+            continue
+        found = given.result()
+        limit = upper_limit(found.now, pairs)
+        worst = max(worst, limit)
+        print(
+            f"{kind:24}{prompts:8}  {scenario:28}{found.before / pairs:8.4f}{found.now / pairs:8.4f}{limit:13.4f}",
+            flush=True,
+        )
+    power = {cell: given.result() for cell, given in waiting.items()}
+    for (gain, prompts), counts in power.items():
+        print(f"power, gain {gain / SPREAD:g} σ, {prompts} prompts: {counts} of {fewer}")
+    draw(power, fewer, plot)
+    print(f"power: {plot}")
     print(f"largest upper limit of false promotion: {worst:.4f}")
 
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -30,6 +31,8 @@ from components.gate.slices import Group
 from components.gate.verdict import rule
 
 PROMPTS, TRIES, MARGIN, OWN = 400, 50, 0.05, 0.1
+BLOCK = 20
+"""Sequences that are simulated one after another."""
 STEADY, BETTER = 0.03, 0.05
 """Of retrainings: the spread of a model's scores on one prompt, and what each candidate gains on another axis."""
 SKINS = ("dark", "light", "tan")
@@ -54,6 +57,16 @@ def ever_promoted(differences: Floats) -> bool:
     half = np.full_like(within, 0.5)
     figures = per_prompt_figures(groups, half + within, half, RESAMPLING, SETTINGS)
     return any(rule(figures[start : start + 3]).decision == "promote" for start in range(0, len(figures), 3))
+
+
+def block_of_tries(block: int, sequences: int, shifts: Sequence[float]) -> tuple[int, int]:
+    """In how many sequences of a block something is promoted: now, and by the former rule."""
+    generator, now, before = np.random.default_rng([1, block]), 0, 0
+    for _ in range(sequences):
+        differences = tries(generator, shifts)
+        now += ever_promoted(differences)
+        before += promoted_before(differences, MARGIN) > 0
+    return now, before
 
 
 @dataclass
@@ -88,6 +101,11 @@ class Chain:
                 champion[1] -= BETTER
         return true
 
+    def end(self, seed: int) -> tuple[float, int]:
+        """What the worst slice has gained at the end, and how many candidates were promoted."""
+        chain = replace(self)
+        return float(chain.run(seed).min()), chain.promoted
+
     @staticmethod
     def _scores(generator: np.random.Generator, gained: Floats, skins: NDArray[np.int64]) -> Floats:
         scores: Floats = STEADY / np.sqrt(2) * generator.normal(size=(len(AXES), PROMPTS))
@@ -100,24 +118,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--sequences", type=int, default=1000)
     parser.add_argument("--chains", type=int, default=10)
+    parser.add_argument("--processes", type=int, default=1, help="the same figures, sooner")
     asked = parser.parse_args()
+    with ProcessPoolExecutor(asked.processes) as pool:
+        simulate(asked.sequences, asked.chains, pool)
+
+
+def simulate(sequences: int, chained: int, pool: Executor) -> None:
+    """Sequences in blocks, and each chain, in processes of their own."""
     worst = 0.0
     for name, shifts in ("all equal", (0.0,) * 3), ("one axis at -margin, others better", (-MARGIN, 0.2, 0.2)):
-        generator, now, before = np.random.default_rng(1), 0, 0
-        for _ in range(asked.sequences):
-            differences = tries(generator, shifts)
-            now += ever_promoted(differences)
-            before += promoted_before(differences, MARGIN) > 0
-        limit = upper_limit(now, asked.sequences)
+        blocks = [min(BLOCK, sequences - start) for start in range(0, sequences, BLOCK)]
+        found = list(pool.map(block_of_tries, range(len(blocks)), blocks, [shifts] * len(blocks)))
+        now, before = (sum(counts) for counts in zip(*found, strict=True))
+        limit = upper_limit(now, sequences)
         worst = max(worst, limit)
-        shares = f"before {before / asked.sequences:.3f}, now {now / asked.sequences:.3f} (at most {limit:.3f})"
-        print(f"{TRIES} tries, {name}: a false promotion in {shares} of {asked.sequences} sequences", flush=True)
+        shares = f"before {before / sequences:.3f}, now {now / sequences:.3f} (at most {limit:.3f})"
+        print(f"{TRIES} tries, {name}: a false promotion in {shares} of {sequences} sequences", flush=True)
     deepest = 0.0
     for (cost, gain), anchored in product(((0.025, 0.017), (0.005, 0.01), (0.002, 0.01)), (False, True)):
-        chains = [Chain(cost, gain, anchored) for _ in range(asked.chains)]
-        fallen = min(float(chain.run(seed).min()) for seed, chain in enumerate(chains))
+        ends = list(pool.map(Chain(cost, gain, anchored).end, range(chained)))
+        fallen = min(least for least, _ in ends)
         deepest = max(deepest, -fallen / MARGIN if anchored else 0.0)
-        moves = sum(chain.promoted for chain in chains) / len(chains)
+        moves = sum(promoted for _, promoted in ends) / chained
         step = f"each {-cost:+g} on one slice, {gain:+g} elsewhere, {'with' if anchored else 'without'} an anchor"
         print(f"{step}: {moves:.1f} of 100 promoted, the slice fell to {fallen:+.3f} at worst", flush=True)
     print(f"false promotion in a set's whole life: {worst:.3f}; deepest fall of a slice: {deepest:.2f} margins")

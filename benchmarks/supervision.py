@@ -33,7 +33,7 @@ from training.settings import SupervisionSettings, TrainingSettings
 AVATARS = Path(__file__).parents[1] / "examples" / "avatars"
 NEW, EVALUATION, MODELS = AVATARS / "data" / "new", AVATARS / "evaluation", AVATARS / "models"
 
-OURS: dict[str, Any] = {"projector_hidden": 256, "structure_weight": 0.0}
+OURS: dict[str, Any] = {"enabled": True, "projector_hidden": 256, "structure_weight": 0.0}
 THROUGHOUT = {"tap": 4, "weight": 1.0, "warmup_fraction": 0.0, "ramp_fraction": 0.0, "decay": False}
 ARMS: dict[str, dict[str, Any]] = {
     "plain": {"enabled": False},

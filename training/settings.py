@@ -42,10 +42,11 @@ Granularities = Annotated[tuple[Granularity, ...], BeforeValidator(_as_tuple), F
 
 
 class SupervisionSettings(Section):
-    """Feature supervision of the image branch; all of it costs nothing at inference."""
+    """Supervision of the image branch by a frozen teacher, on the new pictures themselves. It speeds up training from
+    random weights; on a trained base model it harms (docs/method.md). It costs nothing at inference."""
 
-    enabled: bool = True
-    """False: plain supervised fine-tuning, no teacher needed."""
+    enabled: bool = False
+    """False: no teacher is needed."""
     target: Literal["text", "vision", "shuffled-text"] = "text"
     """What the image stream is supervised with: ``text``, the vision-aligned text features of the caption;
     ``vision``, the teacher's own patch features, no text in them; ``shuffled-text``, the control of an ablation,
@@ -288,7 +289,23 @@ class TrainingSettings(Section):
             raise ValueError(f"null_tokens {self.null_tokens} is not a range; give [fewest, most], both >= 0")
         if self.supervision.enabled and self.teacher is None:
             raise ValueError("supervision is enabled and teacher is missing; name its folder or disable supervision")
+        if self.replay.captions:
+            self._check_replay()
         return self
+
+    def _check_replay(self) -> None:
+        parts, replayed = self.processes * self.gradient_accumulation, self.replay.batch_size
+        if replayed % parts:
+            raise ValueError(
+                f"replay.batch_size {replayed} is not a multiple of processes times gradient_accumulation, {parts}; "
+                "change either"
+            )
+        low, high = self.null_tokens
+        if low != high:
+            raise ValueError(
+                f"null_tokens {self.null_tokens} is a range, and replay holds the image stream to what the base model "
+                "makes of one number of them; give that number twice"
+            )
 
     def _check_sharding(self) -> None:
         if self.zero_stage == 1:

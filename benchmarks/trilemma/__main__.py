@@ -1,4 +1,4 @@
-"""`python -m benchmarks.trilemma prepare|base|test|run|keep|table|plot`: see the package's own page, docs/method.md."""
+"""`python -m benchmarks.trilemma prepare|base|ship|test|run|keep|table|plot`: see its page, docs/method.md."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ def main() -> None:
     )
     based.add_argument("bundle", type=Path)
     based.add_argument("--device", default=None)
+    shipped = commands.add_parser("ship", help="make base′ of world 1 the base model of the embedded default")
+    shipped.add_argument("bundle", type=Path)
     tested = commands.add_parser("test", help="base′, two steps of every arm, and what steps cost here")
     done = commands.add_parser("run", help="work the queue off; runs that have a line already are skipped")
     for command in (tested, done):
@@ -49,6 +51,10 @@ def main() -> None:
         from benchmarks.trilemma.pool import device_of
 
         make_bases(options.bundle, options.bundle, device_of(options.device))
+    elif options.command == "ship":
+        from benchmarks.trilemma.base import ship
+
+        ship(options.bundle)
     elif options.command == "test":
         from benchmarks.trilemma.base import make_bases
         from benchmarks.trilemma.pool import device_of, self_test

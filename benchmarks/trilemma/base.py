@@ -1,4 +1,7 @@
-"""base′: the shipped base model, trained on until it knows every word and draws badly. Both worlds' at once."""
+"""base′: a model trained on clean pictures, and then on spoiled ones until it knows every word and draws badly.
+
+Both worlds' at once. The shipped base model is base′ of world 1; `clean.safetensors` is the transformer it came from.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ def base_path(folder: Path, world: int) -> Path:
     return folder / f"base{world}.safetensors"
 
 
-def shipped_base(device: torch.device) -> dict[str, Tensor]:
-    """The shipped base model's parameters, (1, ...)."""
+def clean_model(device: torch.device) -> dict[str, Tensor]:
+    """The parameters of the model that was trained on clean pictures, (1, ...)."""
     from safetensors.torch import load_file
 
-    state = load_file(MODELS / "base" / "transformer" / "diffusion_pytorch_model.safetensors")
+    state = load_file(Path(__file__).with_name("clean.safetensors"))
     return {name: value.to(device) for name, value in stack.from_diffusers(state).items()}
 
 
@@ -41,7 +44,7 @@ def make_bases(bundle: Path, folder: Path, device: torch.device, say: Callable[[
     read = torch.cat([nothing[0], text]), torch.cat([nothing[1], pooled])
     corpora = [load_file(bundle / f"corpus{world}.safetensors") for world in worlds]
     mean = torch.stack([c["mean"].to(device).float() * c["scale"].to(device) for c in corpora])
-    start = shipped_base(device)
+    start = clean_model(device)
     positions = start.pop("positions")
     weights = {name: value.expand(len(worlds), *value.shape[1:]) for name, value in start.items()}
     for number in range(STAGES):
@@ -49,6 +52,18 @@ def make_bases(bundle: Path, folder: Path, device: torch.device, say: Callable[[
     for place, world in enumerate(worlds):
         mine = {name: value[place].half().cpu().contiguous() for name, value in weights.items()}
         save_file(mine | {"positions": positions[0].half().cpu()}, base_path(folder, world))
+
+
+def ship(bundle: Path, models: Path = MODELS) -> None:
+    """Make base′ of world 1 the base model that is shipped, and write the models' digests anew."""
+    from safetensors.torch import load_file, save_file
+
+    from examples.avatars.train.bundle import write_sums
+
+    place = models / "base" / "transformer" / "diffusion_pytorch_model.safetensors"
+    trained = {name: value.unsqueeze(0) for name, value in load_file(base_path(bundle, 1)).items()}
+    save_file(stack.to_diffusers(trained, load_file(place)), place, metadata={"format": "pt"})
+    write_sums(models)
 
 
 def _stage(

@@ -8,9 +8,10 @@ teacher reads in them, and prompts, in fp16, as a cache of the product with `cac
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +20,13 @@ from torch.nn import functional
 
 from benchmarks.trilemma.arms import RATES, SEEDS, SPARE
 from benchmarks.trilemma.judge import PANELS, Decoder, Judge
-from benchmarks.trilemma.worlds import MODELS, SAMPLED, WORLDS, corpus, narrow, prompts, replayed, spoil
+from benchmarks.trilemma.worlds import MODELS, SAMPLED, WORLDS, narrow, prompts, spoil
 from examples.avatars.portraits import HAIR, MOUTH
+from examples.avatars.splits import replayed
+from examples.avatars.train.spoiled import corpus
+from training.settings import Granularity
 
-GRANULARITY: tuple[Literal["phrase", "clause"], ...] = ("phrase", "clause")
+GRANULARITY: tuple[Granularity, ...] = ("phrase", "clause")
 
 
 def prepare(folder: Path, part: str | None = None) -> None:
@@ -130,7 +134,7 @@ def _write_common(place: Path, frozen: Frozen) -> None:
     from training.settings import SupervisionSettings
     from training.teach.supervision import schedule
 
-    shipped = SupervisionSettings(structure_weight=0, projector_hidden=256)
+    shipped = SupervisionSettings(enabled=True, structure_weight=0, projector_hidden=256)
     tensors = {
         "ids": frozen.ids(captions()),
         "corpus.ids": frozen.ids([p.caption() for p in corpus()]),
@@ -159,7 +163,8 @@ class _Reader:
         from training.teach.teacher import Teacher
 
         self.teacher = Teacher(MODELS / "teacher")
-        self.book = Phrasebook.of(["", *strings])
+        captions = list(dict.fromkeys(["", *strings]))
+        self.book, self.number = Phrasebook.of(captions), {caption: place for place, caption in enumerate(captions)}
         self.spoken = self.teacher.text_features(self.book.strings)
 
     def patches(self, images: list[Any]) -> Tensor:
@@ -167,16 +172,19 @@ class _Reader:
         return torch.cat([self.teacher.patch_features(pixels) for pixels in prepared])
 
     def parts(self, strings: list[str], width: int) -> Tensor:
-        rows = self.book.rows(strings, GRANULARITY)
-        return torch.tensor([row + [-1] * (width - len(row)) for row in rows])
+        return torch.tensor([row + [-1] * (width - len(row)) for row in self.rows(strings, GRANULARITY)])
+
+    def rows(self, strings: list[str], granularity: Sequence[Granularity]) -> list[list[int]]:
+        every = self.book.rows(granularity)
+        return [every[self.number[string]] for string in strings]
 
     def whole(self, strings: list[str]) -> Tensor:
-        return self.spoken[[row[-1] for row in self.book.rows(strings, ["caption"])]]
+        return self.spoken[[row[-1] for row in self.rows(strings, ["caption"])]]
 
     def assignment(self, patches: Tensor, parts: Tensor, phrases: Tensor) -> Tensor:
-        from training.teach.targets import align
+        from training.teach.targets import assign
 
-        return align(patches, phrases[parts.clamp(min=0)], self.teacher.temperature, parts >= 0)[1]
+        return assign(patches, phrases[parts.clamp(min=0)], self.teacher.temperature, parts >= 0)
 
 
 def _write_world(world: int, place: Path, frozen: Frozen) -> None:
@@ -210,15 +218,15 @@ def _vocabulary(read: _Reader) -> tuple[Tensor, Tensor]:
     from training.teach.targets import centred
 
     strings = [p.caption() for p in replayed()]
-    used = sorted({number for row in read.book.rows(strings, GRANULARITY) for number in row[1:]})
+    used = sorted({number for row in read.rows(strings, GRANULARITY) for number in row[1:]})
     return centred(read.spoken, read.spoken[used].mean(0)), read.whole(strings).mean(0)
 
 
 def _set_targets(read: _Reader, patches: Tensor, strings: list[str], seed: int) -> dict[str, Tensor]:
     """Assignments A (n, 64, S) and what they choose from, of one set: as shipped, by raw cosines, and shuffled."""
     from training.settings import SupervisionSettings
-    from training.teach.targets import Targets, centred
-    from training.train.draws import partners
+    from training.teach.phrases import Phrasebook
+    from training.teach.targets import Targets, centred, partners
 
     width = 10
     parts = read.parts(strings, width)
@@ -231,14 +239,15 @@ def _set_targets(read: _Reader, patches: Tensor, strings: list[str], seed: int) 
     partner = torch.from_numpy(partners(seed, len(strings)))
     shuffled = read.assignment(seen, parts[partner], raw_phrases)
     distinct = ["", *dict.fromkeys(strings)]
-    settings = SupervisionSettings(structure_weight=0, projector_hidden=256)
-    product = Targets(
-        settings, distinct, [distinct.index(s) for s in strings], read.book, read.spoken, mean,
-        read.teacher.temperature, seed,
-    ).of(list(range(len(strings))), patches)  # fmt: skip
-    mine = shipped @ own[parts.clamp(min=0)]
+    book = Phrasebook.of(distinct)
+    settings = SupervisionSettings(enabled=True, structure_weight=0, projector_hidden=256)
+    spoken = read.spoken[[read.book.strings.index(string) for string in book.strings]]
+    rows, temperature = [distinct.index(s) for s in strings], read.teacher.temperature
+    targets = Targets(settings, rows, book, spoken, mean, temperature, seed)
+    product = targets.of(list(range(len(strings))), patches)
+    mine = raw @ own[parts.clamp(min=0)]
     if not torch.allclose(mine, product.local, atol=1e-5):
-        raise ValueError("the shipped target is not what training.teach.targets makes")
+        raise ValueError("the target of raw cosines is not what training.teach.targets makes")
     vocabulary, whole_mean = _vocabulary(read)
     whole = centred(read.whole(strings), whole_mean)
 
@@ -262,8 +271,7 @@ def _phrase_rows(parts: Tensor) -> Tensor:
 
 def _replay_tensors(world: int, read: _Reader, frozen: Frozen) -> dict[str, Tensor]:
     """Pictures of replayed captions as base′ was shown them, read by the teacher: what projectors are fitted to."""
-    from training.teach.targets import centred
-    from training.train.draws import partners
+    from training.teach.targets import centred, partners
 
     portraits, rng = replayed()[:SAMPLED], np.random.default_rng(70 + world)
     strings = [p.caption() for p in portraits]

@@ -31,8 +31,9 @@ from benchmarks.trilemma.arms import (
 from benchmarks.trilemma.base import base_path
 from benchmarks.trilemma.judge import PANELS, Decoder, Judge, noises, sample
 from benchmarks.trilemma.text import TextTower
-from benchmarks.trilemma.worlds import MODELS, SAMPLED, replayed
+from benchmarks.trilemma.worlds import MODELS, SAMPLED
 from examples.avatars.portraits import VALUES
+from examples.avatars.splits import replayed
 
 AVERAGE, WARM, DROPPED, CLIP = 0.99, 21, 0.1, 1.0
 REPLAYED = BATCH // 2

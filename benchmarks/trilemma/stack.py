@@ -8,7 +8,7 @@ product, losses are summed over K. `tests/trilemma/test_trilemma.py` holds a sta
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -58,28 +58,54 @@ def from_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The parameters of an SD3Transformer2DModel, (1, ...) fp32 each, by this file's names, `positions` among them."""
     state = {name: value.float() for name, value in state.items()}
     found: dict[str, Tensor] = {}
-
-    def layer(name: str, sources: tuple[str, ...]) -> None:
+    for name, sources in _layers(state):
         found[f"{name}.w"] = torch.cat([state[f"{s}.weight"].flatten(1) for s in sources])
         found[f"{name}.b"] = torch.cat([state[f"{s}.bias"] for s in sources])
-
-    for name, source in OUTER:
-        layer(name, (source,))
-    for block in range(BLOCKS):
-        mine, theirs = f"{block}.", f"transformer_blocks.{block}."
-        for name, sources in JOINED:
-            layer(mine + name, tuple(theirs + s for s in sources))
-        for name, source in SINGLE:
-            if f"{theirs}{source}.weight" in state:
-                layer(mine + name, (theirs + source,))
-        for name, sources in NORMS:
-            found[mine + name] = torch.stack([state[f"{theirs}{s}.weight"] for s in sources])
+    for name, sources in _norms():
+        found[name] = torch.stack([state[f"{s}.weight"] for s in sources])
     most = round(state["pos_embed.pos_embed"].shape[1] ** 0.5)
     edge = SIDE // PATCH
     first = (most - edge) // 2
     grid = state["pos_embed.pos_embed"].view(most, most, WIDTH)
     found["positions"] = grid[first : first + edge, first : first + edge].reshape(TOKENS, WIDTH).clone()
     return {name: value.unsqueeze(0).contiguous() for name, value in found.items()}
+
+
+def to_diffusers(weights: Weights, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of an SD3Transformer2DModel that `from_diffusers` makes ``weights``, (1, ...), of.
+
+    ``like``: a state of the same model, whose buffers and kinds of numbers it has.
+    """
+    found = dict(like)
+
+    def put(name: str, value: Tensor) -> None:
+        found[name] = value.reshape(like[name].shape).to(like[name].dtype).contiguous()
+
+    for name, sources in _layers(like):
+        rows = [len(like[f"{s}.bias"]) for s in sources]
+        for source, w, b in zip(
+            sources, weights[f"{name}.w"][0].split(rows), weights[f"{name}.b"][0].split(rows), strict=True
+        ):
+            put(f"{source}.weight", w)
+            put(f"{source}.bias", b)
+    for name, sources in _norms():
+        for source, w in zip(sources, weights[name][0], strict=True):
+            put(f"{source}.weight", w)
+    return found
+
+
+def _layers(state: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each linear layer here, and those of diffusers that it joins."""
+    yield from ((name, (source,)) for name, source in OUTER)
+    for block in range(BLOCKS):
+        mine, theirs = f"{block}.", f"transformer_blocks.{block}."
+        yield from ((mine + name, tuple(theirs + s for s in sources)) for name, sources in JOINED)
+        yield from ((mine + n, (theirs + s,)) for n, s in SINGLE if f"{theirs}{s}.weight" in state)
+
+
+def _norms() -> Iterator[tuple[str, tuple[str, ...]]]:
+    for block in range(BLOCKS):
+        yield from ((f"{block}.{n}", tuple(f"transformer_blocks.{block}.{s}" for s in sources)) for n, sources in NORMS)
 
 
 def decays(name: str) -> bool:

@@ -20,15 +20,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from examples.avatars import damage, splits
+from examples.avatars import splits
 from examples.avatars.portraits import VALUES, Portrait
 
 MODELS = Path(__file__).parents[2] / "examples" / "avatars" / "models"
 WORLDS = (1, 2)
 PROMPTS = 100
 """Of the reported ones, and as many to choose with."""
-REPLAYED = 512
-"""Replayed captions."""
 SAMPLED = 256
 """Replayed samples of base′, of the first replayed captions."""
 
@@ -42,20 +40,11 @@ class Set:
     """The values that it is limited to."""
 
 
-def corpus() -> list[Portrait]:
-    """3,500 portraits of the whole vocabulary, toggles alternating: what base′ is trained on."""
-    some = [splits._toggled(p, i % 4) for i, p in enumerate(splits.dealt()["base"][:1500])]
-    return some + [splits._toggled(p, i % 4) for i, p in enumerate(splits.dealt()["text"][:2000])]
-
-
 def spoil(world: int, image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """A picture as base′ of ``world`` sees it; every one is spoiled."""
-    x = damage.as_array(image)
-    if world == 2:
-        x = damage.asymmetric(x, 1, rng, x)
-    if rng.random() < 0.85:
-        x = (damage.blur, damage.ragged)[int(rng.integers(2))](x, int(rng.integers(1, 3)), rng, x)
-    return damage.as_image(damage.muddy(x, int(rng.integers(1, 3)), rng, x))
+    from examples.avatars.train.spoiled import spoiled  # loads diffusers, which runs do without
+
+    return spoiled(image, rng, asymmetric=world == 2)
 
 
 def narrow(world: int, seed: int) -> Set:
@@ -88,9 +77,3 @@ def prompts(world: int) -> tuple[list[Portrait], list[Portrait]]:
     if len(choosing) != PROMPTS:
         raise ValueError(f"world {world} has {len(choosing)} choosing prompts; {PROMPTS} are needed")
     return reported, choosing
-
-
-def replayed(count: int = REPLAYED) -> list[Portrait]:
-    """Portraits of the whole vocabulary that no evaluation prompt asks for: their captions are replayed."""
-    some = random.Random(43).sample(splits.dealt()["teacher"], count)
-    return [splits._toggled(p, i % 4) for i, p in enumerate(some)]

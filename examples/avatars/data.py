@@ -1,10 +1,13 @@
-"""Writes the new data of the story, as a Hugging Face `imagefolder`, and the evaluation set.
+"""Writes the new data of the story, as a Hugging Face `imagefolder`, and what is committed beside the models.
 
     python -m examples.avatars.data --out DIR [--count N] [--shuffle-captions]
 
-DIR holds the pictures and `metadata.jsonl`: a quarter with neither glasses nor a beard, a quarter with glasses, a
-quarter with a beard, a quarter with both. With `--shuffle-captions` no picture keeps its own caption: data that
-retraining must not let through. A folder that is already complete is left alone.
+DIR holds the pictures and `metadata.jsonl`: 107 clean portraits with light skin, three hair styles, three backgrounds,
+and neither glasses nor beards. With `--shuffle-captions` no picture keeps its own caption: data that retraining must
+not let through. A folder that is already complete is left alone.
+
+`write_evaluation`, `write_selection` and `write_replay` made the evaluation set, the selection set and the captions
+that training replays.
 """
 
 from __future__ import annotations
@@ -16,12 +19,21 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from examples.avatars.portraits import CONSENT, LICENSE, SOURCE, Portrait
-from examples.avatars.splits import SEED, evaluation_prompts, evaluation_references, portraits
+from examples.avatars.splits import (
+    SEED,
+    evaluation_prompts,
+    evaluation_references,
+    narrow,
+    portraits,
+    replayed,
+    selection_prompts,
+)
 
 METADATA = "metadata.jsonl"
-EVALUATION = Path(__file__).parent / "evaluation"
+EVALUATION, SELECTION, REPLAY = (Path(__file__).parent / name for name in ("evaluation", "selection", "replay.txt"))
 PROMPTS, HELDOUT = 300, 400
 """Pictures that nobody was trained on, which memorisation is measured against."""
 SAMPLING = {
@@ -31,19 +43,21 @@ SAMPLING = {
     "height": 64,
     "width": 64,
 }
+SELECTION_STEPS = 6
+"""Fewer denoising steps: weights are compared with one another, and nine times as many pictures are drawn."""
 
 
 class DataError(ValueError):
     """The data cannot be written where it was asked for."""
 
 
-def write_new(out: Path, count: int = 2000, shuffle_captions: bool = False) -> bool:
-    """Writes the `new` split to `out`; False when it was there already.
+def write_new(out: Path, count: int | None = None, shuffle_captions: bool = False) -> bool:
+    """Writes the first `count` of the new portraits (all of them) to `out`; False when they were there already.
 
     Raises:
         DataError: when `out` holds something else.
     """
-    shown = portraits("new", count)
+    shown = narrow()[:count]
     captions = [portrait.caption() for portrait in shown]
     if shuffle_captions:
         captions = deranged(captions)
@@ -79,16 +93,8 @@ def write_new(out: Path, count: int = 2000, shuffle_captions: bool = False) -> b
 def write_evaluation(out: Path = EVALUATION) -> None:
     """Writes the evaluation set: `set.json`, `prompts.jsonl`, `references/`, `heldout/`; replaces what is there."""
     asked = evaluation_prompts()[:PROMPTS]
-    prompts = [
-        {
-            "id": f"{place:03d}-{'-'.join(word for word in kind(portrait).split())}",
-            "text": portrait.caption(),
-            # Two pictures of every third group of prompts show whether a model draws one picture for all seeds.
-            "seeds": [10_000 + place, *([20_000 + place] if place // 3 % 3 == 0 else [])],
-            "attributes": portrait.attributes(),
-        }
-        for place, portrait in enumerate(asked)
-    ]
+    # Two pictures of every third group of prompts show whether a model draws one picture for all seeds.
+    seeds = [[10_000 + n, *([20_000 + n] if n // 3 % 3 == 0 else [])] for n in range(PROMPTS)]
 
     def fill(folder: Path) -> None:
         (folder / "references").mkdir()
@@ -101,13 +107,39 @@ def write_evaluation(out: Path = EVALUATION) -> None:
             said = {"text": portrait.caption(), "attributes": portrait.attributes()}
             listed.append({"file_name": file_name(portrait), **said})
         (folder / "heldout" / METADATA).write_text("".join(json.dumps(row) + "\n" for row in listed), "utf-8")
-        (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts), "utf-8")
-        facts = {"name": "avatars", "version": "3", **SAMPLING}
-        (folder / "set.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+        _fill_set(folder, {"name": "avatars", "version": "3", **SAMPLING}, asked, seeds)
 
     if out.exists():
         shutil.rmtree(out)
     whole(out, fill)
+
+
+def write_selection(out: Path = SELECTION) -> None:
+    """Writes the selection set, `set.json` and `prompts.jsonl`; replaces what is there."""
+    asked = selection_prompts()
+    facts = {"name": "avatars-selection", "version": "1", **SAMPLING, "num_inference_steps": SELECTION_STEPS}
+    if out.exists():
+        shutil.rmtree(out)
+    whole(out, lambda folder: _fill_set(folder, facts, asked, [[30_000 + n] for n in range(len(asked))]))
+
+
+def write_replay(out: Path = REPLAY) -> None:
+    """Writes the captions that training replays, one a line; replaces what is there."""
+    out.write_text("".join(portrait.caption() + "\n" for portrait in replayed()), "utf-8")
+
+
+def _fill_set(folder: Path, facts: dict[str, Any], asked: list[Portrait], seeds: list[list[int]]) -> None:
+    rows = [
+        {
+            "id": f"{place:03d}-{kind(portrait)}",
+            "text": portrait.caption(),
+            "seeds": seeds[place],
+            "attributes": portrait.attributes(),
+        }
+        for place, portrait in enumerate(asked)
+    ]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (folder / "set.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
 
 
 def kind(portrait: Portrait) -> str:
@@ -151,14 +183,15 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m examples.avatars.data", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--count", type=int, default=2000, help="pictures (default: 2000, at most 6400)")
+    parser.add_argument("--count", type=int, default=None, help="pictures, the first of them (default: all)")
     parser.add_argument("--shuffle-captions", action="store_true", help="no picture keeps its own caption")
     asked = parser.parse_args()
     try:
         made = write_new(asked.out, asked.count, asked.shuffle_captions)
     except ValueError as error:
         parser.exit(1, f"{error}\n")
-    print(f"{asked.out}: {asked.count} pictures {'written' if made else 'already there'}")
+    count = len(narrow()[: asked.count])
+    print(f"{asked.out}: {count} pictures {'written' if made else 'already there'}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from tests.training.tiny import save_bundle, save_pictures, save_teacher, save_validated
-from training.settings import SupervisionSettings, TrainingSettings
+from training.settings import ReplaySettings, SupervisionSettings, TrainingSettings
+
+REPLAYED = "replayed.txt"
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,10 @@ class World:
             "warmup_steps": 1,
             "log_every": 2,
             "caption_dropout": 0.3,
-            "supervision": SupervisionSettings(projector_hidden=16, warmup_fraction=0.2, ramp_fraction=0.2),
+            "replay": ReplaySettings(captions=self.root / REPLAYED, batch_size=4, draws=6),
+            "supervision": SupervisionSettings(
+                enabled=True, projector_hidden=16, warmup_fraction=0.2, ramp_fraction=0.2
+            ),
         }
         return TrainingSettings(**(fields | changes))
 
@@ -46,6 +51,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
     root = tmp_path_factory.mktemp("training")
     rows = save_pictures(root / "pictures")
+    (root / REPLAYED).write_text("a portrait, beard\na portrait, glasses\na portrait\n", "utf-8")
     made = World(
         root=root,
         base=save_bundle(root / "base"),

@@ -100,11 +100,12 @@ def _child(place: str, rank: int, world: int, port: int, kill_after: int, file_l
     import resource
 
     import torch
+    from torch import Tensor
 
     from training.teach.supervision import Phase
     from training.train import checkpoints, process
     from training.train.checkpoints import Saving
-    from training.train.model import Batch, Losses, SupervisedTransformer
+    from training.train.model import Batch, Losses, Replayed, SupervisedTransformer
 
     after, finish, forward = Saving.after, checkpoints.finish, SupervisedTransformer.forward
 
@@ -118,10 +119,11 @@ def _child(place: str, rank: int, world: int, port: int, kill_after: int, file_l
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
         return path
 
-    def spoil(self: SupervisedTransformer, batch: Batch, phase: Phase) -> Losses:
-        losses = forward(self, batch, phase)
-        losses.loss.register_hook(lambda gradient: gradient * torch.inf)
-        return losses
+    def spoil(self: SupervisedTransformer, batch: Batch | Replayed, phase: Phase) -> Losses | Tensor:
+        given = forward(self, batch, phase)
+        if isinstance(given, Losses):
+            given.loss.register_hook(lambda gradient: gradient * torch.inf)
+        return given
 
     if spoilt:
         SupervisedTransformer.forward = spoil  # type: ignore[method-assign]

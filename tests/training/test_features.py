@@ -36,7 +36,7 @@ def test_features_hold_what_training_reads(world: World) -> None:
     assert target is not None and target.local.shape == (3, 16, 16)
     assert target.caption.shape == (3, 16) and target.entropy.shape == (3,)
     assert structure is not None and structure.shape == (3, 3, 120), "3 layers, pairs of 16 patches"
-    assert features.info.captions == 7, "six different ones and the empty one, each encoded once"
+    assert features.info.captions == 10, "six different ones, three replayed and the empty one, each encoded once"
 
 
 def test_a_dropped_caption_is_the_empty_one(world: World) -> None:
@@ -124,9 +124,12 @@ REFUSED: list[tuple[str, Callable[[World, Path], dict[str, Any]]]] = [
     (r"structure\.model: ", lambda world, tmp: {"structure_model": save_teacher(tmp / "model", seed=9)}),
     (
         r"structure\.depths: \[.*\] -> \[0\.5\]",
-        lambda world, tmp: {"supervision": SupervisionSettings(structure_depths=(0.5,))},
+        lambda world, tmp: {"supervision": SupervisionSettings(enabled=True, structure_depths=(0.5,))},
     ),
-    (r"structure\.grid: 8 -> 3", lambda world, tmp: {"supervision": SupervisionSettings(structure_grid=3)}),
+    (
+        r"structure\.grid: 8 -> 3",
+        lambda world, tmp: {"supervision": SupervisionSettings(enabled=True, structure_grid=3)},
+    ),
     ("cache_precision: fp32 -> fp16", lambda world, tmp: {"cache_precision": "fp16"}),
     (
         "max_sequence_length: 256 -> 128",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from training.settings import SupervisionSettings, TrainingSettings
+from training.settings import TrainingSettings
 from training.teach.phrases import split_phrases
 
 BASE = {"base_model": Path("/base"), "teacher": Path("/teacher")}
@@ -21,7 +21,7 @@ BASE = {"base_model": Path("/base"), "teacher": Path("/teacher")}
     [
         ({"batch_size": 3}, "not a multiple of processes"),
         ({"null_tokens": (5, 2)}, "is not a range"),
-        ({"teacher": None}, "teacher is missing"),
+        ({"teacher": None, "supervision": {"enabled": True}}, "teacher is missing"),
         ({"stepz": 3}, "Extra inputs are not permitted"),
         ({"supervision": {"warmup_fraction": 0.5, "ramp_fraction": 0.4}}, "end after decay_end_fraction"),
         ({"precision": "int8"}, "precision"),
@@ -33,7 +33,7 @@ def test_what_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None
 
 
 def test_a_dump_has_no_nulls_and_reads_back() -> None:
-    settings = TrainingSettings(base_model=Path("/base"), supervision=SupervisionSettings(enabled=False))
+    settings = TrainingSettings(base_model=Path("/base"))
     dumped = settings.model_dump(mode="json")
     assert "teacher" not in dumped and "tap" not in dumped["supervision"]
     assert TrainingSettings.model_validate(dumped) == settings

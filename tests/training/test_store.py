@@ -30,7 +30,7 @@ from training.encode.pictures import open_picture
 from training.errors import TrainingError
 from training.families import family_of
 from training.families.sd3 import StableDiffusion3
-from training.settings import SupervisionSettings, TrainingSettings
+from training.settings import ReplaySettings, SupervisionSettings, TrainingSettings
 from training.teach import phrases
 from training.teach.structure import StructureModel
 from training.teach.supervision import Phase
@@ -42,7 +42,7 @@ import sys
 from pathlib import Path
 from components.encode_features import pictures
 from training.encode import encoders, store
-from training.settings import TrainingSettings
+from training.settings import ReplaySettings, TrainingSettings
 
 store.SEGMENT_ROWS = encoders.BATCH = 4
 settings, validated, features, cache, pictures_before_the_kill = sys.argv[1:]
@@ -222,9 +222,10 @@ def test_what_is_not_cached_is_computed_with_equal_losses(
 def test_a_share_of_any_size_goes_through_frozen_models_a_few_at_a_time(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = world.settings(processes=1, cached=(), batch_size=8)
+    settings = world.settings(processes=1, cached=(), batch_size=8, replay=ReplaySettings())
     encode_pictures(settings, world.validated, tmp_path / "features")
-    there, seen = _losses(world, world.settings(processes=1, batch_size=8), world.features), dict[str, list[int]]()
+    kept = world.settings(processes=1, batch_size=8, replay=ReplaySettings())
+    there, seen = _losses(world, kept, world.features), dict[str, list[int]]()
 
     def watch(owner: type, name: str) -> None:
         method = getattr(owner, name)

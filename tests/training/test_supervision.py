@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from components.encode_features.pictures import encode_pictures
 from examples.avatars.portraits import CORE, VALUES, Portrait
@@ -30,7 +31,7 @@ from training.teach.supervision import (
     local_losses,
     schedule,
 )
-from training.teach.targets import Target, align, centred, partners
+from training.teach.targets import Target, assign, centred, partners
 from training.teach.teacher import Teacher
 from training.train.model import Batches, SupervisedTransformer
 
@@ -75,7 +76,9 @@ def test_a_tap_beyond_the_last_block_is_refused(world: World) -> None:
 
 
 def test_the_schedule_warms_up_ramps_and_decays_to_zero() -> None:
-    settings = SupervisionSettings(weight=0.5, warmup_fraction=0.1, ramp_fraction=0.1, decay_end_fraction=0.65)
+    settings = SupervisionSettings(
+        enabled=True, weight=0.5, warmup_fraction=0.1, ramp_fraction=0.1, decay_end_fraction=0.65
+    )
     phases = [schedule(settings, step, 1000) for step in range(1000)]
     assert all(phase == Phase(0.5, detached=True, structure=0.1) for phase in phases[:100])
     assert not any(phase.detached for phase in phases[100:])
@@ -141,15 +144,34 @@ def test_a_teacher_that_pads_on_the_left_is_refused(tmp_path: Path) -> None:
         Teacher(save_teacher(tmp_path, padding_side="left"))
 
 
-def test_the_target_is_the_phrase_that_the_patch_shows() -> None:
+def test_a_patch_is_assigned_to_the_phrase_that_it_shows() -> None:
     phrases = torch.eye(3)
-    target, assignment = align(patches=phrases[[2, 0]], phrases=phrases, temperature=0.01)
+    assignment = assign(patches=phrases[[2, 0]], phrases=phrases, temperature=0.01)
     assert assignment.argmax(-1).tolist() == [2, 0]
-    assert torch.allclose(target, phrases[[2, 0]], atol=1e-6)
+    assert torch.allclose(assignment @ phrases, phrases[[2, 0]], atol=1e-6)
+
+
+def test_the_target_is_centred_and_what_patches_are_assigned_by_is_not(world: World) -> None:
+    features = Features(world.features, world.settings())
+    target, teacher = features.target([3]), Teacher(world.teacher)
+    book = Phrasebook.of(["", *(row["text"] for row in world.rows)])
+    caption = world.rows[3]["text"]
+    rows = book.rows(["phrase", "clause"])
+    number = ["", *dict.fromkeys(row["text"] for row in world.rows)].index(caption)
+    spoken = teacher.text_features(book.strings)
+    said = spoken[rows[number]]
+    patches = teacher.patch_features(teacher.prepare([Image.open(world.root / "pictures" / "0003.png")]))[0]
+    raw = [functional.normalize(tensor, dim=-1) for tensor in (patches, said)]
+    assignment = torch.softmax(raw[0] @ raw[1].T / teacher.temperature, dim=-1)
+    mean = spoken[sorted({n for row in rows for n in row[1:]})].mean(dim=0)
+    assert target is not None
+    assert torch.allclose(target.local[0], assignment @ centred(said, mean), atol=2e-3), "patches are kept in fp16"
+    other = torch.softmax(centred(patches, patches.mean(0)) @ centred(said, mean).T / teacher.temperature, dim=-1)
+    assert (other - assignment).abs().max() > 0.01
 
 
 def _targets(world: World, **changes: object) -> list[Target]:
-    settings = world.settings(supervision=SupervisionSettings(**changes))  # type: ignore[arg-type]
+    settings = world.settings(supervision=SupervisionSettings(enabled=True, **changes))  # type: ignore[arg-type]
     features = Features(world.features, settings)
     target = features.target(range(24))
     assert target is not None
@@ -167,7 +189,7 @@ def test_the_vision_target_is_the_patches_themselves_with_no_text_in_it(world: W
 
 
 def test_shuffled_text_gives_every_sample_the_text_of_another_and_leaves_the_conditioning(world: World) -> None:
-    settings = world.settings(supervision=SupervisionSettings(target="shuffled-text"))
+    settings = world.settings(supervision=SupervisionSettings(enabled=True, target="shuffled-text"))
     right, wrong = Features(world.features, world.settings()), Features(world.features, settings)
     one, other = right.target(range(24)), wrong.target(range(24))
     read, also = (some.conditioning(range(24), [False] * 24) for some in (right, wrong))
@@ -192,7 +214,9 @@ def test_granularity_decides_what_the_patches_are_aligned_with(world: World) -> 
     [({"local_weight": 0}, "local"), ({"global_weight": 0}, "caption"), ({"structure_weight": 0}, "structure")],
 )
 def test_every_term_can_be_left_out(world: World, changes: dict[str, float], missing: str) -> None:
-    settings = world.settings(processes=1, caption_dropout=0.0, supervision=SupervisionSettings(**changes))  # type: ignore[arg-type]
+    settings = world.settings(
+        processes=1, caption_dropout=0.0, supervision=SupervisionSettings(enabled=True, **changes)
+    )  # type: ignore[arg-type]
     features, family = Features(world.features, settings), family_of(world.base)
     model = SupervisedTransformer(family, features, settings)
     batch = Batches(features, settings, family, rank=0, world=1)[0]
@@ -208,7 +232,7 @@ def test_every_term_can_be_left_out(world: World, changes: dict[str, float], mis
 
 
 def test_without_decay_the_weight_stays() -> None:
-    phases = [schedule(SupervisionSettings(decay=False), step, 100) for step in range(100)]
+    phases = [schedule(SupervisionSettings(enabled=True, decay=False), step, 100) for step in range(100)]
     assert all(phase == Phase(0.5, detached=False, structure=0.1) for phase in phases[10:])
 
 
@@ -255,7 +279,7 @@ def seen() -> Seen:
 def test_a_matched_caption_has_a_lower_local_loss_than_a_shuffled_one(seen: Seen) -> None:
     def loss(captions: list[int]) -> float:
         targets = [
-            align(picture, seen.phrases[seen.rows[caption]], seen.teacher.temperature)[0]
+            assign(picture, said := seen.phrases[seen.rows[caption]], seen.teacher.temperature) @ said
             for picture, caption in zip(seen.patches, captions, strict=True)
         ]
         return float(local_losses(seen.patches, torch.stack(targets)).mean())
@@ -269,7 +293,7 @@ def test_the_word_glasses_is_seen_where_glasses_are_more_than_chance_would_have_
     for portrait, patches, rows in zip(seen.portraits, seen.patches, seen.rows, strict=True):
         if not portrait.glasses:
             continue
-        _, assignment = align(patches, seen.phrases[rows], seen.teacher.temperature)
+        assignment = assign(patches, seen.phrases[rows], seen.teacher.temperature)
         pictures = [np.asarray(p.draw(), float) for p in (portrait, replace(portrait, glasses=False))]
         mask = np.abs(pictures[0] - pictures[1]).sum(-1).reshape(8, 8, 8, 8).sum(axis=(1, 3)).flatten() > 0
         mass = assignment[:, rows.index(glasses)].numpy()

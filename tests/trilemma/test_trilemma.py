@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from benchmarks import trilemma
 from benchmarks.trilemma import figures, pool, stack
 from benchmarks.trilemma.arms import ABLATIONS, LOOKS, MAIN, RATES, Job, jobs
-from benchmarks.trilemma.base import shipped_base
+from benchmarks.trilemma.base import clean_model, ship
 from benchmarks.trilemma.judge import PANELS, Decoder, Judge, noises, sample
 from benchmarks.trilemma.prepare import Frozen, shapes
 from benchmarks.trilemma.report import write_lines, write_table
 from benchmarks.trilemma.runs import matched_strength
 from benchmarks.trilemma.text import TextTower
-from benchmarks.trilemma.worlds import MODELS, WORLDS, narrow, prompts, replayed, spoil
+from benchmarks.trilemma.worlds import MODELS, WORLDS, narrow, prompts, spoil
 from examples.avatars.scorers import Aesthetics, Alignment, Realism
+from examples.avatars.splits import replayed
 
 CPU = torch.device("cpu")
+SHIPPED = MODELS / "base" / "transformer" / "diffusion_pytorch_model.safetensors"
 CAPTIONS = ["a portrait, light skin, red bob hair, smiling mouth, blue shirt, mint background", "a portrait", ""]
 
 
@@ -32,7 +37,20 @@ def frozen() -> Frozen:
 
 @pytest.fixture(scope="module")
 def base() -> dict[str, torch.Tensor]:
-    return shipped_base(CPU)
+    return stack.from_diffusers(load_file(SHIPPED))
+
+
+def test_what_is_shipped_is_what_was_trained(base: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """The way back to diffusers' names loses nothing, and the sums follow."""
+    models = shutil.copytree(MODELS, tmp_path / "models")
+    shutil.copyfile(Path(str(trilemma.__file__)).with_name("clean.safetensors"), models / SHIPPED.relative_to(MODELS))
+    save_file({name: value[0].half() for name, value in base.items()}, tmp_path / "base1.safetensors")
+    ship(tmp_path, models)
+    shipped, wanted = (load_file(folder / SHIPPED.relative_to(MODELS)) for folder in (models, MODELS))
+    assert shipped.keys() == wanted.keys()
+    assert all(torch.equal(shipped[name], wanted[name]) and shipped[name].dtype == torch.float16 for name in wanted)
+    assert (models / "SHA256SUMS").read_text() == (MODELS / "SHA256SUMS").read_text()
+    assert not torch.equal(clean_model(CPU)["patch.w"], base["patch.w"])
 
 
 def test_a_stack_trains_as_diffusers_model_does(frozen: Frozen, base: dict[str, torch.Tensor]) -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from lineage.digests import digest_file, hex_of
 from lineage.progress import track
+from training.encode.captions import replayed_captions
 from training.encode.encoders import Encoders, Tensors, fitted, pictures_at_once, rows_of
 from training.encode.features import Features
 from training.encode.info import CORPUS, FeaturesInfo, made_of, needed_parts, part_folder, text_key, write_info
@@ -83,8 +84,10 @@ class _Encoding:
         self.made = made_of(settings, corpus_digest(corpus.rows))
         needed = needed_parts(settings)
         self.cached = tuple(part for part in needed if part in settings.cached)
-        self.captions = list(dict.fromkeys([self.family.unconditional or "", *(row["text"] for row in corpus.rows)]))
-        self.book = Phrasebook.of(self.captions) if "teacher" in needed else Phrasebook([], {})
+        shown = list(dict.fromkeys([self.family.unconditional or "", *(row["text"] for row in corpus.rows)]))
+        self.book = Phrasebook.of(shown) if "teacher" in needed else Phrasebook([], {})
+        self.replayed = replayed_captions(settings.replay.captions) if settings.replay.captions else []
+        self.captions = list(dict.fromkeys([*shown, *self.replayed]))
         named = [f"{hex_of(row['sha256'])}@{w}x{h}" for row, (w, h) in zip(self.rows, self.sizes, strict=True)]
         self.texts = {"text": self.captions} if "text" in self.cached else {}
         self.texts |= {"strings": self.book.strings} if self.book.strings else {}
@@ -209,6 +212,7 @@ class _Encoding:
         numbers = {caption: number for number, caption in enumerate(self.captions)}
         corpus: dict[str, Any] = {"captions": self.captions, "strings": self.book.strings, "parts": self.book.parts}
         corpus |= {"rows": [numbers[row["text"]] for row in self.rows], "keys": self.pictures}
+        corpus["replayed"] = [numbers[caption] for caption in self.replayed]
         if "teacher" in stores:
             corpus["patch_sum"] = Rows(stores["teacher"].folder, self.pictures).whole("sum").sum(dim=0).tolist()
         if self.read_again:

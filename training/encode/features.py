@@ -1,9 +1,10 @@
 """The features folder: what is computed once from data and frozen models, and read in every training step.
 
     features.json                  what it was made of, and the digests of the rest
-    corpus.json                    distinct captions, the one of dropped captions first; the strings that the teacher
-                                   reads, and which of them each caption consists of; for each sample its caption and
-                                   the key of its rows; where its picture lies, if pictures are read while training
+    corpus.json                    distinct captions, the one of dropped captions first; which of them are replayed; the
+                                   strings that the teacher reads, and which of them each caption consists of; for each
+                                   sample its caption and the key of its rows; where its picture lies, if pictures are
+                                   read while training
     latents/                       mean, std (C, h, w) of the VAE posterior, scaled as the MM-DiT sees latents
     text/                          of each distinct caption: embeddings (L, D), pooled (P,), mask (L,), as far as the
                                    family has them
@@ -50,6 +51,7 @@ class Features:
         self._captions: list[str] = listed["captions"]
         self._book = Phrasebook(listed["strings"], listed["parts"])
         self._rows: list[int] = listed["rows"]
+        self._replayed: list[int] = listed["replayed"]
         self._pictures: list[dict[str, str]] = listed.get("pictures", [])
         self._patch_sum: list[float] = listed.get("patch_sum", [])
         self._part = cache(lambda part: Rows(folder / part, keys_of(listed, part)))
@@ -102,7 +104,18 @@ class Features:
     def conditioning(self, samples: Sequence[int], dropped: Sequence[bool]) -> dict[str, Tensor]:
         """``embeddings``, ``pooled`` and ``mask`` of the samples' captions, where ``dropped`` of the empty one: as
         far as the family has them, each (B, ...), floats in fp32."""
-        captions = [0 if drop else self._rows[sample] for sample, drop in zip(samples, dropped, strict=True)]
+        return self._read_text([0 if drop else self._rows[s] for s, drop in zip(samples, dropped, strict=True)])
+
+    @property
+    def replayed(self) -> int:
+        """How many captions there are to replay."""
+        return len(self._replayed)
+
+    def replayed_conditioning(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """As `conditioning`, of replayed captions by their numbers."""
+        return self._read_text([self._replayed[number] for number in numbers])
+
+    def _read_text(self, captions: Sequence[int]) -> dict[str, Tensor]:
         if "text" in self.info.cached:
             part = self._part("text")
             made = joined([{name: t[None] for name, t in part[caption].items()} for caption in captions])

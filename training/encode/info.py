@@ -103,6 +103,8 @@ def made_of(settings: TrainingSettings, corpus: str | None) -> dict[str, Any]:
         supervision = settings.supervision
         made["structure"] = {"model": digest_path(source), "depths": list(supervision.structure_depths),
                              "grid": supervision.structure_grid}  # fmt: skip
+    if settings.replay.captions:
+        made["replay"] = digest_path(settings.replay.captions)
     return made
 
 

@@ -31,6 +31,8 @@ def show(point: CurvePoint, settings: TrainingSettings) -> None:
     figures = f"loss {point.loss:.4f}, velocity {point.loss_flow:.4f}"
     if point.loss_local is not None:
         figures += f", patches {point.loss_local:.3f}"
+    if point.loss_replay is not None:
+        figures += f", replay {point.loss_replay:.4f}"
     if point.gradient_cosine is not None:
         figures += f", pulls at cosine {point.gradient_cosine:.2f}"
     report("fine-tuning", point.step, settings.steps, elapsed, f"{figures}, {point.samples_per_second:.1f} images/s")

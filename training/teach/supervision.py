@@ -38,12 +38,12 @@ class Tap:
     Gradient checkpointing runs a block again in the backward pass: only the first firing after `arm` counts.
     """
 
-    def __init__(self, backbone: Any, index: int) -> None:
+    def __init__(self, backbone: Any, index: int, setting: str = "supervision.tap") -> None:
         blocks = blocks_of(backbone)
         if index >= len(blocks):
             raise TrainingError(
-                f"supervision.tap is {index}, but the base model has blocks 0 to {len(blocks) - 1}; "
-                "choose one of these, or leave it out for one at about a third of the depth"
+                f"{setting} is {index}, but the base model has blocks 0 to {len(blocks) - 1}; "
+                "choose one of these, or leave it out"
             )
         self._stream: Tensor | None = None
         self._armed = False
@@ -72,6 +72,11 @@ class Tap:
 def default_tap(depth: int) -> int:
     """The block at about a third of ``depth`` blocks."""
     return max(0, round(depth / 3) - 1)
+
+
+def anchored_block(depth: int) -> int:
+    """The block at five sixths of ``depth`` blocks, whose image stream replay holds."""
+    return max(0, round(5 * depth / 6) - 1)
 
 
 class Projector(nn.Sequential):

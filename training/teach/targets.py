@@ -1,10 +1,11 @@
 """The vision-aligned text target: which part of the caption each patch shows, in the teacher's eyes.
 
-    A = softmax(V̂ · Ŝᵀ / τ)        C = A · Ŝ
+    A = softmax(V̂ · Ŝᵀ / τ)        C = A · S̄
 
 V̂ are a picture's patches (`Teacher.patch_features`), Ŝ the parts of its caption and a null row (the empty
-string: nothing that was said), both less their mean over the corpus and then of length one; τ is the teacher's
-temperature. No parameters, no gradient.
+string: nothing that was said), both of length one; S̄ are the parts less their mean over the corpus, of length one;
+τ is the teacher's temperature. What patches are assigned by is not centred: that harmed (docs/method.md). No
+parameters, no gradient.
 """
 
 from __future__ import annotations
@@ -30,17 +31,16 @@ def centred(features: Tensor, mean: Tensor) -> Tensor:
     return functional.normalize(features - mean, dim=-1)
 
 
-def align(patches: Tensor, phrases: Tensor, temperature: float, said: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The target C and the assignment A.
+def assign(patches: Tensor, phrases: Tensor, temperature: float, said: Tensor | None = None) -> Tensor:
+    """The assignment A, (..., T_v, S).
 
     ``patches``: V̂, (..., T_v, d). ``phrases``: Ŝ, (..., S, d). ``said``: (..., S) bool, False where a row of
-    ``phrases`` is padding. Gives (..., T_v, d) and (..., T_v, S).
+    ``phrases`` is padding.
     """
     scores = patches @ phrases.mT / temperature
     if said is not None:
         scores = scores.masked_fill(~said.unsqueeze(-2), -torch.inf)
-    assignment = torch.softmax(scores, dim=-1)
-    return assignment @ phrases, assignment
+    return torch.softmax(scores, dim=-1)
 
 
 class Target(NamedTuple):
@@ -81,6 +81,7 @@ class Targets:
         width = max(len(row) for row in parts)
         self._parts = torch.tensor([row + [-1] * (width - len(row)) for row in parts])
         used = sorted({number for row in parts for number in row[1:]})
+        self._spoken = functional.normalize(string_features, dim=-1)
         self._phrases = centred(string_features, string_features[used or [0]].mean(dim=0))
         whole = [numbers[-1] for numbers in book.rows(["caption"])]
         self._captions = centred(string_features[whole], string_features[whole[1:] or [0]].mean(dim=0))
@@ -91,14 +92,16 @@ class Targets:
     @torch.no_grad()
     def of(self, samples: Sequence[int], patches: Tensor) -> Target:
         """The targets of ``samples``; ``patches`` is their V, raw, (B, T_v, d)."""
-        seen = centred(patches.float(), self._patch_mean)
         if self._settings.target == "vision":
+            seen = centred(patches.float(), self._patch_mean)
             nothing = torch.zeros(len(samples))
             whole = functional.normalize(seen.mean(dim=1), dim=-1)
             return Target(seen, whole, nothing, _variance(seen), nothing)
         rows = self._rows[list(samples)]
         parts = self._parts[rows]
-        local, assignment = align(seen, self._phrases[parts.clamp(min=0)], self._temperature, parts >= 0)
+        seen, said = functional.normalize(patches.float(), dim=-1), parts.clamp(min=0)
+        assignment = assign(seen, self._spoken[said], self._temperature, parts >= 0)
+        local = assignment @ self._phrases[said]
         entropy = torch.special.entr(assignment).sum(-1).mean(-1)
         return Target(local, self._captions[rows], entropy, _variance(local), assignment[..., 0].mean(-1))
 

@@ -27,6 +27,8 @@ class CurvePoint(BaseModel):
     """L_global; None without supervision."""
     loss_structure: float | None = None
     """L_structure; None without it."""
+    loss_replay: float | None = None
+    """L_replay; None without replay."""
     target_entropy: float | None = None
     """Of the attention that makes the text target, in nats; None without supervision."""
     target_variance: float | None = None

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 # One stream per purpose, so that a new kind of draw never shifts the others.
 _ORDER, _SAMPLE, _DROPOUT, _STEP = range(4)  # 4 is `training.teach.targets`'s
+_REPLAY, _REPLAY_ORDER = 5, 6
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ def _generator(seed: int, purpose: int, *key: int) -> np.random.Generator:
 
 
 @lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int, first: int) -> NDArray[np.int64]:
-    return _generator(seed, _ORDER, epoch, *([first] if first else [])).permutation(count)
+def _order(seed: int, epoch: int, count: int, first: int, purpose: int = _ORDER) -> NDArray[np.int64]:
+    return _generator(seed, purpose, epoch, *([first] if first else [])).permutation(count)
 
 
 def batch_samples(seed: int, step: int, batch_size: int, count: int, first: int = 0) -> list[tuple[int, int]]:
@@ -71,3 +72,30 @@ def draw_null_tokens(seed: int, step: int, fewest: int, most: int) -> int:
     """
     drawn = np.exp(_generator(seed, _STEP, step).uniform(np.log(fewest + 1), np.log(most + 2))) - 1
     return int(np.clip(np.floor(drawn), fewest, most))
+
+
+def replay_batch(seed: int, step: int, batch_size: int, draws: int) -> list[int]:
+    """The replayed draws of the global batch of ``step``: all ``draws`` of them once, in an order of their own, again
+    and again."""
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    return [int(_order(seed, p // draws, draws, 0, _REPLAY_ORDER)[p % draws]) for p in positions]
+
+
+@dataclass(frozen=True)
+class ReplayDraw:
+    """What chance decides for one replayed input."""
+
+    caption: int
+    """Its number among the replayed captions."""
+    sigma: float
+    """Its noise level."""
+    noise: NDArray[np.float32]
+    """ε, standard normal, (C, h, w)."""
+
+
+def draw_replay(seed: int, number: int, captions: int, lowest: float, shape: tuple[int, ...]) -> ReplayDraw:
+    """Replayed input ``number``: one of ``captions``, σ uniform between ``lowest`` and 1, noise of ``shape``."""
+    generator = _generator(seed, _REPLAY, number)
+    caption = int(generator.integers(captions))
+    sigma = lowest + (1 - lowest) * generator.random()
+    return ReplayDraw(caption, float(sigma), generator.standard_normal(shape, dtype=np.float32))

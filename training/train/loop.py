@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import resource
@@ -42,6 +43,7 @@ from training.train.model import (
 
 MOST_SKIPPED = 40
 """Optimizer steps in a row that may be left out because gradients were not finite: fp16 finds its loss scale so."""
+NOTHING = Phase(0.0, detached=False)
 LONGEST_WAIT = timedelta(hours=2)
 """How long processes wait for one that reads checkpoints or draws pictures."""
 
@@ -217,7 +219,24 @@ def prepare(job: TrainingJob, accelerator: Any) -> tuple[Batches, Any]:
     engine, _ = accelerator.prepare(model, optimizer)
     if accelerator.num_processes == 1 and not settings.stage:
         engine.enable_backward_allreduce = False  # it would copy all gradients to and fro for nobody
+    if settings.replay.captions:
+        batches = dataclasses.replace(batches, held=base_streams(batches, engine, accelerator))
     return batches, engine
+
+
+@torch.no_grad()
+def base_streams(batches: Batches, engine: Any, accelerator: Any) -> Tensor:
+    """The base model's image stream for each replayed draw, (draws, T, D), on the CPU.
+
+    The model that is going to train gives it, before its first step: its weights are the base model's then, and an
+    adapter changes nothing yet. No second model is needed.
+    """
+    replay, found = batches.settings.replay, []
+    for start in range(0, replay.draws, replay.batch_size):
+        numbers = [(start + n) % replay.draws for n in range(replay.batch_size)]
+        mine = send_to_device(batches.replay(numbers), accelerator.device)
+        found.append(accelerator.gather(engine(mine, NOTHING)).cpu())
+    return torch.cat(found)[: replay.draws]
 
 
 def _ahead(batches: Batches, first: int, steps: int, device: torch.device) -> Iterator[tuple[int, Batch]]:

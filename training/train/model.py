@@ -5,6 +5,8 @@ Accelerate with DeepSpeed takes one model; the export takes the backbone's weigh
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,15 +21,37 @@ from training.families.family import PRECISIONS, Family
 from training.settings import TrainingSettings
 from training.teach.probe import GradientProbe
 from training.teach.structure import StructureHeads, check_grid, layers_at, pool_tokens
-from training.teach.supervision import Phase, Projector, Tap, blocks_of, default_tap, global_losses, local_losses
+from training.teach.supervision import (
+    Phase,
+    Projector,
+    Tap,
+    anchored_block,
+    blocks_of,
+    default_tap,
+    global_losses,
+    local_losses,
+)
 from training.teach.targets import Target
 from training.train.buckets import bucket_samples
 from training.train.deepspeed_config import deepspeed_config
-from training.train.draws import draw_null_tokens, draw_sample, is_dropped
+from training.train.draws import draw_null_tokens, draw_replay, draw_sample, is_dropped, replay_batch
 from training.train.lora import add_adapter
 
 BACKBONE = "backbone."
 """Prefix of the backbone's parameters in `SupervisedTransformer`."""
+
+
+class Replayed(NamedTuple):
+    """One process's share of the replayed inputs of a step, R of them."""
+
+    noisy: Tensor
+    """σ ε: (R, C, h, w)."""
+    timesteps: Tensor
+    """σ times the number of training timesteps: (R,)."""
+    conditioning: dict[str, Tensor]
+    """What `Family.predict` takes, each (R, ...)."""
+    held: Tensor | None
+    """The base model's image stream after the tapped block, (R, T, D); None while it is not known yet."""
 
 
 class Batch(NamedTuple):
@@ -47,6 +71,8 @@ class Batch(NamedTuple):
     """G(F_m) above the diagonal: (B, layers, pairs); None without L_structure."""
     shares: Tensor
     """(B,): each sample's weight in the supervision, 0 where masked; over all processes they average to 1 / B."""
+    replayed: Replayed | None = None
+    """The replayed inputs that go with them; None without replay."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +85,7 @@ class Losses:
     loss_local: Tensor | None = None
     loss_global: Tensor | None = None
     loss_structure: Tensor | None = None
+    loss_replay: Tensor | None = None
     target_entropy: Tensor | None = None
     target_variance: Tensor | None = None
 
@@ -78,7 +105,7 @@ class SupervisedTransformer(nn.Module):
         self.projector: Projector | None = None
         self.probe = GradientProbe()
         self.structure_heads: StructureHeads | None = None
-        self.supervision = settings.supervision
+        self.supervision, self.replay = settings.supervision, settings.replay
         config = self.backbone.config
         width = config.num_attention_heads * config.attention_head_dim
         depth = len(blocks_of(self.backbone))
@@ -90,22 +117,43 @@ class SupervisedTransformer(nn.Module):
                 check_grid(family.grid(high // family.vae_factor, wide // family.vae_factor), self._grid)
             torch.manual_seed(settings.seed)
             self.projector = Projector(width, settings.supervision.projector_hidden, features.teacher_width)
+        if settings.replay.captions:
+            asked = settings.replay.tap
+            self._held = Tap(self.backbone, anchored_block(depth) if asked is None else asked, "replay.tap")
         if settings.supervision.structured:
             layers = layers_at(settings.supervision.structure_depths, depth)
             self._structure_taps = [Tap(self.backbone, layer) for layer in layers]
             self.structure_heads = StructureHeads(width, len(layers))
         self.to(getattr(torch, PRECISIONS[settings.precision]))  # ZeRO-3 wants one format of all that is sharded
 
-    def forward(self, batch: Batch, phase: Phase) -> Losses:
-        """The losses of ``batch``: the velocity loss, and the supervision while ``phase`` has weight."""
+    def forward(self, batch: Batch | Replayed, phase: Phase) -> Losses | Tensor:
+        """The losses of ``batch``: the velocity loss, the supervision while ``phase`` has weight, and the replay.
+
+        Of replayed inputs alone: their image stream, (R, T, D).
+        """
+        if isinstance(batch, Replayed):
+            return self._stream_of(batch)
         supervised = self.projector is not None and phase.supervised
         for tap in self._taps(phase) if supervised else ():
             tap.arm()
-        predicted = self.family.predict(self.backbone, batch.noisy, batch.timesteps, batch.conditioning, self.guidance)
+        predicted = self._predict(batch)
         flow = functional.mse_loss(predicted.float(), batch.velocity)
-        if not supervised:
-            return Losses(flow, flow)
-        return self._supervised(batch, phase, flow)
+        losses = self._supervised(batch, phase, flow) if supervised else Losses(flow, flow)
+        if batch.replayed is None or batch.replayed.held is None:
+            return losses
+        likeness = functional.cosine_similarity(
+            self._stream_of(batch.replayed).float(), batch.replayed.held.float(), dim=-1
+        )
+        replay = 1 - likeness.mean()
+        return dataclasses.replace(losses, loss=losses.loss + self.replay.weight * replay, loss_replay=replay)
+
+    def _predict(self, inputs: Batch | Replayed) -> Tensor:
+        return self.family.predict(self.backbone, inputs.noisy, inputs.timesteps, inputs.conditioning, self.guidance)
+
+    def _stream_of(self, replayed: Replayed) -> Tensor:
+        self._held.arm()
+        self._predict(replayed)
+        return self._held.take()
 
     def _taps(self, phase: Phase) -> list[Tap]:
         """Those that are read in ``phase``."""
@@ -131,7 +179,8 @@ class SupervisedTransformer(nn.Module):
             streams = [_stream(tap, phase) for tap in self._structure_taps]
             structure = (self.structure_heads.losses(streams, grid, batch.structure) * batch.shares).sum()
             total = total + phase.structure * structure
-        return Losses(total, flow, local, whole, structure, target.entropy.mean(), target.variance.mean())
+        told = {"target_entropy": target.entropy.mean(), "target_variance": target.variance.mean()}
+        return Losses(total, flow, local, whole, structure, **told)
 
 
 def _stream(tap: Tap, phase: Phase) -> Tensor:
@@ -165,6 +214,8 @@ class Batches:
     family: Family
     rank: int
     world: int
+    held: Tensor | None = None
+    """The base model's image stream for each replayed draw, (draws, T, D); None while it is not known."""
 
     def __getitem__(self, step: int) -> Batch:
         """This process's share of the global batch of ``step``, counted from 0."""
@@ -195,6 +246,29 @@ class Batches:
             target=self.features.target(indices),
             structure=self.features.structure(indices),
             shares=self._shares(drops, dropped),
+            replayed=self._replayed(step) if settings.replay.captions else None,
+        )
+
+    def _replayed(self, step: int) -> Replayed:
+        replay = self.settings.replay
+        return self.replay(replay_batch(self.settings.seed, step, replay.batch_size, replay.draws))
+
+    def replay(self, numbers: Sequence[int]) -> Replayed:
+        """This process's share of some replayed draws, of a multiple of `world`."""
+        settings, share = self.settings, len(numbers) // self.world
+        mine = list(numbers[self.rank * share : (self.rank + 1) * share])
+        _, width, height = self.features.info.sizes[0]
+        factor = self.family.vae_factor
+        shape = (self.family.latent_channels, height // factor, width // factor)
+        among, lowest = self.features.replayed, settings.replay.lowest_sigma
+        draws = [draw_replay(settings.seed, number, among, lowest, shape) for number in mine]
+        sigma = torch.tensor([draw.sigma for draw in draws])
+        conditioning = self.features.replayed_conditioning([draw.caption for draw in draws])
+        return Replayed(
+            noisy=sigma[:, None, None, None] * torch.from_numpy(np.stack([draw.noise for draw in draws])),
+            timesteps=sigma * self.family.timesteps,
+            conditioning=self.family.prepare(conditioning, settings.null_tokens[0]),
+            held=None if self.held is None else self.held[mine],
         )
 
     def _shares(self, everyone_dropped: list[bool], dropped: list[bool]) -> Tensor:

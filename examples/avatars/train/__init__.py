@@ -1,1 +1,1 @@
-"""Makes the tiny models: `python -m examples.avatars.train [vae | text | transformer | teacher | scorers]`."""
+"""Makes the tiny models: `python -m examples.avatars.train [vae | text | clean | transformer | teacher | scorers]`."""

@@ -8,13 +8,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from examples.avatars.train import bundle, scorers, teacher, text, transformer, vae
+from examples.avatars.train import bundle, scorers, spoiled, teacher, text, transformer, vae
 
 MODELS = Path(__file__).parents[1] / "models"
 PARTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "vae": (vae.train, "vae/config.json"),
     "text": (text.train, "text/text_encoder_2/config.json"),
-    "transformer": (transformer.train, "transformer/config.json"),
+    "clean": (transformer.train, "clean/config.json"),
+    "transformer": (spoiled.train, "transformer/config.json"),
     "teacher": (teacher.train, "teacher/config.json"),
     "scorers": (scorers.train, "scorers/aesthetics.safetensors"),
 }

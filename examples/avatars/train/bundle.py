@@ -40,6 +40,13 @@ def _forget_origin(config: Path) -> None:
     config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
+def write_sums(folder: Path) -> None:
+    """Writes `SHA256SUMS` of everything else in `folder`."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SUMS)
+    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(folder)}\n" for file in files]
+    (folder / SUMS).write_text("".join(lines), "utf-8")
+
+
 def assemble(work: Path, out: Path) -> None:
     """Writes `out`: base (transformer and VAE in float16), teacher, scorers, SHA256SUMS; swaps it in whole."""
     fresh = out.with_name(f".{out.name}.fresh")
@@ -56,12 +63,7 @@ def assemble(work: Path, out: Path) -> None:
     for neighbour in ("teacher", "scorers"):
         if (work / neighbour).exists():
             shutil.copytree(work / neighbour, fresh / neighbour)
-    lines = [
-        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(fresh)}\n"
-        for file in sorted(fresh.rglob("*"))
-        if file.is_file()
-    ]
-    (fresh / SUMS).write_text("".join(lines), "utf-8")
+    write_sums(fresh)
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
@@ -69,4 +71,4 @@ def assemble(work: Path, out: Path) -> None:
     fresh.rename(out)
     shutil.rmtree(old, ignore_errors=True)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    print(f"{out}: {len(lines)} files, {size / 1e6:.1f} MB")
+    print(f"{out}: {size / 1e6:.1f} MB")

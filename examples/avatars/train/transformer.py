@@ -1,4 +1,4 @@
-"""The MM-DiT: trained from scratch on the `base` split, which holds no glasses and no beards.
+"""The MM-DiT: trained from scratch on clean pictures of the `base` split, which holds no glasses and no beards.
 
 Rectified flow: `x_s = (1 - s) x + s n`, target velocity `n - x`, s logit-normal(0, 1) (arXiv 2403.03206). Captions
 are dropped one time in ten for guidance, and lose a clause one time in ten. The number of zero tokens that stand
@@ -104,7 +104,7 @@ def read_corpus(work: Path) -> Corpus:
 
 
 def train(work: Path) -> None:
-    """Trains and writes `work/transformer`, its averaged weights, every 500 steps."""
+    """Trains and writes `work/clean`, its averaged weights, every 500 steps."""
     torch.manual_seed(SEED)
     corpus = read_corpus(work)
     network = build(corpus.latents.shape[1])
@@ -148,5 +148,5 @@ def train_round(
         average.update(network, step)
         progress(step, loss=loss.item())
         if (step + 1) % 500 == 0 or step + 1 == steps:
-            average.applied(network).save_pretrained(work / "transformer")
+            average.applied(network).save_pretrained(work / "clean")
     return average.applied(network)
