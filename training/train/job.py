@@ -14,11 +14,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from lineage.digests import digest_file
 from training.settings import TrainingSettings
 from training.train.curves import CurvePoint
 
 POINT, PICTURE = "@point ", "@picture "
 JOB, RESULT = "job.json", "result.json"
+MARKS = "marks"
+"""The folder of the weights to choose among, beside a candidate."""
 CODE = ("training.settings", *(f"training.{room}" for room in ("families", "teach", "encode", "train")))
 """Whose sources decide the weights that a run gives."""
 
@@ -28,6 +31,17 @@ def pictures_beside(curves: Path) -> Path:
     return curves.with_name(f"{curves.stem}-samples")
 
 
+def mark_name(step: int) -> str:
+    """The file, in the folder of marks, of the weights after ``step``."""
+    return f"step-{step:08d}.safetensors"
+
+
+def marks_beside(settings: TrainingSettings, candidate_dir: Path) -> dict[str, str]:
+    """File -> digest of the marks beside a candidate."""
+    folder = candidate_dir.with_name(MARKS)
+    return {path.name: digest_file(path) for step in settings.marked if (path := folder / mark_name(step)).is_file()}
+
+
 class RunIdentity(BaseModel):
     """What decides the weights that a run gives: a checkpoint fits only the same run."""
 
@@ -35,7 +49,7 @@ class RunIdentity(BaseModel):
 
     processes: int
     settings: dict[str, Any]
-    """`TrainingSettings.deciding`."""
+    """`TrainingSettings.teaching`."""
     features: str
     """`training.encode.info.features_digest`."""
     base_model: str
