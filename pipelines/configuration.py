@@ -127,22 +127,19 @@ def _read(path: Path, model: type[Model], changes: Mapping[str, Any] = MappingPr
 
 def _check_apart(path: Path, read: BaseModel) -> None:
     """Refuse to choose weights by the prompts that they will be judged by."""
-    sections = read.model_dump(mode="json")
-    chosen_by = _section(sections, ["training", "selection"]).get("selection_set")
-    judged_by = _section(sections, ["evaluation"]).get("evaluation_set")
-    if not chosen_by or not judged_by:
+    training, evaluation = getattr(read, "training", None), getattr(read, "evaluation", None)
+    if not (training and evaluation and training.selection.selection_set):
         return
     from components.evaluate.evaluation_set import read_evaluation_set
 
     try:
-        asked, judged = (
-            {p.text.casefold(): p.id for p in read_evaluation_set(s).prompts} for s in (chosen_by, judged_by)
-        )
+        sets = [read_evaluation_set(str(s)) for s in (training.selection.selection_set, evaluation.evaluation_set)]
     except LineageError as error:
         raise RequestError(f"{path}: {error}") from error
+    asked, judged = ({prompt.text.casefold(): prompt.id for prompt in each.prompts} for each in sets)
     if both := sorted(asked.keys() & judged.keys()):
         raise RequestError(
-            f"{path}: {len(both)} prompts of training.selection.selection_set, such as {asked[both[0]]}, are "
+            f"{path}: {len(both)} of the prompts of training.selection.selection_set, such as {asked[both[0]]}, are "
             f"evaluation.evaluation_set's too, as {judged[both[0]]}: weights would be judged by what they were chosen "
             "by; take other prompts to choose by"
         )

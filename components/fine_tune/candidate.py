@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from components.fine_tune.settings import TrainJobSettings
@@ -21,7 +18,7 @@ from training.launch.launch import RECORD, fine_tune, run_identity
 from training.launch.watching import MlflowRun
 from training.settings import TrainingSettings
 from training.train.curves import draw_curves, read_points
-from training.train.job import MARKS
+from training.train.job import marks_folder
 
 ABANDONED = 14 * 24 * 3600
 """Seconds after which checkpoints that no run has taken up are removed."""
@@ -55,53 +52,32 @@ def train_candidate(
         EvaluationError: weights are to be chosen on a selection set, and it or a scorer cannot be used.
     """
     check_features(settings, features, corpus_digest(training_rows(validated)))
-    kept = Path(state) / "fine-tune" / _key(settings, features) if state and trainjob is None else None
-    if kept:
-        remove_abandoned(kept.parent, kept.name)
-    train = partial(_train, settings, trainjob, run, features, curves, training_record, mlflow, kept)
-    facts = _train_and_choose(settings, train, candidate, training_record) if settings.marked else train(candidate)
-    if kept:
-        shutil.rmtree(kept, ignore_errors=True)  # what they were kept for is there
-    return facts
+    trained = candidate
+    if settings.marked:
+        from components.fine_tune.selection import Selection, check_selection
 
-
-def _train_and_choose(
-    settings: TrainingSettings, train: Callable[[Path], dict[str, Any]], candidate: Path, training_record: Path
-) -> dict[str, Any]:
-    """Train beside ``candidate``, and write there what is chosen."""
-    from components.fine_tune.selection import Selection, check_selection
-
-    check_selection(settings)
-    candidate.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="trained-", dir=candidate.parent) as place:
-        last = Path(place) / candidate.name
-        facts = train(last)
-        facts["selection"] = Selection(settings).select(last.with_name(MARKS), candidate)
-    facts["candidate"] = digest_path(candidate)
-    training_record.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
-    return facts
-
-
-def _train(
-    settings: TrainingSettings,
-    trainjob: TrainJobSettings | None,
-    run: str,
-    features: Path,
-    curves: Path,
-    training_record: Path,
-    mlflow: MlflowRun | None,
-    checkpoints: Path | None,
-    candidate: Path,
-) -> dict[str, Any]:
-    """Fine-tune, with the last step's weights as the candidate."""
+        check_selection(settings)
+        trained = candidate.with_name("trained") / candidate.name
     points = curves.with_name(f"{curves.name}.jsonl")
+    checkpoints = None
     if trainjob is not None:
-        record = train_on_cluster(trainjob, run, settings, features, candidate, points, mlflow)
+        record = train_on_cluster(trainjob, run, settings, features, trained, points, mlflow)
     else:
-        record = fine_tune(settings, features, candidate, points, mlflow, checkpoints)
+        checkpoints = Path(state) / "fine-tune" / _key(settings, features) if state else None
+        if checkpoints:
+            remove_abandoned(checkpoints.parent, checkpoints.name)
+        record = fine_tune(settings, features, trained, points, mlflow, checkpoints)
     curves.write_text(draw_curves(read_points(points), "Fine-tuning"), "utf-8")
-    training_record.write_bytes(candidate.with_name(RECORD).read_bytes())
-    return record.model_dump(mode="json")
+    training_record.write_bytes(trained.with_name(RECORD).read_bytes())
+    facts = record.model_dump(mode="json")
+    if settings.marked:
+        facts["selection"] = Selection(settings).select(marks_folder(checkpoints, trained), candidate)
+        facts["candidate"] = digest_path(candidate)
+        training_record.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+        shutil.rmtree(trained.parent)
+    if checkpoints:
+        shutil.rmtree(checkpoints, ignore_errors=True)  # what they were kept for is there
+    return facts
 
 
 def remove_abandoned(folder: Path, own: str) -> None:

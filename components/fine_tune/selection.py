@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from components.evaluate.evaluation_set import EvaluationError, Prompt, read_evaluation_set
+from components.evaluate.evaluation_set import EvaluationError, read_evaluation_set
 from components.evaluate.scoring import FeatureScorer, PictureScorer, load_scorers, measures, score_pictures
 from components.evaluate.settings import DrawingSettings, ScorerSettings
 from lineage.progress import track
@@ -64,11 +64,9 @@ def product(means: Means, base: Means, margins: Mapping[str, float]) -> float:
     return math.prod(gains) if min(gains) > 0 else 0.0
 
 
-def choose(compared: Mapping[Point, Means], base: Means, margins: Mapping[str, float]) -> tuple[Point, bool]:
-    """The point that `RULE` chooses, and whether any is within the margins."""
-    products = {point: product(means, base, margins) for point, means in compared.items()}
-    within = [point for point in products if products[point] > 0]
-    return max(within or [max(products)], key=lambda point: (products[point], point)), bool(within)
+def choose(products: Mapping[Point, float]) -> Point:
+    """The point that `RULE` chooses."""
+    return max(products, key=lambda point: (products[point], point))  # where all are 0, that is the last step
 
 
 def weights_at(settings: TrainingSettings, marks: Path, point: Point) -> dict[str, Tensor]:
@@ -93,10 +91,11 @@ def weights_at(settings: TrainingSettings, marks: Path, point: Point) -> dict[st
 class PointDrawer(Drawer):
     """Draws with the base model, whose MM-DiT takes other weights."""
 
-    def take(self, transformer: Path, weights: Mapping[str, Tensor]) -> None:
-        """Draw with ``weights`` in place of those in folder ``transformer``, in the number format that they have
-        there, as a candidate would."""
-        own = self._pipeline.transformer.state_dict()
+    def take(self, settings: TrainingSettings, weights: Mapping[str, Tensor]) -> None:
+        """Draw with ``weights`` of what is trained, in the base model's number format, as a candidate would."""
+        transformer, own = settings.base_model / "transformer", self._pipeline.transformer.state_dict()
+        if settings.adapter:
+            weights = lora.merged(transformer, weights, settings.adapter)
         for name, stream in weights_in(transformer):
             kept = stream.get_tensor(name)
             own[name].copy_(weights.get(name, kept).to(kept.dtype))
@@ -131,42 +130,33 @@ class Selection:
         """
         began, settings = time.perf_counter(), self._settings
         base, compared = self._compare(marks)
-        chosen, within = choose(compared, base, settings.selection.margins)
+        products = {point: product(means, base, settings.selection.margins) for point, means in compared.items()}
+        chosen = choose(products)
         export_candidate(settings.base_model, weights_at(settings, marks, chosen), candidate, settings.adapter)
         told = ", ".join(f"{axis} {compared[chosen][axis]:.3f} ({base[axis]:.3f})" for axis in AXES)
-        why = "" if within else "nothing is within the margins: "
+        why = "" if products[chosen] else "nothing is within the margins: "
         print(f"chosen: {why}{chosen.name} of {settings.steps}; in parentheses the base model: {told}", flush=True)
         return {
             "rule": RULE,
             "selection_set": self._set.digest,
             "scorers": {axis: {"name": s.name, "digest": s.digest} for axis, s in self._judges.items()},
             "margins": {axis: settings.selection.margins[axis] for axis in AXES},
-            "base_model": dict(base),
-            "points": [self._told(point, compared[point], base) for point in compared],
+            "base_model": base,
+            "points": [{"name": point.name, **compared[point], "product": products[point]} for point in compared],
             "chosen": chosen.name,
-            "within_margins": within,
+            "within_margins": products[chosen] > 0,
             "seconds": time.perf_counter() - began,
         }
-
-    def _told(self, point: Point, means: Means, base: Means) -> dict[str, Any]:
-        gained = product(means, base, self._settings.selection.margins)
-        return {"name": point.name, **means, "within_margins": gained > 0, "product": gained}
 
     def _compare(self, marks: Path) -> tuple[Means, dict[Point, Means]]:
         """The base model's means, and those of each point."""
         settings, asked = self._settings, points(self._settings)
         drawing = DrawingSettings.model_validate(settings.selection.drawing)
-        drawer, transformer = (
-            PointDrawer(settings.base_model, **drawing.model_dump()),
-            settings.base_model / "transformer",
-        )
+        drawer = PointDrawer(settings.base_model, **drawing.model_dump())
         base, compared = self._score(drawer, "the base model"), {}
         pictures = len(self._set.samples)
         for point in track(asked, "comparing weights", len(asked) * pictures, weight=pictures):
-            weights = weights_at(settings, marks, point)
-            if settings.adapter:
-                weights = lora.merged(transformer, weights, settings.adapter)
-            drawer.take(transformer, weights)
+            drawer.take(settings, weights_at(settings, marks, point))
             compared[point] = self._score(drawer, point.name)
         return base, compared
 
@@ -176,7 +166,10 @@ class Selection:
         sampling, pictures = self._set.description.sampling.model_dump(), list[Image.Image]()
         for start in range(0, len(samples), size):
             prompts, seeds = zip(*samples[start : start + size], strict=True)
-            pictures += _draw(drawer, prompts, seeds, sampling, who)
+            try:
+                pictures += drawer.draw([prompt.text for prompt in prompts], seeds, sampling)
+            except TrainingError as error:
+                raise TrainingError(f"{who}: {error}; lower the learning rate and train again") from error
         means = {}
         for axis, scorer in self._judges.items():
             given = score_pictures(scorer, axis, pictures, samples).get(axis)
@@ -190,12 +183,3 @@ def check_selection(settings: TrainingSettings) -> None:
     """Find what would keep `Selection` from choosing, before training; nothing is left in memory beside that."""
     Selection(settings)
     torch.cuda.empty_cache()
-
-
-def _draw(
-    drawer: Drawer, prompts: tuple[Prompt, ...], seeds: tuple[int, ...], sampling: dict[str, Any], who: str
-) -> list[Image.Image]:
-    try:
-        return drawer.draw([prompt.text for prompt in prompts], seeds, sampling)
-    except TrainingError as error:
-        raise TrainingError(f"{who}: {error}; lower the learning rate and train again") from error

@@ -26,7 +26,7 @@ from training.launch.transfer import Place
 from training.launch.watching import MlflowCurves, MlflowRun
 from training.settings import TrainingSettings
 from training.train.curves import read_points
-from training.train.job import MARKS, marks_beside, pictures_beside
+from training.train.job import MARKS, marks_folder, marks_in, pictures_beside
 
 
 def job_name(run: str) -> str:
@@ -168,9 +168,13 @@ def _collect(place: Place, request: TrainingRequest, candidate: Path, curves: Pa
         raise TrainingError(
             f"the candidate at {place.uri} is {found}, and its record says {record.candidate}; train again"
         )
-    (place / MARKS).download(candidate.with_name(MARKS))
-    if other := list(differences(record.marks, marks_beside(request.settings, candidate), MARKS)):
-        raise TrainingError(f"the weights to choose among at {place.uri} are others than its record says: {other}")
+    marks = marks_folder(None, candidate)
+    (place / MARKS).download(marks)
+    if other := list(differences(record.marks, marks_in(marks, request.settings), MARKS)):
+        raise TrainingError(
+            f"the weights to choose among at {place.uri} are not those that its record says: {'; '.join(other)}; train "
+            "again"
+        )
     (place / PICTURES).download(pictures_beside(curves))
     curves.write_text(points, "utf-8")
     candidate.with_name(RECORD).write_text(text, "utf-8")

@@ -22,7 +22,7 @@ from training.settings import LoraSettings, TrainingSettings
 from training.train import lora
 from training.train.checkpoints import newest_whole, read_manifest
 from training.train.export import export_candidate
-from training.train.job import MARKS, mark_name
+from training.train.job import MARKS, mark_name, marks_folder
 from training.train.marks import write_mark
 
 SELECTION = {"selection_set": "/none", "margins": {"alignment": 0.1, "realism": 0.1, "aesthetics": 0.1}, "marks": 3}
@@ -58,7 +58,7 @@ def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str,
 
 
 def marks(run: Run) -> list[str]:
-    return sorted(path.name for path in (run.place / MARKS).glob("*"))
+    return sorted(path.name for path in marks_folder(run.checkpoints, run.candidate).glob("*"))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_killed_run_has_the_marks_of_one_that_was_not(runs: Mapping[str, Run],
     assert set(*run_all(again)) == {0}
     assert again.result()["resumed_from"] == 6, "after two of the marks"
     assert marks(again) == marks(whole)
-    assert digest_path(again.place / MARKS) == digest_path(whole.place / MARKS)
+    assert digest_path(tmp_path / "kept" / MARKS) == digest_path(whole.place / MARKS)
     assert digest_path(again.candidate) == digest_path(whole.candidate)
 
 
@@ -143,7 +143,7 @@ def test_a_checkpoint_whose_mark_is_not_as_it_was_is_passed_over(
         return
     assert set(*run_all(again)) == {0}
     assert again.result()["resumed_from"] == taken_up
-    assert digest_path(again.place / MARKS) == digest_path(runs["zero 2"].place / MARKS)
+    assert digest_path(mark.parent) == digest_path(runs["zero 2"].place / MARKS)
 
 
 def test_a_checkpoint_with_other_marks_is_of_another_run(runs: Mapping[str, Run]) -> None:

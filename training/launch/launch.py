@@ -33,7 +33,7 @@ from training.launch.watching import MlflowCurves, MlflowRun, show
 from training.settings import TrainingSettings
 from training.train.curves import CurvePoint
 from training.train.deepspeed_config import deepspeed_config
-from training.train.job import CODE, JOB, PICTURE, POINT, RESULT, RunIdentity, TrainingJob, TrainingResult, marks_beside
+from training.train.job import CODE, JOB, PICTURE, POINT, RESULT, RunIdentity, TrainingJob, TrainingResult, marks_in
 from training.train.process import TETHER
 
 RECORD = "training.json"
@@ -67,7 +67,7 @@ class TrainingRecord(TrainingResult):
     candidate: str
     """Digest of the candidate's folder."""
     marks: dict[str, str] = Field(default={}, exclude_if=operator.not_)
-    """File in the folder beside the candidate -> digest: the weights to choose among, where one of them is chosen."""
+    """File -> digest of the weights to choose among, where any are (`training.train.marks`)."""
     base_model: str
     """Digest of the base model's folder."""
     features: str
@@ -111,7 +111,7 @@ def fine_tune(
         settings: what to train and how.
         features_dir: a features folder made with the same encoders and teacher.
         candidate_dir: where the candidate goes, whole or not at all; must be free. ``training.json`` is
-            written beside it, and so are the weights that can be chosen instead, in ``marks``.
+            written beside it.
         curves_path: JSON lines, one `CurvePoint` each, appended while training runs.
         mlflow: a run that takes the loss curves too.
         checkpoints: a folder of this run's own that outlives the call; None: no checkpoints.
@@ -135,7 +135,7 @@ def fine_tune(
     assert result is not None
     record = TrainingRecord(
         candidate=digest_path(candidate_dir),
-        marks=marks_beside(settings, candidate_dir),
+        marks=marks_in(job.marks, settings),
         teacher=info.made_of.get("teacher"),
         settings=settings.model_dump(mode="json"),
         seed=settings.seed,

@@ -27,7 +27,7 @@ from training.errors import TrainingError
 from training.launch.launch import RECORD, Nodes, fine_tune, join
 from training.launch.transfer import Place
 from training.settings import TrainingSettings
-from training.train.job import CODE, MARKS, pictures_beside
+from training.train.job import CODE, MARKS, marks_folder, pictures_beside
 
 REQUEST, CANDIDATE, CURVES, CHECKPOINTS = "request.json", "candidate", "curves.jsonl", "checkpoints"
 PICTURES = pictures_beside(Path(CURVES)).name
@@ -99,8 +99,9 @@ def run_node(place: Place, nodes: Nodes) -> None:
             return
         fine_tune(settings, features, work / CANDIDATE, work / CURVES, checkpoints=shared, nodes=nodes)
         place.remove(RECORD, CANDIDATE, CURVES, PICTURES, MARKS)
-        for made in (CANDIDATE, PICTURES, MARKS):
-            (place / made).upload(work / made)
+        (place / CANDIDATE).upload(work / CANDIDATE)
+        (place / PICTURES).upload(work / PICTURES)
+        (place / MARKS).upload(marks_folder(shared, work / CANDIDATE))
         place.write(CURVES, (work / CURVES).read_text("utf-8"))
         place.write(RECORD, (work / RECORD).read_text("utf-8"))
 

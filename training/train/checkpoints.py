@@ -30,7 +30,7 @@ from lineage.digests import LineageError, digest_file
 from lineage.policy import differences
 from training.errors import Stopped, TrainingError
 from training.train.job import PICTURE, RunIdentity, TrainingJob, pictures_beside
-from training.train.marks import BESIDE, marks_of, to_disk, write_mark
+from training.train.marks import BESIDE, to_disk, write_mark
 from training.train.masters import Masters
 from training.train.meter import Meter
 from training.train.model import BACKBONE
@@ -225,7 +225,7 @@ class Saving:
         failed: list[Any] = [None]
         if self._main:
             try:
-                self._marks |= write_mark(marks_of(self._job), done, weights)
+                self._marks |= write_mark(self._job.marks, done, weights)
             except TrainingError as error:
                 failed[0] = error
         dist.broadcast_object_list(failed)

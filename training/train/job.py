@@ -21,7 +21,7 @@ from training.train.curves import CurvePoint
 POINT, PICTURE = "@point ", "@picture "
 JOB, RESULT = "job.json", "result.json"
 MARKS = "marks"
-"""The folder of the weights to choose among, beside a candidate."""
+"""The folder of the weights to choose among."""
 CODE = ("training.settings", *(f"training.{room}" for room in ("families", "teach", "encode", "train")))
 """Whose sources decide the weights that a run gives."""
 
@@ -36,9 +36,13 @@ def mark_name(step: int) -> str:
     return f"step-{step:08d}.safetensors"
 
 
-def marks_beside(settings: TrainingSettings, candidate_dir: Path) -> dict[str, str]:
-    """File -> digest of the marks beside a candidate."""
-    folder = candidate_dir.with_name(MARKS)
+def marks_folder(checkpoints: Path | None, candidate: Path) -> Path:
+    """Where a run's marks lie: with its checkpoints, or beside its candidate where there are none."""
+    return (checkpoints or candidate.parent) / MARKS
+
+
+def marks_in(folder: Path, settings: TrainingSettings) -> dict[str, str]:
+    """File -> digest of a run's marks."""
     return {path.name: digest_file(path) for step in settings.marked if (path := folder / mark_name(step)).is_file()}
 
 
@@ -73,6 +77,11 @@ class TrainingJob(BaseModel):
     identity: RunIdentity
     checkpoints: Path | None
     """Where checkpoints are kept; None: nowhere."""
+
+    @property
+    def marks(self) -> Path:
+        """The folder of its marks."""
+        return marks_folder(self.checkpoints, self.candidate)
 
     def report(self, point: CurvePoint) -> None:
         """Keep a point of the curves and announce it."""

@@ -28,7 +28,6 @@ from training.train.curves import CurvePoint
 from training.train.deepspeed_config import deepspeed_config
 from training.train.export import export_candidate
 from training.train.job import TrainingJob, TrainingResult
-from training.train.marks import bring_marks
 from training.train.masters import Masters
 from training.train.meter import Meter
 from training.train.model import (
@@ -87,7 +86,6 @@ def train(job: TrainingJob) -> TrainingResult | None:
     if not accelerator.is_main_process:
         return None
     export_candidate(settings.base_model, weights, job.candidate, settings.adapter)
-    bring_marks(job)
     seconds = {"loading": trained_from - began, "training": trained_to - trained_from}
     seconds |= {"training_cpu": worked_to - worked_from, "export": time.perf_counter() - trained_to}
     return TrainingResult(

@@ -2,13 +2,12 @@
 
     <folder>/step-00000120.safetensors    what is trained, in fp32, by the names of the backbone's parameters
 
-They lie with the checkpoints while a run may be cut off, and beside the candidate when it is there.
+They lie with the run's checkpoints, or beside its candidate where there are none.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,15 +17,10 @@ from torch import Tensor
 
 from lineage.digests import digest_file
 from training.errors import TrainingError
-from training.train.job import MARKS, TrainingJob, mark_name
+from training.train.job import MARKS, mark_name
 
 BESIDE = f"../{MARKS}/"
 """How a checkpoint names the folder of its run's marks."""
-
-
-def marks_of(job: TrainingJob) -> Path:
-    """The folder that a run writes its marks into."""
-    return (job.checkpoints or job.candidate.parent) / MARKS
 
 
 def write_mark(folder: Path, step: int, weights: Mapping[str, Tensor]) -> dict[str, str]:
@@ -49,19 +43,6 @@ def write_mark(folder: Path, step: int, weights: Mapping[str, Tensor]) -> dict[s
             "and run again"
         ) from error
     return {BESIDE + path.name: digest_file(path)}
-
-
-def bring_marks(job: TrainingJob) -> None:
-    """Have the run's marks beside its candidate."""
-    beside = job.candidate.with_name(MARKS)
-    for step in job.settings.marked if marks_of(job) != beside else ():
-        beside.mkdir(exist_ok=True)
-        target = beside / mark_name(step)
-        target.unlink(missing_ok=True)
-        try:
-            os.link(marks_of(job) / target.name, target)
-        except OSError:
-            shutil.copyfile(marks_of(job) / target.name, target)
 
 
 def to_disk(path: Path) -> None:
