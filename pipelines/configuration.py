@@ -118,10 +118,31 @@ def _read(path: Path, model: type[Model], changes: Mapping[str, Any] = MappingPr
     for key, place in _places(read):
         if is_local(place) and not Path(place).exists():
             raise RequestError(f"{path}: {key} is {place}, and nothing is there")
+    _check_apart(path, read)
     gate = getattr(read, "gate", None)
     if gate and (unset := missing_axes(gate.margins)):
         raise RequestError(f"{path}: gate.margins has no margin for {', '.join(unset)}; every axis needs one")
     return read
+
+
+def _check_apart(path: Path, read: BaseModel) -> None:
+    """Refuse to choose weights by the prompts that they will be judged by."""
+    training, evaluation = getattr(read, "training", None), getattr(read, "evaluation", None)
+    if not (training and evaluation and training.selection.selection_set):
+        return
+    from components.evaluate.evaluation_set import read_evaluation_set
+
+    try:
+        sets = [read_evaluation_set(str(s)) for s in (training.selection.selection_set, evaluation.evaluation_set)]
+    except LineageError as error:
+        raise RequestError(f"{path}: {error}") from error
+    asked, judged = ({prompt.text.casefold(): prompt.id for prompt in each.prompts} for each in sets)
+    if both := sorted(asked.keys() & judged.keys()):
+        raise RequestError(
+            f"{path}: {len(both)} of the prompts of training.selection.selection_set, such as {asked[both[0]]}, are "
+            f"evaluation.evaluation_set's too, as {judged[both[0]]}: weights would be judged by what they were chosen "
+            "by; take other prompts to choose by"
+        )
 
 
 def _places(read: BaseModel) -> Iterator[tuple[str, str]]:
@@ -144,9 +165,10 @@ def _section(content: Mapping[str, Any], path: list[str]) -> dict[str, Any]:
 
 def _judge_alike(content: dict[str, Any]) -> None:
     """Where a selection set is named, weights are compared on it by evaluation's scorers and the gate's margins."""
-    selection = _section(content, ["training", "selection"])
+    selection, evaluation = (_section(content, path) for path in (["training", "selection"], ["evaluation"]))
     if selection.get("selection_set"):
-        selection.setdefault("scorers", _section(content, ["evaluation"]).get("scorers") or ())
+        selection.setdefault("scorers", evaluation.get("scorers") or ())
+        selection.setdefault("drawing", evaluation.get("drawing") or {})
         selection.setdefault("margins", _section(content, ["gate"]).get("margins") or {})
 
 

@@ -21,6 +21,8 @@ from pydantic import (
 Granularity = Literal["phrase", "clause", "caption"]
 Part = Literal["latents", "text", "teacher", "structure"]
 """What is encoded: VAE posteriors, conditioning, the teacher's patches, the vision model's self-similarities."""
+AXES = ("alignment", "realism", "aesthetics")
+"""What weights are compared by where one of a run's steps is chosen."""
 
 
 class Section(BaseModel):
@@ -131,10 +133,20 @@ class SelectionSettings(Section):
     """Shares of the last step's weights in the interpolations with the base model."""
     scorers: tuple[dict[str, Any], ...] = ()
     """As in ``evaluation.scorers``, which stand here where nothing else is said."""
-    margins: dict[str, float] = Field(default={})
+    margins: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default={})
     """As in ``gate.margins``, which stand here where nothing else is said."""
+    drawing: dict[str, Any] = Field(default={})
+    """As in ``evaluation.drawing``, which stands here where nothing else is said."""
     batch_size: int = Field(default=50, ge=1)
     """Pictures sampled at once."""
+
+    @model_validator(mode="after")
+    def _can_choose(self) -> Self:
+        if self.selection_set and (lacking := [axis for axis in AXES if axis not in self.margins]):
+            raise ValueError(
+                f"selection has no margin for {', '.join(lacking)}; give each axis one, here or in gate.margins"
+            )
+        return self
 
 
 class SampleSettings(Section):
@@ -262,10 +274,21 @@ class TrainingSettings(Section):
         alone = self.processes == 1 and self.precision == "fp32" and not self.offload
         return 0 if alone and self.zero_stage == 2 else self.zero_stage
 
+    @property
+    def marked(self) -> list[int]:
+        """The optimizer steps after which the averaged weights are kept to choose among; none without a selection."""
+        count = self.selection.marks if self.selection.selection_set else 0
+        return sorted({self.steps >> half for half in range(count)} - {0})
+
     def deciding(self) -> dict[str, Any]:
-        """The settings that decide the trained weights: a checkpoint fits only a run with the same ones."""
+        """The settings that decide the candidate."""
         watching = {"log_every", "divergence_factor", "checkpoint_every", "keep_checkpoints", "samples"}
-        return self.model_dump(mode="json", exclude=watching)
+        return self.model_dump(mode="json", exclude=watching if self.marked else watching | {"selection"})
+
+    def teaching(self) -> dict[str, Any]:
+        """The settings that decide what training leaves: a checkpoint fits only a run with the same ones."""
+        taught = {name: value for name, value in self.deciding().items() if name != "selection"}
+        return taught | ({"marked": self.marked} if self.marked else {})
 
     @property
     def adapter(self) -> LoraSettings | None:

@@ -11,13 +11,14 @@ from typing import Any
 from components.fine_tune.settings import TrainJobSettings
 from components.fine_tune.trainjob import train_on_cluster
 from lineage.artifacts import fetch_weights
-from lineage.digests import digest_json, hex_of
+from lineage.digests import digest_json, digest_path, hex_of
 from training.encode.info import check_features
 from training.encode.pictures import corpus_digest, training_rows
 from training.launch.launch import RECORD, fine_tune, run_identity
 from training.launch.watching import MlflowRun
 from training.settings import TrainingSettings
 from training.train.curves import draw_curves, read_points
+from training.train.job import marks_folder
 
 ABANDONED = 14 * 24 * 3600
 """Seconds after which checkpoints that no run has taken up are removed."""
@@ -37,7 +38,8 @@ def train_candidate(
 ) -> dict[str, Any]:
     """Fine-tune here, or on a cluster where ``trainjob`` says so.
 
-    Writes the candidate, a page with its loss curves, and its training record. Gives the record.
+    Writes the candidate, a page with its loss curves, and its training record. Gives the record. Where the settings
+    name a selection set, the candidate is what `components.fine_tune.selection` chooses, and the record tells of it.
 
     Args:
         run: the run's id.
@@ -47,22 +49,35 @@ def train_candidate(
 
     Raises:
         TrainingError: the features are of another snapshot or other settings, or training failed.
+        EvaluationError: weights are to be chosen on a selection set, and it or a scorer cannot be used.
     """
     check_features(settings, features, corpus_digest(training_rows(validated)))
+    trained = candidate
+    if settings.marked:
+        from components.fine_tune.selection import Selection, check_selection
+
+        check_selection(settings)
+        trained = candidate.with_name("trained") / candidate.name
     points = curves.with_name(f"{curves.name}.jsonl")
     checkpoints = None
     if trainjob is not None:
-        record = train_on_cluster(trainjob, run, settings, features, candidate, points, mlflow)
+        record = train_on_cluster(trainjob, run, settings, features, trained, points, mlflow)
     else:
         checkpoints = Path(state) / "fine-tune" / _key(settings, features) if state else None
         if checkpoints:
             remove_abandoned(checkpoints.parent, checkpoints.name)
-        record = fine_tune(settings, features, candidate, points, mlflow, checkpoints)
+        record = fine_tune(settings, features, trained, points, mlflow, checkpoints)
     curves.write_text(draw_curves(read_points(points), "Fine-tuning"), "utf-8")
-    training_record.write_bytes(candidate.with_name(RECORD).read_bytes())
+    training_record.write_bytes(trained.with_name(RECORD).read_bytes())
+    facts = record.model_dump(mode="json")
+    if settings.marked:
+        facts["selection"] = Selection(settings).select(marks_folder(checkpoints, trained), candidate)
+        facts["candidate"] = digest_path(candidate)
+        training_record.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+        shutil.rmtree(trained.parent)
     if checkpoints:
         shutil.rmtree(checkpoints, ignore_errors=True)  # what they were kept for is there
-    return record.model_dump(mode="json")
+    return facts
 
 
 def remove_abandoned(folder: Path, own: str) -> None:

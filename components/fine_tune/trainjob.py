@@ -26,7 +26,7 @@ from training.launch.transfer import Place
 from training.launch.watching import MlflowCurves, MlflowRun
 from training.settings import TrainingSettings
 from training.train.curves import read_points
-from training.train.job import pictures_beside
+from training.train.job import MARKS, marks_folder, marks_in, pictures_beside
 
 
 def job_name(run: str) -> str:
@@ -43,7 +43,8 @@ def train_on_cluster(
     curves: Path,
     mlflow: MlflowRun | None,
 ) -> TrainingRecord:
-    """Have a TrainJob fine-tune; write the candidate, its record beside it, its loss curves, and beside them pictures.
+    """Have a TrainJob fine-tune; write the candidate, beside it its record and the weights to choose among, its loss
+    curves, and beside them pictures.
 
     Raises:
         TrainingError: the cluster refuses or is away, the job failed, vanished or took too long, or what it left is
@@ -108,7 +109,7 @@ def _start(
         if shared.read("complete") is None:
             (shared / "files").upload(features)
             shared.write("complete", digests["features"])
-        place.remove(RECORD, CANDIDATE, CURVES, PICTURES)
+        place.remove(RECORD, CANDIDATE, CURVES, PICTURES, MARKS)
         place.write(REQUEST, request.model_dump_json(indent=2))
         try:
             api.submit(name, place.uri)
@@ -166,6 +167,13 @@ def _collect(place: Place, request: TrainingRequest, candidate: Path, curves: Pa
     if found != record.candidate:
         raise TrainingError(
             f"the candidate at {place.uri} is {found}, and its record says {record.candidate}; train again"
+        )
+    marks = marks_folder(None, candidate)
+    (place / MARKS).download(marks)
+    if other := list(differences(record.marks, marks_in(marks, request.settings), MARKS)):
+        raise TrainingError(
+            f"the weights to choose among at {place.uri} are not those that its record says: {'; '.join(other)}; train "
+            "again"
         )
     (place / PICTURES).download(pictures_beside(curves))
     curves.write_text(points, "utf-8")

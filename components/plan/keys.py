@@ -19,6 +19,8 @@ TRAINING_CODE = (
     *(f"components.{step}" for step in ("snapshot_data", "validate_data", "encode_features", "fine_tune")),
 )
 """The packages whose code decides a candidate's weights: not how training is launched and watched."""
+CHOOSING_CODE = "components.evaluate"
+"""Decides the weights as well, with the scorers', where they are chosen on a selection set."""
 JUDGING_CODE = ("components.evaluate", "components.gate", "training.families")
 """The packages whose code decides a verdict; families say how a model is asked to draw."""
 
@@ -29,7 +31,9 @@ def training_key(snapshot_digest: str, validation: Mapping[str, Any], training: 
     Validation belongs to it: it says which rows of the snapshot are trained on.
     """
     settings = {"validation": by_content(validation), "training": by_content(training)}
-    return digest_json({"snapshot": snapshot_digest, "code": code_digest(*TRAINING_CODE), **settings})
+    selection = training.get("selection")  # only there where weights are chosen on a selection set
+    choosing = {CHOOSING_CODE, *scorers_code(selection)} if selection else set()
+    return digest_json({"snapshot": snapshot_digest, "code": code_digest(*TRAINING_CODE, *choosing), **settings})
 
 
 def evaluation_terms(evaluation: Mapping[str, Any], gate: Mapping[str, Any]) -> str:
@@ -39,7 +43,7 @@ def evaluation_terms(evaluation: Mapping[str, Any], gate: Mapping[str, Any]) -> 
 
 
 def scorers_code(evaluation: Mapping[str, Any]) -> set[str]:
-    """The packages, ours or plugged in, that the scorers of an evaluation are in."""
+    """The packages, ours or plugged in, that the scorers of an evaluation or a selection are in."""
     asked = {scorer["scorer"] for scorer in evaluation.get("scorers", ())}
     found = (point.module for point in entry_points(group="triptych.scorers") if point.name in asked)
     return {module.rpartition(".")[0] or module for module in found}

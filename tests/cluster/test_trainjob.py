@@ -27,7 +27,7 @@ from training.encode.info import features_digest
 from training.errors import StorageError, TrainingError
 from training.launch.node import TrainingRequest, input_digests
 from training.launch.watching import MlflowRun
-from training.settings import SampleSettings
+from training.settings import SampleSettings, SelectionSettings
 
 
 def finish(step: Step, real: RealJob, *lines: str) -> None:
@@ -148,6 +148,8 @@ def test_a_job_made_anew_goes_on_from_the_checkpoint_of_the_one_that_failed(step
     """Both train for real; what they end with together is what a job ends with that nothing happened to."""
     step.changes["nodes"], step.training["checkpoint_every"] = 1, 2
     step.training["samples"] = SampleSettings(every=2, prompts=("a portrait",), steps=1)
+    margins = {"alignment": 0.1, "realism": 0.1, "aesthetics": 0.1}
+    step.training["selection"] = SelectionSettings(selection_set=Path("/none"), margins=margins)
     step.cluster.on_create = lambda name: threading.Thread(target=train_for_real, args=(step.cluster, name)).start()
     in_the_way = step.place / "checkpoints" / "step-00000004"
     in_the_way.parent.mkdir(parents=True)
@@ -162,6 +164,13 @@ def test_a_job_made_anew_goes_on_from_the_checkpoint_of_the_one_that_failed(step
     assert not in_the_way.parent.exists(), "a candidate needs no checkpoints"
     pictures = sorted(path.name for path in (step.root / "curves-samples").iterdir())
     assert pictures == ["step-00000004.png", "step-00000005.png"]
+    names = [f"step-0000000{number}.safetensors" for number in (1, 2, 5)]
+    assert {path.name: digest_path(path) for path in (step.root / "marks").iterdir()} == record.marks
+    assert sorted(record.marks) == names, "the first two are older than the checkpoint that was taken up"
+    shutil.rmtree(step.candidate)
+    (step.place / "marks" / names[0]).write_bytes((step.place / "marks" / names[1]).read_bytes())
+    with pytest.raises(TrainingError, match=f"weights to choose among at .* record says: .*{names[0]}.*; train again"):
+        step.run()
 
 
 def test_a_job_that_is_being_deleted_is_not_attached_to(step: Step, real: RealJob) -> None:

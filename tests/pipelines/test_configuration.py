@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,4 +135,59 @@ def test_training_on_a_cluster_is_a_section_that_may_be_left_out(tmp_path: Path,
     assert read.arguments()["trainjob"]["resources"] == {"gpu": "4"}
     content["trainjob"]["node"] = 2
     with pytest.raises(RequestError, match=r"unknown key trainjob\.node; did you mean 'nodes'"):
+        read_configuration(write(tmp_path, content))
+
+
+def save_set(folder: Path, *texts: str) -> str:
+    """An evaluation set, or one to choose weights by, that asks ``texts``."""
+    folder.mkdir(exist_ok=True)
+    sampling = {"num_inference_steps": 1, "guidance_scale": 1, "max_sequence_length": 1, "height": 8, "width": 8}
+    (folder / "set.json").write_text(json.dumps({"name": folder.name, "version": 1, **sampling}))
+    asked = [{"id": f"{folder.name}-{i}", "text": t, "seeds": [0], "attributes": {}} for i, t in enumerate(texts)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in asked))
+    return folder.name
+
+
+def test_weights_are_chosen_by_those_who_judge_unless_others_are_named(tmp_path: Path, content: dict[str, Any]) -> None:
+    save_set(tmp_path / "set", "a beard")
+    content["training"]["selection"] = {"selection_set": save_set(tmp_path / "choosing", "no beard")}
+    content["evaluation"]["drawing"] = {"precision": "bfloat16"}
+    read = read_configuration(write(tmp_path, content))
+    selection = read.training.selection
+    assert (selection.scorers, selection.margins) == (
+        ({"scorer": "any", "weights": str(tmp_path / "weights")},),
+        {"alignment": 0.1, "realism": 0.1, "aesthetics": 0.1},
+    )
+    assert selection.drawing == {"precision": "bfloat16"}
+    assert dict(read.places())["training.selection.selection_set"] == str(tmp_path / "choosing")
+    own = {"margins": {"alignment": 0.2, "realism": 0.2, "aesthetics": 0.2}, "drawing": {"device": "cpu"}}
+    content["training"]["selection"] |= own
+    selection = read_configuration(write(tmp_path, content)).training.selection
+    assert (selection.margins, selection.drawing) == (own["margins"], own["drawing"])
+
+
+def test_weights_are_not_chosen_by_what_they_are_judged_by(tmp_path: Path, content: dict[str, Any]) -> None:
+    save_set(tmp_path / "set", "a beard", "glasses", "both")
+    content["training"]["selection"] = {"selection_set": save_set(tmp_path / "choosing", "neither", "Glasses")}
+    with pytest.raises(
+        RequestError, match=r"retrain.yaml: 1 of the prompts of .*, such as choosing-1, are .* too, as set-1: "
+    ):
+        read_configuration(write(tmp_path, content))
+    content["training"]["selection"] = {"selection_set": "set"}
+    with pytest.raises(RequestError, match=r"3 of the prompts of training\.selection"):
+        read_configuration(write(tmp_path, content))
+    (tmp_path / "choosing" / "set.json").unlink()
+    content["training"]["selection"] = {"selection_set": "choosing"}
+    with pytest.raises(RequestError, match=r"evaluation set at .*choosing cannot be read"):
+        read_configuration(write(tmp_path, content))
+
+
+def test_an_axis_without_a_margin_cannot_choose(tmp_path: Path, content: dict[str, Any]) -> None:
+    save_set(tmp_path / "set", "a beard")
+    margins = {"alignment": 0.1, "realism/kid": 0.1, "aesthetics": 0.1}
+    content["training"]["selection"] = {"selection_set": save_set(tmp_path / "choosing", "no beard")}
+    content["gate"]["margins"] = margins
+    with pytest.raises(
+        RequestError, match=r"training\.selection: .*selection has no margin for realism; give each axis"
+    ):
         read_configuration(write(tmp_path, content))

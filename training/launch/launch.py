@@ -10,6 +10,7 @@ up by the next one with the same arguments.
 from __future__ import annotations
 
 import json
+import operator
 import os
 import platform
 import re
@@ -21,6 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import Field
+
 from lineage.digests import code_digest, digest_path, packages_digest
 from training.encode.info import check_features, features_digest
 from training.errors import STOP_FILE, Stopped, TrainingError
@@ -30,7 +33,7 @@ from training.launch.watching import MlflowCurves, MlflowRun, show
 from training.settings import TrainingSettings
 from training.train.curves import CurvePoint
 from training.train.deepspeed_config import deepspeed_config
-from training.train.job import CODE, JOB, PICTURE, POINT, RESULT, RunIdentity, TrainingJob, TrainingResult
+from training.train.job import CODE, JOB, PICTURE, POINT, RESULT, RunIdentity, TrainingJob, TrainingResult, marks_in
 from training.train.process import TETHER
 
 RECORD = "training.json"
@@ -63,6 +66,8 @@ class TrainingRecord(TrainingResult):
 
     candidate: str
     """Digest of the candidate's folder."""
+    marks: dict[str, str] = Field(default={}, exclude_if=operator.not_)
+    """File -> digest of the weights to choose among, where any are (`training.train.marks`)."""
     base_model: str
     """Digest of the base model's folder."""
     features: str
@@ -130,6 +135,7 @@ def fine_tune(
     assert result is not None
     record = TrainingRecord(
         candidate=digest_path(candidate_dir),
+        marks=marks_in(job.marks, settings),
         teacher=info.made_of.get("teacher"),
         settings=settings.model_dump(mode="json"),
         seed=settings.seed,
@@ -176,7 +182,7 @@ def run_identity(settings: TrainingSettings, features_dir: Path) -> RunIdentity:
     """What a checkpoint has to be of to be taken up."""
     return RunIdentity(
         processes=settings.processes,
-        settings=settings.deciding(),
+        settings=settings.teaching(),
         features=features_digest(features_dir),
         base_model=digest_path(settings.base_model),
         code=code_digest(*CODE),

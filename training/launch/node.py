@@ -3,7 +3,8 @@
 The place holds ``request.json``. Each node finds its rank in the variables that the cluster's trainer gives it and
 starts its share of the processes, as `training.launch.launch` does on one machine. The first node brings back:
 
-    candidate/  curves.jsonl  curves-samples/     what training made; pictures where the settings ask for them
+    candidate/  curves.jsonl                      what training made
+    curves-samples/  marks/                       pictures, weights to choose among, where the settings ask for them
     training.json                                 the record comes last: where it is, everything is
     checkpoints/                                  on a mounted volume: a job that was cut off is taken up again
 """
@@ -26,7 +27,7 @@ from training.errors import TrainingError
 from training.launch.launch import RECORD, Nodes, fine_tune, join
 from training.launch.transfer import Place
 from training.settings import TrainingSettings
-from training.train.job import CODE, pictures_beside
+from training.train.job import CODE, MARKS, marks_folder, pictures_beside
 
 REQUEST, CANDIDATE, CURVES, CHECKPOINTS = "request.json", "candidate", "curves.jsonl", "checkpoints"
 PICTURES = pictures_beside(Path(CURVES)).name
@@ -97,9 +98,10 @@ def run_node(place: Place, nodes: Nodes) -> None:
             join(settings, features, work, nodes, shared)
             return
         fine_tune(settings, features, work / CANDIDATE, work / CURVES, checkpoints=shared, nodes=nodes)
-        place.remove(RECORD, CANDIDATE, CURVES, PICTURES)
+        place.remove(RECORD, CANDIDATE, CURVES, PICTURES, MARKS)
         (place / CANDIDATE).upload(work / CANDIDATE)
         (place / PICTURES).upload(work / PICTURES)
+        (place / MARKS).upload(marks_folder(shared, work / CANDIDATE))
         place.write(CURVES, (work / CURVES).read_text("utf-8"))
         place.write(RECORD, (work / RECORD).read_text("utf-8"))
 

@@ -4,14 +4,15 @@
         manifest.json            which run, which step, digests of all else; written last
         rank-0.safetensors       what each process holds (`training.train.masters.Masters.state`)
         curves.jsonl             the points of the loss curves so far
+    <folder>/marks/              averaged weights to choose among (`training.train.marks`)
 
 A checkpoint is written into a folder with another name, file by file brought to the disk, and then renamed. Nothing
-in it is pickled. Chance needs no saving: every draw is keyed by (seed, epoch, sample), and so by the step.
+in it is pickled. Chance needs no saving: every draw is keyed by (seed, epoch, sample), and so by the step. Its manifest
+names the marks up to its step too: without one of them it counts as damaged.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from lineage.digests import LineageError, digest_file
 from lineage.policy import differences
 from training.errors import Stopped, TrainingError
 from training.train.job import PICTURE, RunIdentity, TrainingJob, pictures_beside
+from training.train.marks import BESIDE, to_disk, write_mark
 from training.train.masters import Masters
 from training.train.meter import Meter
 from training.train.model import BACKBONE
@@ -54,7 +56,7 @@ class Manifest(BaseModel):
     meter: dict[str, Any]
     """Losses that are not in a point of the curves yet, and those that divergence is judged by."""
     files: dict[str, str]
-    """Name -> digest of every other file."""
+    """Name -> digest of every other file, and of every mark."""
 
 
 def newest_whole(folder: Path, run: RunIdentity) -> tuple[Path | None, list[str]]:
@@ -129,9 +131,9 @@ def finish(partial: Path, manifest: Manifest, curves: bytes, keep: int) -> Path:
         whole = manifest.model_copy(update={"files": manifest.files | {CURVES: digest_file(partial / CURVES)}})
         (partial / MANIFEST).write_text(whole.model_dump_json(indent=2) + "\n", "utf-8")
         for place in (partial / CURVES, partial / MANIFEST, partial):
-            _to_disk(place)
+            to_disk(place)
         partial.rename(path)
-        _to_disk(folder)
+        to_disk(folder)
     for old in _found(folder)[keep:]:
         try:
             shutil.rmtree(old)
@@ -156,14 +158,6 @@ def _writing(partial: Path) -> Iterator[None]:
         ) from error
 
 
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class Saving:
     """What the loop does between two steps: takes a run up, saves it, draws pictures, stops where somebody asked."""
 
@@ -173,6 +167,7 @@ class Saving:
         self._model, self._masters, self._meter = model, masters, meter
         self._stop = StopRequest(accelerator) if job.checkpoints else None
         self._grid = SampleGrid(job.settings, accelerator.device)
+        self._marks: dict[str, str] = {}
 
     def resume(self) -> int:
         """Take up the newest whole checkpoint, if there is one; gives the number of optimizer steps that are done.
@@ -193,6 +188,7 @@ class Saving:
         self._masters.restore(load_file(found[0] / f"rank-{self._rank}.safetensors"), manifest.updates)
         self._masters.restore_loss_scale(manifest.loss_scale)
         self._meter.restore(manifest.meter)
+        self._marks = {name: digest for name, digest in manifest.files.items() if name.startswith(BESIDE)}
         if self._main:
             self._job.curves.write_bytes((found[0] / CURVES).read_bytes())
             print(f"training goes on from {found[0]}, step {manifest.step} of {self._settings.steps}", flush=True)
@@ -204,9 +200,11 @@ class Saving:
 
         Raises:
             Stopped: somebody asked, and the checkpoint is written.
-            TrainingError: the checkpoint cannot be written.
+            TrainingError: the checkpoint or a mark cannot be written.
         """
         settings, last = self._settings, done == self._settings.steps
+        if done in settings.marked:
+            self._mark(done)
         if settings.samples.every and (done % settings.samples.every == 0 or last):
             self._draw(done)
         if self._folder is None or self._stop is None or last:
@@ -219,6 +217,20 @@ class Saving:
                 f"training was asked to stop and has saved step {done} of {settings.steps} in "
                 f"{self._folder}; run again to go on from there"
             )
+
+    def _mark(self, done: int) -> None:
+        """Keep the averaged weights; the main process writes them."""
+        self._meter.settle()
+        weights = self._masters.gather(self._model, BACKBONE, self._main)
+        failed: list[Any] = [None]
+        if self._main:
+            try:
+                self._marks |= write_mark(self._job.marks, done, weights)
+            except TrainingError as error:
+                failed[0] = error
+        dist.broadcast_object_list(failed)
+        if failed[0]:
+            raise failed[0]  # everywhere the same, as in `_save`
 
     def _draw(self, done: int) -> None:
         self._meter.settle()
@@ -239,7 +251,7 @@ class Saving:
         try:
             with _writing(partial[0]):
                 save_file({n: t.detach().cpu().contiguous() for n, t in self._masters.state().items()}, path)
-                _to_disk(path)
+                to_disk(path)
                 mine: Any = (path.name, digest_file(path))
         except TrainingError as error:
             mine = error
@@ -254,7 +266,7 @@ class Saving:
                 updates=self._masters.updates,
                 loss_scale=self._masters.loss_scale(),
                 meter=self._meter.state(),
-                files=dict(written),
+                files=dict(written) | self._marks,
             )
             finish(partial[0], manifest, self._job.curves.read_bytes(), self._settings.keep_checkpoints)
         dist.barrier()

@@ -14,11 +14,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from lineage.digests import digest_file
 from training.settings import TrainingSettings
 from training.train.curves import CurvePoint
 
 POINT, PICTURE = "@point ", "@picture "
 JOB, RESULT = "job.json", "result.json"
+MARKS = "marks"
+"""The folder of the weights to choose among."""
 CODE = ("training.settings", *(f"training.{room}" for room in ("families", "teach", "encode", "train")))
 """Whose sources decide the weights that a run gives."""
 
@@ -28,6 +31,21 @@ def pictures_beside(curves: Path) -> Path:
     return curves.with_name(f"{curves.stem}-samples")
 
 
+def mark_name(step: int) -> str:
+    """The file, in the folder of marks, of the weights after ``step``."""
+    return f"step-{step:08d}.safetensors"
+
+
+def marks_folder(checkpoints: Path | None, candidate: Path) -> Path:
+    """Where a run's marks lie: with its checkpoints, or beside its candidate where there are none."""
+    return (checkpoints or candidate.parent) / MARKS
+
+
+def marks_in(folder: Path, settings: TrainingSettings) -> dict[str, str]:
+    """File -> digest of a run's marks."""
+    return {path.name: digest_file(path) for step in settings.marked if (path := folder / mark_name(step)).is_file()}
+
+
 class RunIdentity(BaseModel):
     """What decides the weights that a run gives: a checkpoint fits only the same run."""
 
@@ -35,7 +53,7 @@ class RunIdentity(BaseModel):
 
     processes: int
     settings: dict[str, Any]
-    """`TrainingSettings.deciding`."""
+    """`TrainingSettings.teaching`."""
     features: str
     """`training.encode.info.features_digest`."""
     base_model: str
@@ -59,6 +77,11 @@ class TrainingJob(BaseModel):
     identity: RunIdentity
     checkpoints: Path | None
     """Where checkpoints are kept; None: nowhere."""
+
+    @property
+    def marks(self) -> Path:
+        """The folder of its marks."""
+        return marks_folder(self.checkpoints, self.candidate)
 
     def report(self, point: CurvePoint) -> None:
         """Keep a point of the curves and announce it."""
