@@ -83,7 +83,7 @@ def take_snapshot(settings: DataSettings, target: Path, state: Path | None = Non
 
 def _metadata(source: Source) -> str:
     if source.kind != "imagefolder":
-        return digest_json([source.folder.files[name].stamp for name in sorted(source.folder.files)])
+        return digest_json([stamp for _, stamp in sorted(source.folder.files.items())])
     try:
         return digest_bytes(read_bytes(source.folder.place(source.metadata[0])))
     except PictureError as error:

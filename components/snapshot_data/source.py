@@ -8,7 +8,7 @@
 Other columns are left alone. A missing or empty caption is no error here: what is good enough to train on is the
 expectation suite's to say.
 
-    >>> check_source(DataSettings(source="s3://portraits/2026-07"))
+    >>> open_source(DataSettings(source="s3://portraits/2026-07"))
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from pathlib import PurePosixPath
 from typing import IO, Any, Literal
 
 from components.snapshot_data.folder import Folder, RefusedError, SnapshotError, list_folder, plain_name
-from components.snapshot_data.metadata import TEXTS, jsonl_rows, parquet_rows, texts
+from components.snapshot_data.metadata import (
+    jsonl_rows,
+    parquet_contents,
+    parquet_file,
+    parquet_rows,
+    stated_columns,
+    texts,
+)
 from components.snapshot_data.settings import DataSettings
 from lineage.pictures import PARQUET, PictureError, open_file, read_bytes
 from lineage.places import reaching
@@ -100,8 +107,8 @@ class Source:
             if isinstance(content, RefusedError):
                 raise content
             said = content.get("file_name")
-            name, file = self.folder.find(said)
-            return Row(number, name, texts(content, self.rights), self.folder.place(name), file.stamp)
+            name, stamp = self.folder.find(said)
+            return Row(number, name, texts(content, self.rights), self.folder.place(name), stamp)
         except RefusedError as error:
             return _refused(number, said, error)
 
@@ -125,20 +132,25 @@ class Source:
     def _inside(self, known: Known) -> Iterator[Row | Refused]:
         number = 0
         for name in self.metadata:
-            with self._open(name) as stream:
-                for row, content in enumerate(_parquet_images(stream, self.folder, name, known)):
+            place, stamp = self.folder.place(name), self.folder.files[name]
+            with self._open(name) as stream, parquet_file(stream, place) as file:
+                column, columns = _image_column(file.schema_arrow, place), stated_columns(file)
+                if not all(known(cell_uri(place, column, row), stamp) for row in range(file.metadata.num_rows)):
+                    columns.append(column)
+                for row, content in enumerate(parquet_contents(file, columns, IMAGES_AT_ONCE)):
                     number += 1
-                    yield self._embedded(number, name, row, content)
+                    yield self._embedded(number, name, row, column, content)
 
-    def _embedded(self, number: int, name: str, row: int, content: Mapping[str, Any]) -> Row | Refused:
-        column, stamp = content["column"], self.folder.files[name].stamp
+    def _embedded(self, number: int, name: str, row: int, column: str, content: Mapping[str, Any]) -> Row | Refused:
+        """A row of a parquet file, whose ``content`` has the image unless it is known."""
+        said, cell = content.get("file_name"), content.get(column)
+        image = cell.get("bytes") if isinstance(cell, dict) else cell
         uri = cell_uri(self.folder.place(name), column, row)
-        said, image = content.get("file_name"), content.get(column)
         try:
             plain = plain_name(said, name) if "file_name" in content else f"{name}/{row:08d}"
-            if image is None and not content["known"]:
+            if image is None and column in content:
                 raise RefusedError(f"the row has no image in column {column}; add it or drop the row")
-            return Row(number, plain, texts(content, self.rights), uri, stamp, image)
+            return Row(number, plain, texts(content, self.rights), uri, self.folder.files[name], image)
         except RefusedError as error:
             return _refused(number, said, error)
 
@@ -149,20 +161,11 @@ class Source:
             yield stream
 
 
-def check_source(settings: DataSettings) -> None:
-    """Refuse a source that cannot be pinned, without reading a single image: cheap enough to do before a run.
+def open_source(settings: DataSettings) -> Source:
+    """List the source and find out its kind, without reading a single image: cheap enough to do before a run.
 
     Raises:
         SnapshotError: nothing is there, it is of no known kind, or it cannot be reached.
-    """
-    open_source(settings)
-
-
-def open_source(settings: DataSettings) -> Source:
-    """List the source and find out its kind.
-
-    Raises:
-        SnapshotError: as `check_source` does.
     """
     folder, rights = list_folder(settings.source), {str(key): value for key, value in settings.rights.items()}
     lists = [name for name in METADATA if name in folder.files]
@@ -184,30 +187,6 @@ def open_source(settings: DataSettings) -> Source:
 def cell_uri(place: str, column: str, row: int) -> str:
     """Where an image inside a parquet file lies, as `lineage.pictures` reads it."""
     return f"{PARQUET}{place}#{column}/{row}"
-
-
-def _parquet_images(stream: IO[bytes], folder: Folder, name: str, known: Known) -> Iterator[dict[str, Any]]:
-    """Rows with ``column`` (that of the images) and, unless all are ``known``, the image's bytes under that name."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    place = folder.place(name)
-    try:
-        file = pq.ParquetFile(stream)
-        column = _image_column(file.schema_arrow, place)
-        cells = (cell_uri(place, column, row) for row in range(file.metadata.num_rows))
-        read = all(known(cell, folder.files[name].stamp) for cell in cells)
-        wanted = [key for key in ("file_name", *TEXTS, "split") if key in file.schema_arrow.names]
-        columns = wanted if read else [*wanted, column]
-        if not columns:  # nothing but images, and all known
-            yield from ({"column": column, "known": True} for _ in range(file.metadata.num_rows))
-        for batch in file.iter_batches(batch_size=IMAGES_AT_ONCE, columns=columns) if columns else ():
-            for content in batch.to_pylist():
-                cell = content.get(column)
-                content[column] = cell.get("bytes") if isinstance(cell, dict) else cell
-                yield {**content, "column": column, "known": read}
-    except (pa.ArrowException, ValueError) as error:
-        raise SnapshotError(f"{place} is not readable as parquet ({error}); write it again") from error
 
 
 def _image_column(schema: Any, place: str) -> str:
