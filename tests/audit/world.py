@@ -27,7 +27,7 @@ from components.register.store import create, new_attempt
 from components.snapshot_data.settings import DataSettings
 from components.snapshot_data.snapshot import take_snapshot
 from components.validate_data import quarantine
-from components.validate_data.facts import read_manifest, write_facts
+from components.validate_data.facts import measure_facts, read_manifest
 from components.validate_data.settings import ValidationSettings
 from lineage.artifacts import WEIGHTS_FOLDER
 from lineage.digests import digest_bytes, digest_file, digest_path, manifest_digest
@@ -218,7 +218,8 @@ def _validate(snapshot: Path, target: Path) -> str:
         if not keep[row]
     ]
     pq.write_table(accepted, target / "manifest.parquet")
-    write_facts(manifest, ValidationSettings(suite="none", faces=False), target / "facts.parquet")
+    facts = measure_facts(manifest, ValidationSettings(suite="none", faces=False))
+    pq.write_table(facts, target / "facts.parquet")
     pq.write_table(pa.Table.from_pylist(findings, quarantine.SCHEMA), target / "quarantine.parquet")
     (target / "report.html").write_text("<p>report</p>")
     return manifest_digest(accepted.to_pylist())
