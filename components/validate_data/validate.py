@@ -7,7 +7,6 @@ Validated(digest='sha256:…', rows=2000, accepted=1998, quarantined=2)
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from components.validate_data.report import write_report
 from components.validate_data.settings import ValidationSettings
 from components.validate_data.suite import Outcome, build_suite, read_suite, run_suite
 from lineage.digests import digest_file, manifest_digest
-from lineage.files import whole_folder
+from lineage.files import whole_folder, write_whole
 from lineage.pictures import ROWS
 
 REFERENCE = "validated-facts.parquet"
@@ -81,9 +80,7 @@ def validate(settings: ValidationSettings, snapshot: Path, target: Path, state: 
     if refused:
         raise DataValidationError(f"the data is refused: {'; '.join(refused)}; see {target / 'report.html'}")
     if reference is not None:
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(shutil.copyfile(target / "facts.parquet", reference.with_suffix(".partial")))
-        partial.replace(reference)
+        write_whole(reference, (target / "facts.parquet").read_bytes())
     return result
 
 

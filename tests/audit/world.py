@@ -136,7 +136,7 @@ class World:
         with recording(context, "gate", {"alpha": 0.025}) as record:
             record.input("scores", made["scores"])
             signer = context.signer("gate")
-            about = VerdictContext(run, self.store, context.open_ledger().state)
+            about = VerdictContext(run, self.store.model_name, self.store.tracking_uri, context.open_ledger().state)
             ruling, judged = judge(GATE, made["scores"], made["verdict"], about, signer)
             context.open_ledger().append(judged, signer)
             record.facts |= ruling.model_dump(mode="json")
