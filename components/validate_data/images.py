@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from components.validate_data.faces import FaceDetector
 from lineage.pictures import FORMATS
@@ -59,16 +59,6 @@ COARSE = 32
 CACHED = 2**16
 """Pixels whose sharpness is computed together: what comes in between stays in the processor's cache."""
 ORIENTATION = 0x0112
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What sets an image of that EXIF orientation upright."""
 
 Facts = dict[str, Any]
 """One row by `MEASURED`; what is not known is not in it."""
@@ -124,8 +114,9 @@ def _decode(content: bytes, max_pixels: int, facts: Facts) -> Image.Image:
         image.load()
         orientation = _orientation(image)
         square = _square(image, side)
+        upright = square if orientation in (None, 1) else ImageOps.exif_transpose(square)
         facts |= {"frames": getattr(image, "n_frames", 1), "orientation": orientation, "decodes": True}
-    return square.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else square
+    return upright
 
 
 def _check_png(content: bytes) -> None:
