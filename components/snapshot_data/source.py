@@ -29,7 +29,7 @@ from components.snapshot_data.metadata import (
     texts,
 )
 from components.snapshot_data.settings import DataSettings
-from lineage.pictures import PARQUET, PictureError, open_file, read_bytes
+from lineage.pictures import PARQUET, open_file, read_bytes
 from lineage.places import reaching
 
 METADATA = ("metadata.jsonl", "metadata.parquet")
@@ -80,15 +80,11 @@ class Source:
         """Every row, in the source's order.
 
         Raises:
-            SnapshotError: metadata cannot be reached or read at all.
+            SnapshotError, PictureError: metadata cannot be reached or read at all.
         """
-        try:
-            if self.kind == "parquet":
-                yield from self._inside(known)
-            else:
-                yield from self._captioned() if self.kind == "captions" else self._listed()
-        except PictureError as error:
-            raise SnapshotError(str(error)) from error
+        if self.kind == "parquet":
+            return self._inside(known)
+        return self._captioned() if self.kind == "captions" else self._listed()
 
     def unlisted(self, listed: set[str]) -> list[str]:
         """Images in the folder that no row names; they are not part of the snapshot."""
