@@ -100,9 +100,8 @@ def _text(key: str, value: Any) -> str | None:
         return None
     if not isinstance(value, str):
         raise RefusedError(f"{key} is {value!r:.80}, not text; write it as a string", value)
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise RefusedError(f"{key} holds half a character (a lone surrogate); write it again", value) from error
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RefusedError(f"{key} holds half a character (a lone surrogate); write it again", value) from error
     return value

@@ -105,11 +105,8 @@ def build_suite(expectations: list[dict[str, Any]], settings: ValidationSettings
 
     from components.validate_data.expectations import TAKES_REFERENCE
 
-    unmeasured: list[tuple[str, set[str]]] = []
-    if not settings.tokenizer:
-        unmeasured.append(("validation.tokenizer", {"caption_tokens"}))
-    if not settings.faces:
-        unmeasured.append(("validation.faces", {"faces", "face_score", "face_share"}))
+    asked: dict[str, tuple[str, object]] = {"caption_tokens": ("validation.tokenizer", settings.tokenizer)}
+    asked |= dict.fromkeys(("faces", "face_score", "face_share"), ("validation.faces", settings.faces))
     built = []
     for position, written in enumerate(expectations):
         stated = {key: value for key, value in written.items() if key != "id"}
@@ -122,8 +119,9 @@ def build_suite(expectations: list[dict[str, Any]], settings: ValidationSettings
             raise DataValidationError(
                 f"expectation {position + 1} ({written['type']}) is malformed: {error}"
             ) from error
-        for setting, columns in unmeasured:
-            for column in columns & set(_columns(expectation.dict())):
+        for column in _columns(expectation.dict()):
+            setting, is_measured = asked.get(column, ("", True))
+            if not is_measured:
                 raise DataValidationError(
                     f"expectation {position + 1} ({written['type']}) is about {column}, which is not measured: set "
                     f"{setting}, or take it out of the suite"
