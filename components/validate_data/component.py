@@ -21,7 +21,7 @@ def validate_data(
     import sys
     from pathlib import Path
 
-    # jsonschema, which Great Expectations' charts load, else builds a grammar of IRIs for two seconds.
+    # jsonschema, which Great Expectations' charts load, else builds a grammar of IRIs for a second or two.
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
     from components.validate_data.facts import read_manifest

@@ -145,10 +145,8 @@ def run_suite(suite: Any, facts: pa.Table) -> Judgement:
     context = gx.get_context(mode="ephemeral")
     context.enable_analytics(False)
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    asset = context.data_sources.add_pandas("facts").add_dataframe_asset("facts")
-    batches = asset.add_batch_definition_whole_dataframe("all")
     try:
-        batch = batches.get_batch({"dataframe": facts.select(columns).to_pandas()})
+        batch = context.data_sources.pandas_default.read_dataframe(facts.select(columns).to_pandas())
         validated = batch.validate(suite, result_format=COMPLETE)
     except GreatExpectationsError as error:
         raise DataValidationError(f"the expectation suite cannot be run: {error}") from error
