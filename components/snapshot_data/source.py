@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import IO, Any, Literal
 
@@ -66,6 +67,10 @@ class Refused:
     value: str | None
 
 
+Told = tuple[int, object, Callable[[], Row]]
+"""Number of a row, the ``file_name`` that it states, and what gives it, or says by a `RefusedError` why it cannot."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A source whose files have been listed; nothing has been read."""
@@ -82,6 +87,14 @@ class Source:
         Raises:
             SnapshotError, PictureError: metadata cannot be reached or read at all.
         """
+        for number, said, row in self._told(known):
+            try:
+                yield row()
+            except RefusedError as error:
+                name = said.encode(errors="replace").decode() if isinstance(said, str) else None
+                yield Refused(number, name, error.reason.encode(errors="replace").decode(), error.value)
+
+    def _told(self, known: Known) -> Iterator[Told]:
         if self.kind == "parquet":
             return self._inside(known)
         return self._captioned() if self.kind == "captions" else self._listed()
@@ -90,33 +103,29 @@ class Source:
         """Images in the folder that no row names; they are not part of the snapshot."""
         return [] if self.kind == "parquet" else sorted(set(self.folder.images()) - listed)
 
-    def _listed(self) -> Iterator[Row | Refused]:
+    def _listed(self) -> Iterator[Told]:
         name = self.metadata[0]
         with self._open(name) as stream:
             rows = jsonl_rows(stream) if name.endswith(".jsonl") else parquet_rows(stream, self.folder.place(name))
             for number, content in rows:
-                yield self._row(number, content)
+                said = None if isinstance(content, RefusedError) else content.get("file_name")
+                yield number, said, partial(self._row, number, content)
 
-    def _row(self, number: int, content: Mapping[str, Any] | RefusedError) -> Row | Refused:
-        said: Any = None
-        try:
-            if isinstance(content, RefusedError):
-                raise content
-            said = content.get("file_name")
-            name, stamp = self.folder.find(said)
-            return Row(number, name, texts(content, self.rights), self.folder.place(name), stamp)
-        except RefusedError as error:
-            return _refused(number, said, error)
+    def _row(self, number: int, content: Mapping[str, Any] | RefusedError) -> Row:
+        if isinstance(content, RefusedError):
+            raise content
+        name, stamp = self.folder.find(content.get("file_name"))
+        return Row(number, name, texts(content, self.rights), self.folder.place(name), stamp)
 
-    def _captioned(self) -> Iterator[Row | Refused]:
+    def _captioned(self) -> Iterator[Told]:
         for number, name in enumerate(sorted(self.folder.images()), start=1):
-            beside = str(PurePosixPath(name).with_suffix(".txt"))
-            try:
-                text = self._caption(beside) if beside in self.folder.files else None
-            except RefusedError as error:
-                yield _refused(number, name, error)
-            else:
-                yield self._row(number, {"file_name": name, "text": text})
+            yield number, name, partial(self._beside, number, name)
+
+    def _beside(self, number: int, name: str) -> Row:
+        """An image with the caption that lies beside it."""
+        caption = str(PurePosixPath(name).with_suffix(".txt"))
+        text = self._caption(caption) if caption in self.folder.files else None
+        return self._row(number, {"file_name": name, "text": text})
 
     def _caption(self, name: str) -> str:
         content = read_bytes(self.folder.place(name))
@@ -125,7 +134,7 @@ class Source:
         except UnicodeDecodeError as error:
             raise RefusedError(f"{name} is not UTF-8 (byte {error.start}); write it as UTF-8", content) from error
 
-    def _inside(self, known: Known) -> Iterator[Row | Refused]:
+    def _inside(self, known: Known) -> Iterator[Told]:
         number = 0
         for name in self.metadata:
             place, stamp = self.folder.place(name), self.folder.files[name]
@@ -135,20 +144,16 @@ class Source:
                     columns.append(column)
                 for row, content in enumerate(parquet_contents(file, columns, IMAGES_AT_ONCE)):
                     number += 1
-                    yield self._embedded(number, name, row, column, content)
+                    yield number, content.get("file_name"), partial(self._embedded, number, name, row, column, content)
 
-    def _embedded(self, number: int, name: str, row: int, column: str, content: Mapping[str, Any]) -> Row | Refused:
+    def _embedded(self, number: int, name: str, row: int, column: str, content: Mapping[str, Any]) -> Row:
         """A row of a parquet file, whose ``content`` has the image unless it is known."""
-        said, cell = content.get("file_name"), content.get(column)
+        plain = plain_name(content["file_name"], name) if "file_name" in content else f"{name}/{row:08d}"
+        cell, uri = content.get(column), cell_uri(self.folder.place(name), column, row)
         image = cell.get("bytes") if isinstance(cell, dict) else cell
-        uri = cell_uri(self.folder.place(name), column, row)
-        try:
-            plain = plain_name(said, name) if "file_name" in content else f"{name}/{row:08d}"
-            if image is None and column in content:
-                raise RefusedError(f"the row has no image in column {column}; add it or drop the row")
-            return Row(number, plain, texts(content, self.rights), uri, self.folder.files[name], image)
-        except RefusedError as error:
-            return _refused(number, said, error)
+        if image is None and column in content:
+            raise RefusedError(f"the row has no image in column {column}; add it or drop the row")
+        return Row(number, plain, texts(content, self.rights), uri, self.folder.files[name], image)
 
     @contextmanager
     def _open(self, name: str) -> Iterator[IO[bytes]]:
@@ -198,8 +203,3 @@ def _image_column(schema: Any, place: str) -> str:
         what = f"{len(found)} columns of bytes ({', '.join(found)})" if found else "no column of bytes"
         raise SnapshotError(f"{place} has {what} among {', '.join(schema.names)}; one column must hold the images")
     return str(found[0])
-
-
-def _refused(number: int, said: object, error: RefusedError) -> Refused:
-    name = said.encode(errors="replace").decode() if isinstance(said, str) else None
-    return Refused(number, name, error.reason.encode(errors="replace").decode(), error.value)
