@@ -28,7 +28,7 @@ from components.evaluate.evaluation_set import EvaluationSet, read_evaluation_se
 from components.evaluate.sampling import Terms, draw
 from components.gate.scores import read_scores
 from components.gate.verdict import decide
-from lineage.digests import digest_file
+from lineage.digests import digest_file, digest_path
 from pipelines.configuration import Configuration, read_configuration
 from training.launch.launch import fine_tune
 
@@ -213,9 +213,10 @@ def run(bench: Bench, name: str) -> dict[str, Any]:
         write_manifest(bench.rows(Path(bench.configuration.data.source)), trained_on)
     scores = bench.out / name / "scores"
     shutil.rmtree(scores, ignore_errors=True)
-    models = {"candidate": candidate, "incumbent": bench.champion}
+    others = {"incumbent": (str(bench.champion), digest_path(bench.champion))}
     training = bench.configuration.arguments()["training"]
-    evaluate(bench.configuration.evaluation, models, scores, bench.out / "samples", training, trained_on)
+    asked = bench.configuration.evaluation
+    evaluate(asked, "unused", candidate, others, scores, str(bench.out), training, trained_on)
     ruling = decide(read_scores(scores)[0], bench.configuration.gate)
     result = {"case": name, "expected": CASES[name].expected, **ruling.model_dump(mode="json")}
     (bench.out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")

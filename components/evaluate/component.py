@@ -30,8 +30,9 @@ def draw_samples(
     with recording(context, f"draw-samples-{shard}", parameters=evaluation) as record:
         settings = EvaluationSettings.model_validate(evaluation)
         record.input("candidate", candidate.path)
-        where = context.tracking_uri, others, Path(candidate.path), context.state
-        record.facts["trouble"] = draw_shard(settings, *where, shard, shards, decision_of(settings, context))
+        models = context.tracking_uri, Path(candidate.path), others
+        decision = decision_of(settings, context)
+        record.facts["trouble"] = draw_shard(settings, *models, context.state, shard, shards, decision)
 
 
 @step
@@ -50,9 +51,13 @@ def evaluate(
     anchor_digest: str = "",
 ) -> str:
     """Sample candidate and incumbent on the same prompts and seeds and score both; returns the scores' digest."""
+    import sys
     from pathlib import Path
 
-    from components.evaluate.evaluate import decision_of, evaluate_against, opponents
+    # jsonschema, which scorers may bring along, else builds a grammar of IRIs for a second or two.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+
+    from components.evaluate.evaluate import decision_of, evaluate, opponents
     from components.evaluate.settings import EvaluationSettings
     from lineage.records import RunContext, recording
 
@@ -64,9 +69,8 @@ def evaluate(
         record.input("validated", validated.path)
         for who, (_, digest) in others.items():
             record.input(who, digest)
-        where = context.tracking_uri, others, Path(candidate.path), Path(scores.path), context.state
-        record.facts |= evaluate_against(
-            settings, *where, training, Path(validated.path), decision_of(settings, context)
-        )
+        models = context.tracking_uri, Path(candidate.path), others
+        where, decision = (Path(scores.path), context.state), decision_of(settings, context)
+        record.facts |= evaluate(settings, *models, *where, training, Path(validated.path), decision)
         Path(grid.path).write_bytes((Path(scores.path) / "grid.html").read_bytes())
         return record.output("scores", scores.path)

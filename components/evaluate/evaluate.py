@@ -43,51 +43,13 @@ def decision_of(settings: EvaluationSettings, context: RunContext) -> int:
     return 1 + context.open_ledger().state.decisions(digest_path(settings.evaluation_set))
 
 
-def evaluate_against(
-    settings: EvaluationSettings,
-    tracking_uri: str,
-    others: Mapping[str, tuple[str, str]],
-    candidate: Path,
-    target: Path,
-    state: str = "",
-    training: Mapping[str, Any] | None = None,
-    validated: Path | None = None,
-    decision: int = 1,
-) -> dict[str, Any]:
-    """Fetch whom the candidate is compared with, checked by digest, and compare; see `evaluate`.
-
-    Args:
-        others: ``incumbent`` (and ``anchor``) -> URI and digest of its weights.
-        state: the folder that keeps samples for later; empty: none does.
-        decision: see `decision_of`.
-    """
-    target.mkdir(parents=True, exist_ok=True)
-    known = {"candidate": {"digest": digest_path(candidate)}, **{who: {"digest": d} for who, (_, d) in others.items()}}
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            models = _fetch(tracking_uri, others, candidate, Path(folder))
-        except LineageError as error:
-            nothing = {"evaluation_set": _describe(None), "scorers": [], "terms": _terms(settings)}
-            return _fail(target, {**nothing, **known}, str(error))
-        store = Path(state or folder) / "samples"
-        return evaluate(settings, models, target, store, training, validated, decision)
-
-
-def _fetch(tracking_uri: str, others: Mapping[str, tuple[str, str]], candidate: Path, folder: Path) -> dict[str, Path]:
-    models = {"candidate": candidate}
-    for who, (uri, digest) in others.items():
-        try:
-            models[who] = fetch_weights(tracking_uri, uri, digest, folder / who)
-        except LineageError as error:
-            raise EvaluationError(f"the {who}: {error}") from error
-    return models
-
-
 def evaluate(
     settings: EvaluationSettings,
-    models: Mapping[str, Path],
+    tracking_uri: str,
+    candidate: Path,
+    others: Mapping[str, tuple[str, str]],
     target: Path,
-    store: Path,
+    state: str = "",
     training: Mapping[str, Any] | None = None,
     validated: Path | None = None,
     decision: int = 1,
@@ -95,33 +57,36 @@ def evaluate(
     """Fill ``target`` with samples, ``scores.parquet``, ``grid.png`` (also as HTML) and ``evaluation.json``.
 
     Args:
-        models: ``candidate``, ``incumbent`` (and ``anchor``) -> the folder of its weights.
-        store: where samples are drawn, and found again.
+        others: ``incumbent`` (and ``anchor``) -> URI and digest of its weights, which are fetched and checked.
+        state: the folder that keeps samples for later; empty: none does.
         training: the training section, for the networks that supervised the candidate.
         validated: the pictures that the candidate was trained on, for memorisation.
+        decision: see `decision_of`.
 
     Returns:
         The content of ``evaluation.json``: the digests of everything that decides the scores.
     """
     target.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Any] = {"evaluation_set": _describe(None), "scorers": [], "terms": _terms(settings)}
-    facts |= {who: {"digest": digest_path(model)} for who, model in models.items()}
-    try:
-        evaluation_set = read_evaluation_set(settings.evaluation_set, settings.limit, settings.rotate, decision)
-        facts["evaluation_set"] = _describe(evaluation_set)
-        facts["sampling"] = evaluation_set.description.sampling.model_dump()
-        judge = Judge(load_scorers(settings.scorers), evaluation_set, validated)
-        facts["scorers"] = judge.describe()
-        facts["leakage"] = judge.check_leakage(settings, training or {})
-        files = {}
-        for who, model in models.items():
-            folder, terms = draw(model, evaluation_set, settings.batch_size, store, who, how=settings.drawing)
-            files[who] = collect(folder, evaluation_set, settings.batch_size, target / "samples" / who)
-            facts["machine"] = terms.machine
-            judge.score(who, files[who])
-        facts |= judge.finish(target)
-    except LineageError as error:
-        return _fail(target, facts, str(error))
+    facts |= {"candidate": {"digest": digest_path(candidate)}, **{who: {"digest": d} for who, (_, d) in others.items()}}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            models = _fetch(tracking_uri, candidate, others, Path(folder))
+            evaluation_set = read_evaluation_set(settings.evaluation_set, settings.limit, settings.rotate, decision)
+            facts["evaluation_set"] = _describe(evaluation_set)
+            facts["sampling"] = evaluation_set.description.sampling.model_dump()
+            judge = Judge(load_scorers(settings.scorers), evaluation_set, validated)
+            facts["scorers"] = judge.describe()
+            facts["leakage"] = judge.check_leakage(settings, training or {})
+            files, store = {}, Path(state or folder) / "samples"
+            for who, model in models.items():
+                drawn, terms = draw(model, evaluation_set, settings.batch_size, store, who, how=settings.drawing)
+                files[who] = collect(drawn, evaluation_set, settings.batch_size, target / "samples" / who)
+                facts["machine"] = terms.machine
+                judge.score(who, files[who])
+            facts |= judge.finish(target)
+        except LineageError as error:
+            return _fail(target, facts, str(error))
     pd.DataFrame(judge.rows, columns=list(COLUMNS)).to_parquet(target / TABLE_FILE, index=False)
     draw_sample_grid(evaluation_set.samples, files, settings.grid, target / "grid.png")
     image = base64.b64encode((target / "grid.png").read_bytes()).decode()
@@ -131,17 +96,27 @@ def evaluate(
     return _write(target, facts)
 
 
+def _fetch(tracking_uri: str, candidate: Path, others: Mapping[str, tuple[str, str]], folder: Path) -> dict[str, Path]:
+    models = {"candidate": candidate}
+    for who, (uri, digest) in others.items():
+        try:
+            models[who] = fetch_weights(tracking_uri, uri, digest, folder / who)
+        except LineageError as error:
+            raise EvaluationError(f"the {who}: {error}") from error
+    return models
+
+
 def draw_shard(
     settings: EvaluationSettings,
     tracking_uri: str,
-    others: Mapping[str, tuple[str, str]],
     candidate: Path,
+    others: Mapping[str, tuple[str, str]],
     state: str,
     shard: int,
     shards: int,
     decision: int = 1,
 ) -> str:
-    """Draw one share of every model's samples into the store, for `evaluate_against` to find.
+    """Draw one share of every model's samples into the store, for `evaluate` to find.
 
     Returns:
         What went wrong, or nothing: it will go wrong again in evaluate, which says so in the verdict.
@@ -154,7 +129,7 @@ def draw_shard(
     try:
         evaluation_set = read_evaluation_set(settings.evaluation_set, settings.limit, settings.rotate, decision)
         with tempfile.TemporaryDirectory() as folder:
-            models = _fetch(tracking_uri, others, candidate, Path(folder))
+            models = _fetch(tracking_uri, candidate, others, Path(folder))
             for who, model in models.items():
                 where = Path(state) / "samples", who
                 draw(model, evaluation_set, settings.batch_size, *where, shard, shards, settings.drawing)

@@ -62,7 +62,12 @@ class Judge:
 
     def describe(self) -> list[dict[str, Any]]:
         """What ``evaluation.json`` says of each scorer."""
-        return [_describe(scorer, self._measures[scorer.name]) for scorer in self._scorers]
+        names = ("name", "axis", "higher_is_better", "digest", "backbone", "metric", "ran")
+        return [
+            {name: getattr(scorer, name) for name in names if hasattr(scorer, name)}
+            | {"measure": self._measures[scorer.name]}
+            for scorer in self._scorers
+        ]
 
     def check_leakage(self, settings: EvaluationSettings, training: Mapping[str, Any]) -> dict[str, Any]:
         """What was found of the training's teachers in the scorers.
@@ -165,12 +170,6 @@ def agreement(rows: Sequence[Mapping[str, Any]], measures: Collection[str]) -> d
         for one, other in combinations(moved.columns, 2)
     }
     return {pair: value for pair, value in found.items() if not math.isnan(value)}
-
-
-def _describe(scorer: Scorer, measure: str) -> dict[str, Any]:
-    names = ("name", "axis", "higher_is_better", "digest", "backbone", "metric", "ran")
-    said = {name: getattr(scorer, name) for name in names if hasattr(scorer, name)}
-    return {**said, "measure": measure}
 
 
 def _trained_on(row: Mapping[str, Any]) -> Image.Image:

@@ -13,10 +13,7 @@ def draw_sample_grid(
     samples: Sequence[tuple[Prompt, int]], files: Mapping[str, Sequence[Path]], count: int, target: Path
 ) -> None:
     """Write ``count`` samples, spread evenly over the set, as a PNG: one row a model, one column a prompt."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     count = min(count, len(samples))
     chosen = [i * len(samples) // count for i in range(count)]
@@ -24,7 +21,8 @@ def draw_sample_grid(
     blocks = -(-count // columns)
     models = sorted(files, reverse=True)
     rows = blocks * len(models)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(1.9 * columns, 2.25 * rows), squeeze=False)
+    figure = Figure(figsize=(1.9 * columns, 2.25 * rows))
+    axes = figure.subplots(rows, columns, squeeze=False)
     for panel in axes.flat:
         panel.axis("off")
     for place, index in enumerate(chosen):
@@ -37,4 +35,3 @@ def draw_sample_grid(
                 panel.text(-0.08, 0.5, model, rotation=90, va="center", ha="center", transform=panel.transAxes)
     figure.tight_layout()
     figure.savefig(target, dpi=110)
-    pyplot.close(figure)

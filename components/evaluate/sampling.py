@@ -22,6 +22,7 @@ from typing import Any
 from components.evaluate.evaluation_set import EvaluationError, EvaluationSet, Prompt
 from components.evaluate.settings import DrawingSettings
 from lineage.digests import code_digest, digest_file, digest_json, digest_path, hex_of, packages_digest
+from lineage.files import write_whole
 from lineage.progress import track
 from training.errors import TrainingError
 from training.families.drawing import Drawer
@@ -91,7 +92,7 @@ def draw(
     if not missing:
         return folder, terms
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "terms.json", json.dumps(asdict(terms), indent=2).encode())
+    write_whole(folder / "terms.json", json.dumps(asdict(terms), indent=2).encode(), 0o644)
     drawer = _load(model, who, how)
     count = sum(len(batches[number]) for number in missing)
     for number in track(missing, f"sampling {who}", count, weight=batch_size):
@@ -162,11 +163,4 @@ def _draw_batch(
         picture.save(partial, format="PNG")
         partial.replace(target)
         listed[target.name] = digest_file(target)
-    _write(folder / f"{number:05d}.json", json.dumps(listed).encode())
-
-
-def _write(target: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    partial = target.with_suffix(f".{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(target)
+    write_whole(folder / f"{number:05d}.json", json.dumps(listed).encode(), 0o644)

@@ -24,13 +24,12 @@ def gate(
     from components.gate.gate import PAGE, VerdictContext, judge
     from components.gate.settings import GateSettings
     from lineage.records import RunContext, check_records, recording
-    from lineage.registry import Registry
 
     context, target = RunContext.of(run, job), Path(verdict.path)
     with recording(context, "gate", parameters=gate) as record:
         check_records(context, {"scores": record.input("scores", scores.path)})
         ledger, signer = context.open_ledger(), context.signer("gate")
-        about = VerdictContext(context.id, Registry(context.tracking_uri, registry["model_name"]), ledger.state)
+        about = VerdictContext(context.id, registry["model_name"], context.tracking_uri, ledger.state)
         ruling, judged = judge(GateSettings.model_validate(gate), Path(scores.path), target, about, signer)
         ledger.append(judged, signer)
         Path(pareto.path).write_bytes((target / PAGE).read_bytes())

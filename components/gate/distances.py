@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from components.gate.resampling import EXACT, Floats, Resampling, to_whole
+from components.gate.resampling import COARSER, EXACT, Floats, Resampling, to_whole
 from components.gate.scores import Scores, UnusableScores
 from lineage.scores import REFERENCES, Kernel, SetMeasure
 
@@ -65,8 +65,8 @@ class Distances:
         if not (pairs > 0).all():
             raise UnusableScores("there are too few prompts to resample a distance of sets")
         within = resampling.quadratic(self.within[model] - self.within[other]) / pairs
-        across = resampling.coarse_sums((self.across[model] - self.across[other])[:, None])[:, 0]
-        pictures = resampling.coarse_sums(self.sizes[:, None])[:, 0]
+        across = resampling.sums((self.across[model] - self.across[other])[:, None], divisor=COARSER)[:, 0]
+        pictures = resampling.sums(self.sizes[:, None], divisor=COARSER)[:, 0]
         scores: Floats = self.scale * (2 * across / pictures - within)
         return scores
 

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from components.gate.distances import Distances
-from components.gate.resampling import TOTAL, Floats, Resampling, lower_bound, mean, upper_bound
+from components.gate.resampling import Floats, Resampling, lower_bound, mean, upper_bound
 from components.gate.settings import GateSettings
 from components.gate.slices import Group, Kind
 
@@ -87,10 +87,8 @@ def per_prompt_figures(
     differences = (candidate - other) / width[:, None] * members
     levels = (candidate - low[:, None]) / width[:, None] * members
     sums = resampling.sums(np.concatenate([differences, levels]).T, 1.0)
-    unseen, whole = resampling.unseen, members.all(axis=1)
-    totals = np.full((1, len(groups)), float(TOTAL)).repeat(len(unseen), axis=0)
-    if not whole.all():
-        totals[:, ~whole] = resampling.sums(members[~whole].T.astype(np.float64), 1.0) + unseen
+    unseen = resampling.unseen
+    totals = resampling.sums(members.T.astype(np.float64), 1.0) + unseen
     moved, own = sums[:, : len(groups)], sums[:, len(groups) :]
     between = [(moved + sign * unseen) / totals * width for sign in (-1, 1)]
     owned = [low + (own + sign * unseen) / totals * width for sign in (0, 1)]

@@ -15,7 +15,6 @@ from components.gate.settings import GateSettings
 from components.gate.verdict import Ruling, decide
 from lineage.entries import Judged
 from lineage.policy import policy_digest
-from lineage.registry import Registry
 from lineage.scores import stated
 from lineage.state import State
 from lineage.statements import VERDICT, VERDICT_FILE, make_statement, write_statement
@@ -31,8 +30,9 @@ class VerdictContext:
     """What a verdict says beside the scores: whose it is, and what was decided before."""
 
     run: str
-    store: Registry
-    """The model's, whose former versions are shown."""
+    model: str
+    tracking_uri: str
+    """Of MLflow, where the model's former versions are found, which are shown."""
     state: State
     """Of the ledger, whose name is the workspace's."""
 
@@ -56,7 +56,7 @@ def judge(
     policy = policy_digest(facts["terms"], rules)
     predicate: dict[str, Any] = {
         "run": about.run,
-        "model": about.store.model_name,
+        "model": about.model,
         "ledger": about.state.ledger,
         **ruling.model_dump(mode="json"),
         "decisions": decisions,
@@ -69,11 +69,11 @@ def judge(
     verdict.mkdir(parents=True, exist_ok=True)
     statement = make_statement(VERDICT, {"candidate": candidate}, predicate)
     digest = write_statement(statement, verdict / VERDICT_FILE, signer)
-    draw_pareto(ruling, past_versions(about.state, about.store, pinned), verdict / PICTURE)
+    draw_pareto(ruling, past_versions(about.state, about.tracking_uri, about.model, pinned), verdict / PICTURE)
     (verdict / PAGE).write_text(_page(ruling, [budget, *_agreement(facts)], (verdict / PICTURE).read_bytes()))
     return ruling, Judged(
         run=about.run,
-        model=about.store.model_name,
+        model=about.model,
         candidate=candidate,
         incumbent=incumbent,
         evaluation=pinned,

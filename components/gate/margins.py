@@ -20,7 +20,6 @@ from components.gate.figures import Figure
 from components.gate.scores import Scores, UnusableScores
 from components.gate.settings import GateSettings
 from components.gate.verdict import compare
-from lineage.scores import REFERENCES
 
 FEWEST = 3
 """Retrains, without which their spread is a guess."""
@@ -96,18 +95,8 @@ def _against(one: Scores, other: Scores) -> Scores:
     sets = one.sets
     if sets is not None and other.sets is not None:
         theirs = {measure.measure: measure.features["candidate"] for measure in other.sets.measures}
-        measures = tuple(
-            replace(
-                measure,
-                features={
-                    "candidate": measure.features["candidate"],
-                    "incumbent": theirs[measure.measure],
-                    REFERENCES: measure.features[REFERENCES],
-                },
-            )
-            for measure in sets.measures
-        )
-        sets = replace(sets, measures=measures)
+        measures = (replace(m, features={**m.features, "incumbent": theirs[m.measure]}) for m in sets.measures)
+        sets = replace(sets, measures=tuple(measures))
     return replace(one, table=table, sets=sets, anchored=False)
 
 

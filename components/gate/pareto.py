@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,43 +21,36 @@ COLOURS = {"promote": "#2a7f4f", "hold": "#b07d12", "reject": "#b3372f", "invali
 Point = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Past:
-    """What was once measured of a version; shown, never judged by."""
-
-    version: str
-    figures: Mapping[str, float]
-    """Measure -> the version's mean then."""
+Past = Mapping[str, Mapping[str, float]]
+"""Version -> measure -> the version's mean when it was judged; shown, never judged by."""
 
 
-def past_versions(state: State, store: Registry, evaluation: str) -> tuple[Past, ...]:
+def past_versions(state: State, tracking_uri: str, model: str, evaluation: str) -> Past:
     """Every version of the model that was judged on the evaluation set of this digest, by the metrics of its run."""
     judged = {
         registered.version: registered.mlflow_run
-        for registered in state.versions.get(store.model_name, {}).values()
+        for registered in state.versions.get(model, {}).values()
         if state.verdicts[registered.verdict].evaluation == evaluation != ""
     }
-    metrics = store.metrics(METRICS, "/candidate") if judged else {}
-    return tuple(Past(version, metrics[run]) for version, run in judged.items() if run in metrics)
+    # Only where it is asked: MLflow takes seconds to load.
+    metrics = Registry(tracking_uri, model).metrics(METRICS, "/candidate") if judged else {}
+    return {version: metrics[run] for version, run in judged.items() if run in metrics}
 
 
-def draw_pareto(ruling: Ruling, past: Sequence[Past], target: Path) -> None:
+def draw_pareto(ruling: Ruling, past: Past, target: Path) -> None:
     """Write a PNG of three panels, one a pair of axes, each axis by the first measure that decides it.
 
     A panel shows the incumbent, the candidate with the interval of its difference, former versions, the line of those
     that none beats on both axes, and the corner of the margins: left of it or below it is more loss than allowed.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure as Canvas
 
     figures: dict[str, Figure] = {}
     for figure in ruling.figures:
         if figure.kind == "axis":
             figures.setdefault(axis_of(figure.measure), figure)
-    canvas, panels = pyplot.subplots(1, 3, figsize=(13, 4.4))
-    for panel, (x, y) in zip(panels, combinations(AXES, 2), strict=True):
+    canvas = Canvas(figsize=(13, 4.4))
+    for panel, (x, y) in zip(canvas.subplots(1, 3), combinations(AXES, 2), strict=True):
         panel.set_xlabel(figures[x].name if x in figures else x)
         panel.set_ylabel(figures[y].name if y in figures else y)
         if x in figures and y in figures:
@@ -66,7 +58,6 @@ def draw_pareto(ruling: Ruling, past: Sequence[Past], target: Path) -> None:
     canvas.suptitle(f"{ruling.decision}: {ruling.reasons[0]}"[:160], fontsize=10)
     canvas.tight_layout()
     canvas.savefig(target, dpi=110)
-    pyplot.close(canvas)
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
@@ -83,10 +74,10 @@ def _reach(figure: Figure) -> list[list[float]]:
     return [[max(0.0, figure.difference - figure.lower)], [max(0.0, figure.upper - figure.difference)]]
 
 
-def _draw_pair(panel: Axes, x: Figure, y: Figure, past: Sequence[Past], colour: str) -> None:
+def _draw_pair(panel: Axes, x: Figure, y: Figure, past: Past, colour: str) -> None:
     panel.axvline(x.incumbent - x.margin, color="#bbbbbb", linestyle=":", linewidth=1)
     panel.axhline(y.incumbent - y.margin, color="#bbbbbb", linestyle=":", linewidth=1)
-    former = {v.version: (v.figures[x.name], v.figures[y.name]) for v in past if {x.name, y.name} <= set(v.figures)}
+    former = {version: (of[x.name], of[y.name]) for version, of in past.items() if {x.name, y.name} <= set(of)}
     for version, point in former.items():
         panel.plot(*point, "o", color="#9db4c8", markersize=4)
         panel.annotate(version, point, fontsize=6, xytext=(3, 3), textcoords="offset points", color="#5d7488")
@@ -105,11 +96,7 @@ def _draw_pair(panel: Axes, x: Figure, y: Figure, past: Sequence[Past], colour: 
         capsize=3,
         label="candidate, interval of the difference",
     )
-    panel.annotate(
-        "",
-        (x.candidate, y.candidate),
-        (x.incumbent, y.incumbent),
-        arrowprops={"arrowstyle": "->", "color": colour},
-    )
+    arrow = {"arrowstyle": "->", "color": colour}
+    panel.annotate("", (x.candidate, y.candidate), (x.incumbent, y.incumbent), arrowprops=arrow)
     panel.margins(0.15)
     panel.legend(fontsize=7, loc="lower right")

@@ -47,15 +47,14 @@ class Resampling:
         """(B, 1): the weight of the prompt that nobody has seen."""
         return self.weights[:, -1:].astype(np.float64)
 
-    def sums(self, values: Floats, largest: float) -> Floats:
-        """(B, G): the weighted sum of each column of ``values`` (P, G), none of them beyond ±``largest``."""
-        whole, scale = to_whole(values, TOTAL, largest)
-        return np.concatenate([block @ whole for block in self._blocks(1)]) / scale
+    def sums(self, values: Floats, largest: float | None = None, divisor: int = 1) -> Floats:
+        """(B, G): the weighted sum of each column of ``values`` (P, G), none of them beyond ±``largest``.
 
-    def coarse_sums(self, values: Floats) -> Floats:
-        """(B, G): as `sums`, by the weights of `quadratic`."""
-        whole, scale = to_whole(values, TOTAL // COARSER)
-        return np.concatenate([block @ whole for block in self._blocks(COARSER)]) / scale
+        Args:
+            divisor: of the weights; `COARSER` for those of `quadratic`.
+        """
+        whole, scale = to_whole(values, TOTAL // divisor, largest)
+        return np.concatenate([block @ whole for block in self._blocks(divisor)]) / scale
 
     def quadratic(self, pairs: Floats) -> Floats:
         """(B,): the sum of ``pairs`` (P, P), each weighted by both of its prompts."""

@@ -155,7 +155,7 @@ KEYS = ["measure", "model", "prompt", "seed"]
 
 
 def _expected(scores: Scores, measures: Collection[str]) -> pd.MultiIndex:
-    pictures = [(prompt, seed) for prompt, seeds in _pictures(scores).items() for seed in seeds]
+    pictures = _pictures(scores)
     keys = [
         (measure, model, prompt, seed)
         for measure in measures
@@ -166,10 +166,11 @@ def _expected(scores: Scores, measures: Collection[str]) -> pd.MultiIndex:
     return pd.MultiIndex.from_tuples(keys, names=KEYS)
 
 
-def _pictures(scores: Scores) -> dict[str, list[int]]:
+def _pictures(scores: Scores) -> list[tuple[str, int]]:
+    """Prompt and seed of each picture, in order."""
     if set(scores.seeds) != set(scores.attributes) or not all(scores.seeds.values()):
         raise UnusableScores(f"{EVALUATION_FILE} does not name the seeds of every prompt; evaluate anew")
-    return {prompt: sorted(scores.seeds[prompt]) for prompt in scores.prompts}
+    return [(prompt, seed) for prompt in scores.prompts for seed in sorted(scores.seeds[prompt])]
 
 
 def check_sets(scores: Scores, measures: Collection[str]) -> None:
@@ -180,7 +181,7 @@ def check_sets(scores: Scores, measures: Collection[str]) -> None:
     """
     if scores.sets is None:
         return
-    expected = {(prompt, seed) for prompt, seeds in _pictures(scores).items() for seed in seeds}
+    expected = set(_pictures(scores))
     if set(scores.sets.rows) != expected or len(scores.sets.rows) != len(expected):
         raise UnusableScores("the features are not of the prompts and seeds of the evaluation set, each once")
     for measure in (measure for measure in scores.sets.measures if measure.measure in measures):

@@ -40,25 +40,24 @@ def make_groups(scores: Scores, prompts: Sequence[str], settings: GateSettings) 
     everyone = np.ones(len(prompts), dtype=np.bool_)
     # In an order of their own: JSON on its way here may have sorted the settings.
     measures = sorted(settings.margins, key=lambda measure: (AXES.index(axis_of(measure)), measure))
-    made: list[tuple[str, str, Kind, NDArray[np.bool_], float, float]] = []
-    made += [(measure, measure, "axis", everyone, settings.margins[measure], 1.0) for measure in measures]
+    groups = [Group(one, one, "axis", everyone, settings.margins[one], settings.range_of(one)) for one in measures]
     for name, rule in sorted(settings.slices.items()):
         members = np.array([_belongs(scores.attributes[prompt], rule.where) for prompt in prompts], dtype=np.bool_)
-        made.append((name, rule.measure, "slice", members, rule.margin, 1.0))
+        groups.append(Group(name, rule.measure, "slice", members, rule.margin, settings.range_of(rule.measure)))
     for name, bound in sorted(settings.constraints.items()):
         members = np.array([scores.is_scored(prompt, bound.measure) for prompt in prompts], dtype=np.bool_)
-        made.append((name, bound.measure, "constraint", members, bound.margin, bound.limit))
-    groups = []
-    for name, measure, kind, members, margin, limit in made:
-        size = settings.range_of(measure)
+        held = settings.range_of(bound.measure)
+        groups.append(Group(name, bound.measure, "constraint", members, bound.margin, held, bound.limit))
+    for group in groups:
         # The range of a distance of sets is not known, and no number of prompts follows from it.
-        needed = settings.minimum_prompts if scores.is_set(measure) else settings.prompts_for(margin, measure)
-        if members.sum() < needed:
+        of_set = scores.is_set(group.measure)
+        needed = settings.minimum_prompts if of_set else settings.prompts_for(group.margin, group.measure)
+        if group.members.sum() < needed:
             raise UnusableScores(
-                f"{kind} {name!r} has {members.sum()} prompts; a margin of {margin:g} on scores from {size[0]:g} to "
-                f"{size[1]:g} needs {needed}, or not even a set without a failure could show that it holds"
+                f"{group.kind} {group.name!r} has {group.members.sum()} prompts; a margin of {group.margin:g} on "
+                f"scores from {group.range[0]:g} to {group.range[1]:g} needs {needed}, or not even a set without a "
+                "failure could show that it holds"
             )
-        groups.append(Group(name, measure, kind, members, margin, size, limit))
     return groups
 
 

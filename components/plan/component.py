@@ -55,6 +55,6 @@ def plan(
             log_dataset(store, facts["mlflow_run"], snapshot_digest, data["source"], {"rows": int(rows)})
             show_run(store, facts["mlflow_run"], context, {**sections, "data": data})
         record.facts |= facts
-        for shown in ("incumbent_name", "base_digest", "busy"):
+        for shown in ("incumbent_name", "busy"):
             facts.pop(shown)
         return namedtuple("Outputs", facts)(**facts)

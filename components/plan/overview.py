@@ -21,7 +21,7 @@ SHOWN = (
 """Settings that decide what comes of a run, by section. The records hold all of them."""
 PLACES = ("data.source", "training.base_model", "evaluation.evaluation_set")
 """Of these the last part is shown; they are pinned by digest elsewhere."""
-EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
+EXPERIMENT_KIND = "custom_model_development"
 """Has MLflow open the experiment on its runs, not on traces of language models."""
 
 
@@ -41,8 +41,7 @@ def show_run(store: Registry, mlflow_run: str, context: RunContext, sections: Ma
         tags=[RunTag(name, value) for name, value in tags.items() if value],
     )
     experiment = store.client.get_run(mlflow_run).info.experiment_id
-    for name, value in EXPERIMENT_KIND.items():
-        store.client.set_experiment_tag(experiment, name, value)
+    store.client.set_experiment_tag(experiment, "mlflow.experimentKind", EXPERIMENT_KIND)
 
 
 def parameters(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

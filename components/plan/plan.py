@@ -43,7 +43,6 @@ class Plan:
     """As `lineage.state.State.anchor` has it; empty where there is none, or it is the incumbent."""
     anchor_digest: str = ""
     incumbent_name: str = ""
-    base_digest: str = ""
     busy: bool = False
     """Another run has the model's lease, and this one does not wait."""
 
@@ -94,8 +93,7 @@ def make_plan(
     champion, anchor = state.champion(model), state.anchor(model)
     if anchor and champion and anchor.candidate == champion.candidate:
         anchor = None
-    base_digest = digest_path(training["base_model"])
-    incumbent_digest = champion.candidate if champion else base_digest
+    incumbent_digest = champion.candidate if champion else digest_path(training["base_model"])
     key = training_key(snapshot_digest, sections["validation"], training)
     terms = evaluation_terms(evaluation, sections["gate"])
     known = next((v for v in reversed(versions) if v.training_key == key), None)
@@ -117,7 +115,6 @@ def make_plan(
         anchor_uri=f"models:/{model}/{anchor.version}" if anchor else "",
         anchor_digest=anchor.candidate if anchor else "",
         incumbent_name=f"champion (version {champion.version})" if champion else "base model",
-        base_digest=base_digest,
     )
 
 

@@ -69,7 +69,28 @@ def register_candidate(
     store = Registry(context.tracking_uri, settings.model_name, settings.artifacts)
     delete_leftovers(store, mlflow_run, known)
     with tempfile.TemporaryDirectory() as scratch:
-        registered = _store(context, store, mlflow_run, candidate, artifacts, keys, judged, Path(scratch))
+        folder, attempt = Path(scratch) / "model", new_attempt()
+        evidence = _evidence(candidate, artifacts, Path(scratch) / "documents", context)
+        registered = Registered(
+            run=context.id,
+            model=store.model_name,
+            version="",
+            candidate=candidate.digest,
+            folder=_model_folder(candidate, folder),
+            verdict=judged.verdict,
+            training_key=keys["training_key"],
+            evaluation_terms=keys["evaluation_terms"],
+            mlflow_run=mlflow_run,
+            evidence={name: digest_path(path) for name, path in sorted(evidence.items())},
+        )
+        for name, value in metrics(candidate.figures).items():
+            store.client.log_metric(mlflow_run, name, value)
+        source = upload(store, mlflow_run, folder, candidate.weights, evidence, attempt)
+    tags, description = registration_tags(registered, judged), describe(candidate, mlflow_run, attempt)
+    version = create(store, mlflow_run, source, tags, description).number
+    for tag, said in {"decision": judged.decision, "version": version}.items():
+        store.client.set_tag(mlflow_run, f"{TAG}{tag}", said)
+    registered = registered.model_copy(update={"version": version})
     context.open_ledger().append(registered, context.signer("run"))
     return registered, judged
 
@@ -94,45 +115,14 @@ def _candidate(context: RunContext, settings: RegistrySettings, artifacts: Mappi
     )
 
 
-def _store(
-    context: RunContext,
-    store: Registry,
-    mlflow_run: str,
-    candidate: Candidate,
-    artifacts: Mapping[str, Path],
-    keys: Mapping[str, str],
-    judged: Judged,
-    scratch: Path,
-) -> Registered:
-    """Upload everything into a fresh folder and make the version; gives what the ledger is to say of it."""
-    folder, attempt = scratch / "model", new_attempt()
+def _model_folder(candidate: Candidate, folder: Path) -> str:
+    """Write the model folder around the weights; gives the digest of both together."""
     sampling, precision = candidate.evaluation.get("sampling", {}), candidate.precision
     write_model_folder(folder, candidate.model_name, candidate.digest, sampling, candidate.ended, precision)
-    evidence = _evidence(candidate, artifacts, scratch / "documents", context)
     around, weights = listing(folder), listing(candidate.weights)
     if digest_of(weights) != candidate.digest:
         raise LineageError(f"the candidate at {candidate.weights} changed while it was registered; run again")
-    whole = [*around, *(one._replace(name=f"{WEIGHTS_FOLDER}/{one.name}") for one in weights)]
-    registered = Registered(
-        run=context.id,
-        model=store.model_name,
-        version="",
-        candidate=candidate.digest,
-        folder=folder_digest(sorted(whole)),
-        verdict=judged.verdict,
-        training_key=keys["training_key"],
-        evaluation_terms=keys["evaluation_terms"],
-        mlflow_run=mlflow_run,
-        evidence={name: digest_path(path) for name, path in sorted(evidence.items())},
-    )
-    for name, value in metrics(candidate.figures).items():
-        store.client.log_metric(mlflow_run, name, value)
-    source = upload(store, mlflow_run, folder, candidate.weights, evidence, attempt)
-    tags = registration_tags(registered, judged)
-    version = create(store, mlflow_run, source, tags, describe(candidate, mlflow_run, attempt))
-    for tag, said in {"decision": judged.decision, "version": version.number}.items():
-        store.client.set_tag(mlflow_run, f"{TAG}{tag}", said)
-    return registered.model_copy(update={"version": version.number})
+    return folder_digest(sorted([*around, *(one._replace(name=f"{WEIGHTS_FOLDER}/{one.name}") for one in weights)]))
 
 
 def _evidence(
@@ -140,15 +130,10 @@ def _evidence(
 ) -> dict[str, Path]:
     """Name -> file or folder of everything that is stored beside the weights."""
     write_documents(candidate, documents, context.signer("run"))
-    if key := _key_file(context.keys["run"]):
-        sign_model(candidate.weights, key, documents / "model.sig")
+    if (key := context.keys["run"]).startswith(SCHEME):  # `model_signing` cannot ask a key service
+        sign_model(candidate.weights, Path(key.removeprefix(SCHEME)), documents / "model.sig")
     beside = {name if path.is_dir() else path.name: path for name, path in artifacts.items() if name != "candidate"}
     return {**beside, **{path.name: path for path in documents.iterdir()}}
-
-
-def _key_file(uri: str) -> Path | None:
-    """A private key's file; None where it lies in a key service, which `model_signing` cannot ask."""
-    return Path(uri.removeprefix(SCHEME)) if uri.startswith(SCHEME) else None
 
 
 def write_documents(candidate: Candidate, target: Path, signer: Signer) -> None:

@@ -27,10 +27,9 @@ def perceptual_hash(content: bytes) -> str | None:
             if image.width * image.height > MOST_PIXELS:
                 return None
             image.draft("L", (2 * HASH_SIDE, 2 * HASH_SIDE))
-            grey = image.convert("L").resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BILINEAR)
+            return phash(image)
     except Exception:  # decoders raise whatever a malformed file leads them to; validation says what is wrong
         return None
-    return phash(grey)
 
 
 def near_duplicates(hashes: Any, bits: int) -> Any:

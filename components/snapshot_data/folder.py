@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from lineage.digests import LineageError
 from lineage.pictures import PictureError, filesystem_of
@@ -37,20 +36,13 @@ class RefusedError(Exception):
         self.value = None if value is None else repr(value)[:200]
 
 
-class File(NamedTuple):
-    """A file as its folder lists it; ``stamp`` is empty where a change would not show."""
-
-    size: int
-    stamp: str
-
-
 @dataclass(frozen=True)
 class Folder:
     """A folder, local or in an object store, and all files below it. Links are not followed."""
 
     uri: str
-    files: dict[str, File]
-    """Relative name -> file."""
+    files: dict[str, str]
+    """Relative name -> stamp, which changes with the file; empty where that would not show."""
 
     def images(self) -> Iterator[str]:
         """Names of the files that look like images."""
@@ -60,21 +52,21 @@ class Folder:
         """The URI of a file."""
         return f"{self.uri}/{name}"
 
-    def find(self, name: object) -> tuple[str, File]:
-        """The file that a row's ``file_name`` means, by its plain name.
+    def find(self, name: object) -> tuple[str, str]:
+        """The plain name and the stamp of the file that a row's ``file_name`` means.
 
         Raises:
             RefusedError: it is no name, leaves the folder, by itself or by a link, or nothing is there.
         """
-        if isinstance(name, str) and (file := self.files.get(name)):
-            return name, file
+        if isinstance(name, str) and name in self.files:
+            return name, self.files[name]
         plain = plain_name(name, self.uri)
-        file = self.files.get(plain) or self._behind_links(plain)
-        if file is None:
+        stamp = self.files[plain] if plain in self.files else self._behind_links(plain)
+        if stamp is None:
             raise RefusedError(f"file_name {name!r} is not a file in {self.uri}; add it or drop the row", name)
-        return plain, file
+        return plain, stamp
 
-    def _behind_links(self, name: str) -> File | None:
+    def _behind_links(self, name: str) -> str | None:
         if not self.uri.startswith("file://"):
             return None
         root = Path(self.uri.removeprefix("file://"))
@@ -85,16 +77,15 @@ class Folder:
             raise RefusedError(f"file_name {name!r} cannot be looked up: {error}; rename the file", name) from error
         if not real.is_relative_to(root.resolve()):
             raise RefusedError(f"file_name {name!r} is a link out of {root}; copy the file into it", name)
-        return _file(status) if status else None
+        return _stamp(status) if status else None
 
     def fingerprint(self) -> str:
         """Changes when any file does; empty where that cannot be told."""
         known = hashlib.sha256()
-        for name in sorted(self.files):
-            file = self.files[name]
-            if not file.stamp:
+        for name, stamp in sorted(self.files.items()):
+            if not stamp:
                 return ""
-            known.update(f"{name}\0{file.stamp}\0".encode(errors="surrogateescape"))
+            known.update(f"{name}\0{stamp}\0".encode(errors="surrogateescape"))
         return known.hexdigest()
 
 
@@ -133,10 +124,10 @@ def _list_local(uri: str) -> Folder:
     if not root.is_absolute():
         raise SnapshotError(f"source {str(root)!r} is relative; give an absolute path or a URI")
     if root.is_file():
-        return Folder(f"file://{root.parent}", {root.name: _file(root.stat())})
+        return Folder(f"file://{root.parent}", {root.name: _stamp(root.stat())})
     if not root.is_dir():
         raise SnapshotError(f"there is no folder {root}; set data.source to the folder that holds the images")
-    files: dict[str, File] = {}
+    files: dict[str, str] = {}
     pending = [("", str(root))]
     with reaching(uri):
         while pending:
@@ -146,7 +137,7 @@ def _list_local(uri: str) -> Folder:
                     if entry.is_dir(follow_symlinks=False):
                         pending.append((f"{prefix}{entry.name}/", entry.path))
                     elif entry.is_file(follow_symlinks=False):
-                        files[prefix + entry.name] = _file(entry.stat(follow_symlinks=False))
+                        files[prefix + entry.name] = _stamp(entry.stat(follow_symlinks=False))
     return Folder(uri, files)
 
 
@@ -164,8 +155,7 @@ def _list_remote(uri: str) -> Folder:
     files = {}
     for path, facts in found.items():
         said = next((str(facts[key]) for key in _STAMPS if facts.get(key)), "")
-        size = int(facts.get("size") or 0)
-        files[path.removeprefix(root).lstrip("/")] = File(size, f"{size}-{said}" if said else "")
+        files[path.removeprefix(root).lstrip("/")] = f"{facts.get('size')}-{said}" if said else ""
     if "" in files:  # the source is a file itself
         return Folder(uri.rpartition("/")[0], {uri.rpartition("/")[2]: files[""]})
     return Folder(uri, files)
@@ -175,7 +165,7 @@ _STAMPS = ("ETag", "etag", "blob_id", "generation", "LastModified", "mtime")
 """What S3, Google and the Hub say of a file that changes with it; the first that is there counts."""
 
 
-def _file(status: os.stat_result) -> File:
+def _stamp(status: os.stat_result) -> str:
     age = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns)
     stamp = f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}-{status.st_ino}"
-    return File(status.st_size, stamp if age > SETTLED else "")
+    return stamp if age > SETTLED else ""

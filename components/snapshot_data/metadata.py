@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import IO, Any
 
 from components.snapshot_data.folder import RefusedError, SnapshotError
@@ -48,21 +49,38 @@ def parquet_rows(stream: IO[bytes], where: str) -> Iterator[Said]:
     Raises:
         SnapshotError: it is not parquet, or has no ``file_name``.
     """
+    with parquet_file(stream, where) as file:
+        columns = stated_columns(file)
+        if "file_name" not in columns:
+            raise SnapshotError(f"{where} has no column file_name, only {', '.join(file.schema_arrow.names)}")
+        yield from enumerate(parquet_contents(file, columns, ROWS), start=1)
+
+
+@contextmanager
+def parquet_file(stream: IO[bytes], where: str) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile`, to be read within the block.
+
+    Raises:
+        SnapshotError: it is not parquet.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(stream)
-        columns = [name for name in ("file_name", *TEXTS, "split") if name in file.schema_arrow.names]
-        if "file_name" not in columns:
-            raise SnapshotError(f"{where} has no column file_name, only {', '.join(file.schema_arrow.names)}")
-        number = 0
-        for batch in file.iter_batches(batch_size=ROWS, columns=columns):
-            for content in batch.to_pylist():
-                number += 1
-                yield number, content
+        yield pq.ParquetFile(stream)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise SnapshotError(f"{where} is not readable as parquet ({error}); write it again") from error
+
+
+def stated_columns(file: Any) -> list[str]:
+    """The columns of a parquet file that say what a row of metadata may."""
+    return [name for name in ("file_name", *TEXTS, "split") if name in file.schema_arrow.names]
+
+
+def parquet_contents(file: Any, columns: list[str], at_once: int) -> Iterator[dict[str, Any]]:
+    """What the rows of a parquet file hold in some columns."""
+    for batch in file.iter_batches(batch_size=at_once, columns=columns):
+        yield from batch.to_pylist()
 
 
 def texts(content: Mapping[str, Any], rights: Mapping[str, str]) -> dict[str, str | None]:
@@ -82,9 +100,8 @@ def _text(key: str, value: Any) -> str | None:
         return None
     if not isinstance(value, str):
         raise RefusedError(f"{key} is {value!r:.80}, not text; write it as a string", value)
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise RefusedError(f"{key} holds half a character (a lone surrogate); write it again", value) from error
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RefusedError(f"{key} holds half a character (a lone surrogate); write it again", value) from error
     return value

@@ -50,15 +50,12 @@ def settle(listed: pa.Table, settings: DataSettings) -> tuple[pa.Table, list[Ref
         row, other = (listed.slice(at, 1).to_pylist()[0] for at in (leak, image))
         reason = f"near-duplicate of {other['file_name']}, which is in split {other['split']}; put both into one split"
         refused.append(Refused(row["row"], row["file_name"], reason, row["phash"]))
-    if leaks:
-        listed = listed.filter(pa.array([image not in leaks for image in range(len(listed))]))
+    listed = listed.filter(pa.array([image not in leaks for image in range(len(listed))], pa.bool_()))
     return listed.select(MANIFEST.names), refused
 
 
 def _one_row_an_image(listed: pa.Table) -> tuple[pa.Table, list[Refused]]:
     """Of rows that say the same of one image one stays; of rows that contradict each other none."""
-    if pc.count_distinct(listed["file_name"]).as_py() == len(listed):
-        return listed, []
     counted = listed.group_by("file_name").aggregate([("row", "count")])
     several = counted.filter(pc.greater(counted["row_count"], 1))["file_name"]
     named: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -70,24 +70,24 @@ def take_snapshot(settings: DataSettings, target: Path, state: Path | None = Non
     Raises:
         SnapshotError: the source cannot be reached or is of no known kind, or no row of it can be pinned.
     """
-    source = open_source(settings)
-    kept, metadata = Kept(state, settings.source), _metadata(source)
-    fingerprint = _fingerprint(settings, source, metadata)
-    with whole_folder(target) as partial:
-        if kept.take("snapshot", fingerprint, partial):
-            return Snapshot(**{**json.loads((partial / "snapshot.json").read_bytes()), "read": 0})
-        taken = _take(settings, source, metadata, partial, _Reader(kept, Store.of(settings, state)))
-        kept.keep("snapshot", fingerprint, partial)
-        return taken
+    source, kept = open_source(settings), Kept(state, settings.source)
+    try:
+        with whole_folder(target) as partial:
+            metadata = _metadata(source)
+            fingerprint = _fingerprint(settings, source, metadata)
+            if kept.take("snapshot", fingerprint, partial):
+                return Snapshot(**{**json.loads((partial / "snapshot.json").read_bytes()), "read": 0})
+            taken = _take(settings, source, metadata, partial, _Reader(kept, Store.of(settings, state)))
+            kept.keep("snapshot", fingerprint, partial)
+            return taken
+    except PictureError as error:
+        raise SnapshotError(str(error)) from error
 
 
 def _metadata(source: Source) -> str:
     if source.kind != "imagefolder":
-        return digest_json([source.folder.files[name].stamp for name in sorted(source.folder.files)])
-    try:
-        return digest_bytes(read_bytes(source.folder.place(source.metadata[0])))
-    except PictureError as error:
-        raise SnapshotError(str(error)) from error
+        return digest_json([stamp for _, stamp in sorted(source.folder.files.items())])
+    return digest_bytes(read_bytes(source.folder.place(source.metadata[0])))
 
 
 def _fingerprint(settings: DataSettings, source: Source, metadata: str) -> str:

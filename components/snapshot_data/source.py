@@ -8,7 +8,7 @@
 Other columns are left alone. A missing or empty caption is no error here: what is good enough to train on is the
 expectation suite's to say.
 
-    >>> check_source(DataSettings(source="s3://portraits/2026-07"))
+    >>> open_source(DataSettings(source="s3://portraits/2026-07"))
 """
 
 from __future__ import annotations
@@ -16,13 +16,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import IO, Any, Literal
 
 from components.snapshot_data.folder import Folder, RefusedError, SnapshotError, list_folder, plain_name
-from components.snapshot_data.metadata import TEXTS, jsonl_rows, parquet_rows, texts
+from components.snapshot_data.metadata import (
+    jsonl_rows,
+    parquet_contents,
+    parquet_file,
+    parquet_rows,
+    stated_columns,
+    texts,
+)
 from components.snapshot_data.settings import DataSettings
-from lineage.pictures import PARQUET, PictureError, open_file, read_bytes
+from lineage.pictures import PARQUET, open_file, read_bytes
 from lineage.places import reaching
 
 METADATA = ("metadata.jsonl", "metadata.parquet")
@@ -59,6 +67,10 @@ class Refused:
     value: str | None
 
 
+Told = tuple[int, object, Callable[[], Row]]
+"""Number of a row, the ``file_name`` that it states, and what gives it, or says by a `RefusedError` why it cannot."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A source whose files have been listed; nothing has been read."""
@@ -73,47 +85,47 @@ class Source:
         """Every row, in the source's order.
 
         Raises:
-            SnapshotError: metadata cannot be reached or read at all.
+            SnapshotError, PictureError: metadata cannot be reached or read at all.
         """
-        try:
-            if self.kind == "parquet":
-                yield from self._inside(known)
-            else:
-                yield from self._captioned() if self.kind == "captions" else self._listed()
-        except PictureError as error:
-            raise SnapshotError(str(error)) from error
+        for number, said, row in self._told(known):
+            try:
+                yield row()
+            except RefusedError as error:
+                name = said.encode(errors="replace").decode() if isinstance(said, str) else None
+                yield Refused(number, name, error.reason.encode(errors="replace").decode(), error.value)
+
+    def _told(self, known: Known) -> Iterator[Told]:
+        if self.kind == "parquet":
+            return self._inside(known)
+        return self._captioned() if self.kind == "captions" else self._listed()
 
     def unlisted(self, listed: set[str]) -> list[str]:
         """Images in the folder that no row names; they are not part of the snapshot."""
         return [] if self.kind == "parquet" else sorted(set(self.folder.images()) - listed)
 
-    def _listed(self) -> Iterator[Row | Refused]:
+    def _listed(self) -> Iterator[Told]:
         name = self.metadata[0]
         with self._open(name) as stream:
             rows = jsonl_rows(stream) if name.endswith(".jsonl") else parquet_rows(stream, self.folder.place(name))
             for number, content in rows:
-                yield self._row(number, content)
+                said = None if isinstance(content, RefusedError) else content.get("file_name")
+                yield number, said, partial(self._row, number, content)
 
-    def _row(self, number: int, content: Mapping[str, Any] | RefusedError) -> Row | Refused:
-        said: Any = None
-        try:
-            if isinstance(content, RefusedError):
-                raise content
-            said = content.get("file_name")
-            name, file = self.folder.find(said)
-            return Row(number, name, texts(content, self.rights), self.folder.place(name), file.stamp)
-        except RefusedError as error:
-            return _refused(number, said, error)
+    def _row(self, number: int, content: Mapping[str, Any] | RefusedError) -> Row:
+        if isinstance(content, RefusedError):
+            raise content
+        name, stamp = self.folder.find(content.get("file_name"))
+        return Row(number, name, texts(content, self.rights), self.folder.place(name), stamp)
 
-    def _captioned(self) -> Iterator[Row | Refused]:
+    def _captioned(self) -> Iterator[Told]:
         for number, name in enumerate(sorted(self.folder.images()), start=1):
-            beside = str(PurePosixPath(name).with_suffix(".txt"))
-            try:
-                text = self._caption(beside) if beside in self.folder.files else None
-            except RefusedError as error:
-                yield _refused(number, name, error)
-            else:
-                yield self._row(number, {"file_name": name, "text": text})
+            yield number, name, partial(self._beside, number, name)
+
+    def _beside(self, number: int, name: str) -> Row:
+        """An image with the caption that lies beside it."""
+        caption = str(PurePosixPath(name).with_suffix(".txt"))
+        text = self._caption(caption) if caption in self.folder.files else None
+        return self._row(number, {"file_name": name, "text": text})
 
     def _caption(self, name: str) -> str:
         content = read_bytes(self.folder.place(name))
@@ -122,25 +134,26 @@ class Source:
         except UnicodeDecodeError as error:
             raise RefusedError(f"{name} is not UTF-8 (byte {error.start}); write it as UTF-8", content) from error
 
-    def _inside(self, known: Known) -> Iterator[Row | Refused]:
+    def _inside(self, known: Known) -> Iterator[Told]:
         number = 0
         for name in self.metadata:
-            with self._open(name) as stream:
-                for row, content in enumerate(_parquet_images(stream, self.folder, name, known)):
+            place, stamp = self.folder.place(name), self.folder.files[name]
+            with self._open(name) as stream, parquet_file(stream, place) as file:
+                column, columns = _image_column(file.schema_arrow, place), stated_columns(file)
+                if not all(known(cell_uri(place, column, row), stamp) for row in range(file.metadata.num_rows)):
+                    columns.append(column)
+                for row, content in enumerate(parquet_contents(file, columns, IMAGES_AT_ONCE)):
                     number += 1
-                    yield self._embedded(number, name, row, content)
+                    yield number, content.get("file_name"), partial(self._embedded, number, name, row, column, content)
 
-    def _embedded(self, number: int, name: str, row: int, content: Mapping[str, Any]) -> Row | Refused:
-        column, stamp = content["column"], self.folder.files[name].stamp
-        uri = cell_uri(self.folder.place(name), column, row)
-        said, image = content.get("file_name"), content.get(column)
-        try:
-            plain = plain_name(said, name) if "file_name" in content else f"{name}/{row:08d}"
-            if image is None and not content["known"]:
-                raise RefusedError(f"the row has no image in column {column}; add it or drop the row")
-            return Row(number, plain, texts(content, self.rights), uri, stamp, image)
-        except RefusedError as error:
-            return _refused(number, said, error)
+    def _embedded(self, number: int, name: str, row: int, column: str, content: Mapping[str, Any]) -> Row:
+        """A row of a parquet file, whose ``content`` has the image unless it is known."""
+        plain = plain_name(content["file_name"], name) if "file_name" in content else f"{name}/{row:08d}"
+        cell, uri = content.get(column), cell_uri(self.folder.place(name), column, row)
+        image = cell.get("bytes") if isinstance(cell, dict) else cell
+        if image is None and column in content:
+            raise RefusedError(f"the row has no image in column {column}; add it or drop the row")
+        return Row(number, plain, texts(content, self.rights), uri, self.folder.files[name], image)
 
     @contextmanager
     def _open(self, name: str) -> Iterator[IO[bytes]]:
@@ -149,20 +162,11 @@ class Source:
             yield stream
 
 
-def check_source(settings: DataSettings) -> None:
-    """Refuse a source that cannot be pinned, without reading a single image: cheap enough to do before a run.
+def open_source(settings: DataSettings) -> Source:
+    """List the source and find out its kind, without reading a single image: cheap enough to do before a run.
 
     Raises:
         SnapshotError: nothing is there, it is of no known kind, or it cannot be reached.
-    """
-    open_source(settings)
-
-
-def open_source(settings: DataSettings) -> Source:
-    """List the source and find out its kind.
-
-    Raises:
-        SnapshotError: as `check_source` does.
     """
     folder, rights = list_folder(settings.source), {str(key): value for key, value in settings.rights.items()}
     lists = [name for name in METADATA if name in folder.files]
@@ -186,30 +190,6 @@ def cell_uri(place: str, column: str, row: int) -> str:
     return f"{PARQUET}{place}#{column}/{row}"
 
 
-def _parquet_images(stream: IO[bytes], folder: Folder, name: str, known: Known) -> Iterator[dict[str, Any]]:
-    """Rows with ``column`` (that of the images) and, unless all are ``known``, the image's bytes under that name."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    place = folder.place(name)
-    try:
-        file = pq.ParquetFile(stream)
-        column = _image_column(file.schema_arrow, place)
-        cells = (cell_uri(place, column, row) for row in range(file.metadata.num_rows))
-        read = all(known(cell, folder.files[name].stamp) for cell in cells)
-        wanted = [key for key in ("file_name", *TEXTS, "split") if key in file.schema_arrow.names]
-        columns = wanted if read else [*wanted, column]
-        if not columns:  # nothing but images, and all known
-            yield from ({"column": column, "known": True} for _ in range(file.metadata.num_rows))
-        for batch in file.iter_batches(batch_size=IMAGES_AT_ONCE, columns=columns) if columns else ():
-            for content in batch.to_pylist():
-                cell = content.get(column)
-                content[column] = cell.get("bytes") if isinstance(cell, dict) else cell
-                yield {**content, "column": column, "known": read}
-    except (pa.ArrowException, ValueError) as error:
-        raise SnapshotError(f"{place} is not readable as parquet ({error}); write it again") from error
-
-
 def _image_column(schema: Any, place: str) -> str:
     import pyarrow.types as kinds
 
@@ -223,8 +203,3 @@ def _image_column(schema: Any, place: str) -> str:
         what = f"{len(found)} columns of bytes ({', '.join(found)})" if found else "no column of bytes"
         raise SnapshotError(f"{place} has {what} among {', '.join(schema.names)}; one column must hold the images")
     return str(found[0])
-
-
-def _refused(number: int, said: object, error: RefusedError) -> Refused:
-    name = said.encode(errors="replace").decode() if isinstance(said, str) else None
-    return Refused(number, name, error.reason.encode(errors="replace").decode(), error.value)

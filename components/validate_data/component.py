@@ -18,7 +18,11 @@ def validate_data(
 ) -> NamedTuple("Outputs", accepted=int, quarantined=int, digest=str):
     """Hold every image against the expectation suite: accepted rows, quarantined rows, and a report."""
     import shutil
+    import sys
     from pathlib import Path
+
+    # jsonschema, which Great Expectations' charts load, else builds a grammar of IRIs for a second or two.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
     from components.validate_data.facts import read_manifest
     from components.validate_data.settings import ValidationSettings

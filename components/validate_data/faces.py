@@ -122,9 +122,6 @@ def weights() -> bytes:
 
 def _frame(tiles: npt.NDArray[np.uint8], across: int) -> npt.NDArray[np.uint8]:
     """Tiles (n, S, S, 3) side by side as one (128, 128, 3), grey where there is none."""
-    if across == 1:
-        alone: npt.NDArray[np.uint8] = tiles[0]
-        return alone
     side = tiles.shape[1]
     frame = np.full((across, side, across, side, 3), 128, np.uint8)
     for number, tile in enumerate(tiles):

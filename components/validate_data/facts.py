@@ -9,8 +9,8 @@
 | `caption_control` | control characters in it, line ends and tabs among them; 0 where it is missing |
 | the others | `components.validate_data.images` |
 
-Batches are measured in threads, each with a `Measure` of its own: decoding and the detector leave Python's lock to the
-others. Memory holds a batch a thread, however many images there are.
+Batches are measured in threads: decoding and the detector leave Python's lock to the others. Memory holds the facts,
+and a batch of images a thread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import os
 import threading
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from components.validate_data.errors import DataValidationError
 from components.validate_data.faces import FaceDetector
 from components.validate_data.images import MEASURED, measure_images
 from components.validate_data.settings import ValidationSettings
-from lineage.pictures import ROWS, PictureError, read_picture
+from lineage.pictures import PictureError, read_picture
 from lineage.progress import track
 
 COPIED = ("file_name", "sha256", "bytes", "text", "split", "phash")
@@ -63,17 +62,18 @@ NAMED = 5
 
 
 class Measure:
-    """Measures batches of manifest rows; one to a thread."""
+    """Measures batches of manifest rows, in any thread."""
 
     def __init__(self, settings: ValidationSettings) -> None:
-        self.settings = settings
-        self.detector = FaceDetector(settings.face_threshold) if settings.faces else None
-        self.tokenizer = _tokenizer(settings.tokenizer)
+        self.settings, self.tokenizer = settings, _tokenizer(settings.tokenizer)
+        self._own = threading.local()
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
+    def __call__(self, rows: pa.RecordBatch) -> pa.Table:
         """The facts about rows of a manifest by `SCHEMA`, and ``changed``: why a row is not what was pinned."""
+        if not hasattr(self._own, "detector"):  # of no use to two threads at once
+            self._own.detector = FaceDetector(self.settings.face_threshold) if self.settings.faces else None
         contents, changed = _contents(rows)
-        measured = measure_images(contents, self.settings.max_pixels, self.detector)
+        measured = measure_images(contents, self.settings.max_pixels, self._own.detector)
         captions = [(caption or "").strip() for caption in rows["text"].to_pylist()]
         stated = {name: rows[name] for name in ("row", *COPIED)}
         stated |= {name: _unless_blank(rows[name].cast(pa.string())) for name in RIGHTS}
@@ -99,45 +99,27 @@ def read_manifest(snapshot: Path) -> pa.Table:
         raise DataValidationError(f"{path} cannot be read ({error}); take the snapshot again") from error
 
 
-def write_facts(manifest: pa.Table, settings: ValidationSettings, path: Path) -> None:
-    """Measure all images of a manifest into one parquet file, row for row.
+def measure_facts(manifest: pa.Table, settings: ValidationSettings) -> pa.Table:
+    """Measure all images of a manifest, row for row; by `SCHEMA`.
 
     Raises:
         DataValidationError: images are gone or are not the ones that the snapshot was taken of.
     """
     numbered = manifest.add_column(0, "row", pa.array(range(len(manifest)), pa.int64()))
-    changed: list[str] = []
-    waiting: list[pa.Table] = []  # a row group of each batch would make a long footer
-    with ThreadPool(settings.processes or os.cpu_count()) as pool, pq.ParquetWriter(path, SCHEMA) as writer:
-        tables = pool.imap(partial(_measure, settings), numbered.to_batches(max_chunksize=BATCH))
-        for table in track(tables, "measuring images", len(manifest), weight=BATCH):
-            for row in table.filter(pc.is_valid(table["changed"])).to_pylist():
-                changed.append(f"row {row['row']}, {row['changed']}")
-            waiting.append(table.drop(["changed"]))
-            if sum(map(len, waiting)) >= ROWS:
-                writer.write_table(pa.concat_tables(waiting))
-                waiting.clear()
-        if waiting:
-            writer.write_table(pa.concat_tables(waiting))
-    if changed:
+    with ThreadPool(settings.processes or os.cpu_count()) as pool:
+        tables = pool.imap(Measure(settings), numbered.to_batches(max_chunksize=BATCH))
+        facts = pa.concat_tables(track(tables, "measuring images", len(manifest), weight=BATCH)).combine_chunks()
+    if changed := facts.filter(pc.is_valid(facts["changed"])).to_pylist():
+        named = "; ".join(f"row {row['row']}, {row['changed']}" for row in changed[:NAMED])
         more = f"; and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
         raise DataValidationError(
-            f"images changed or gone since the snapshot: {'; '.join(changed[:NAMED])}{more}; put them back, or run "
-            "again to take a new snapshot"
+            f"images changed or gone since the snapshot: {named}{more}; put them back, or run again to take a new "
+            "snapshot"
         )
+    return facts.drop_columns(["changed"])
 
 
-_own = threading.local()
-
-
-def _measure(settings: ValidationSettings, batch: pa.RecordBatch) -> pa.Table:
-    if getattr(_own, "settings", None) != settings:
-        _own.settings, _own.measure = settings, Measure(settings)
-    found: pa.Table = _own.measure(pa.Table.from_batches([batch]))
-    return found
-
-
-def _contents(rows: pa.Table) -> tuple[list[bytes], list[str | None]]:
+def _contents(rows: pa.RecordBatch) -> tuple[list[bytes], list[str | None]]:
     """The bytes of each row's image, and why it has none."""
 
     def read(row: dict[str, Any]) -> tuple[bytes, str | None]:
@@ -155,7 +137,7 @@ def _contents(rows: pa.Table) -> tuple[list[bytes], list[str | None]]:
     return [content for content, _ in found], [why for _, why in found]
 
 
-def _unless_blank(values: pa.ChunkedArray) -> pa.ChunkedArray:
+def _unless_blank(values: pa.Array) -> pa.Array:
     return pc.if_else(pc.equal(pc.utf8_trim_whitespace(values), ""), None, values)
 
 

@@ -23,13 +23,13 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from components.validate_data.faces import FaceDetector
 from lineage.pictures import FORMATS
@@ -59,78 +59,64 @@ COARSE = 32
 CACHED = 2**16
 """Pixels whose sharpness is computed together: what comes in between stays in the processor's cache."""
 ORIENTATION = 0x0112
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What sets an image of that EXIF orientation upright."""
 
-Columns = dict[str, list[Any]]
-Square = tuple[int, Image.Image]
+Facts = dict[str, Any]
+"""One row by `MEASURED`; what is not known is not in it."""
+Square = tuple[Facts, Image.Image]
 
 
 class BadImageError(Exception):
     """The image cannot be used; the message says why."""
 
 
-def measure_images(contents: Iterable[bytes], max_pixels: int, detector: FaceDetector | None) -> pa.Table:
+def measure_images(contents: Sequence[bytes], max_pixels: int, detector: FaceDetector | None) -> pa.Table:
     """The facts about images, one row each, by `MEASURED`.
 
     Args:
         max_pixels: images of more pixels are not decoded.
     """
-    columns: Columns = {name: [] for name in MEASURED.names}
+    rows: list[Facts] = []
     squares: dict[int, list[Square]] = {SMALL: [], LARGE: []}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Pillow warns of is either a failure below or harmless
-        for row, content in enumerate(contents):
-            for values in columns.values():
-                values.append(None)
-            square = _decode(content, max_pixels, columns, row)
-            if square is not None:
-                squares[square.width].append((row, square))
+        for content in contents:
+            facts: Facts = {"decodes": False}
+            rows.append(facts)
+            try:
+                square = _decode(content, max_pixels, facts)
+            except BadImageError as error:
+                facts["problem"] = str(error)
+            except UnidentifiedImageError:
+                facts["problem"] = f"not an image of a known format ({', '.join(FORMATS)})"
+            except Exception as error:  # decoders raise whatever a malformed file leads them to
+                facts["problem"] = f"{type(error).__name__}: {error}"
+            else:
+                squares[square.width].append((facts, square))
     for side, members in squares.items():
         if members:
-            _measure_squares(members, side, columns, detector)
-    return pa.table(columns, schema=MEASURED)
+            _measure_squares(members, side, detector)
+    return pa.Table.from_pylist(rows, schema=MEASURED)
 
 
-def _decode(content: bytes, max_pixels: int, columns: Columns, row: int) -> Image.Image | None:
+def _decode(content: bytes, max_pixels: int, facts: Facts) -> Image.Image:
     """Note what the image says of itself, and give its square, RGB and upright."""
-    columns["decodes"][row] = False
-    try:
-        if not content:
-            raise BadImageError("the file is empty")
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            width, height = image.size
-            for name in ("format", "mode", "width", "height"):
-                columns[name][row] = getattr(image, name)
-            if width * height > max_pixels:
-                raise BadImageError(f"{width} x {height} pixels, more than max_pixels {max_pixels}")
-            if image.format == "PNG":
-                _check_png(content)
-            side = SMALL if max(width, height) <= SMALL else LARGE
-            image.draft("RGB", (side, side))
-            image.load()
-            orientation = _orientation(image)
-            square = _square(image, side)
-            columns["frames"][row] = getattr(image, "n_frames", 1)
-    except BadImageError as error:
-        columns["problem"][row] = str(error)
-        return None
-    except UnidentifiedImageError:
-        columns["problem"][row] = f"not an image of a known format ({', '.join(FORMATS)})"
-        return None
-    except Exception as error:  # decoders raise whatever a malformed file leads them to
-        columns["problem"][row] = f"{type(error).__name__}: {error}"
-        return None
-    columns["decodes"][row], columns["orientation"][row] = True, orientation
-    return square.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else square
+    if not content:
+        raise BadImageError("the file is empty")
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        width, height = image.size
+        facts |= {name: getattr(image, name) for name in ("format", "mode", "width", "height")}
+        if width * height > max_pixels:
+            raise BadImageError(f"{width} x {height} pixels, more than max_pixels {max_pixels}")
+        if image.format == "PNG":
+            _check_png(content)
+        side = SMALL if max(width, height) <= SMALL else LARGE
+        image.draft("RGB", (side, side))
+        image.load()
+        orientation = _orientation(image)
+        square = _square(image, side)
+        upright = square if orientation in (None, 1) else ImageOps.exif_transpose(square)
+        facts |= {"frames": getattr(image, "n_frames", 1), "orientation": orientation, "decodes": True}
+    return upright
 
 
 def _check_png(content: bytes) -> None:
@@ -166,7 +152,7 @@ def _square(image: Image.Image, side: int) -> Image.Image:
     return rgb if rgb.size == (side, side) else rgb.resize((side, side), Image.Resampling.BILINEAR)
 
 
-def _measure_squares(members: list[Square], side: int, columns: Columns, detector: FaceDetector | None) -> None:
+def _measure_squares(members: list[Square], side: int, detector: FaceDetector | None) -> None:
     """Measure squares of one size together, as one strip: a call for each image would cost more than the work."""
     number = len(members)
     strip = Image.new("RGB", (side, side * number))
@@ -186,9 +172,8 @@ def _measure_squares(members: list[Square], side: int, columns: Columns, detecto
             faces.put(unseen, detector.find(np.stack([np.asarray(members[place][1].reduce(2)) for place in unseen])))
         found |= {"faces": faces.count.tolist(), "face_score": faces.score.tolist(), "face_share": faces.share.tolist()}
     for name, values in found.items():
-        column = columns[name]
-        for (row, _), value in zip(members, values, strict=True):
-            column[row] = value
+        for (facts, _), value in zip(members, values, strict=True):
+            facts[name] = value
 
 
 def _sharpness(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -4,32 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from components.validate_data.suite import Outcome
-
-SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("file_name", pa.string()),
-        ("expectation", pa.string()),
-        ("value", pa.string()),
-        ("reason", pa.string()),
-    ]
-)
-"""``quarantine.parquet``: one row for each expectation that a row of the snapshot fails."""
 
 LONGEST_VALUE = 200
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One expectation that one row fails."""
+class Finding(NamedTuple):
+    """One expectation that one row of the snapshot fails: a row of ``quarantine.parquet``."""
 
     row: int
     file_name: str
@@ -38,25 +23,21 @@ class Finding:
     reason: str
 
 
-def table(findings: Sequence[Finding]) -> pa.Table:
-    """Findings as they are stored, by `SCHEMA`."""
-    return pa.Table.from_pylist([asdict(finding) for finding in findings], schema=SCHEMA)
+SCHEMA = pa.schema([(name, pa.int64() if name == "row" else pa.string()) for name in Finding._fields])
 
 
-def find_rows(outcomes: Sequence[Outcome], facts: Path) -> list[Finding]:
+def find_rows(outcomes: Sequence[Outcome], facts: pa.Table) -> list[Finding]:
     """The rows to set aside, in their order.
 
     Of rows that fail for being equal, the first that fails nothing else stays, so that no picture is lost.
 
     Args:
-        facts: the table that the outcomes are about; only rows that fail are held in memory.
+        facts: the table that the outcomes are about.
     """
     judging = [outcome for outcome in outcomes if outcome.severity != "info" and outcome.rows]
     failing = sorted({row for outcome in judging for row in outcome.rows or ()})
     names = {"row", "file_name", "problem", *(column for outcome in judging for column in outcome.columns)}
-    failed = pq.read_table(facts, columns=[name for name in pq.read_schema(facts).names if name in names]).take(
-        pa.array(failing, pa.int64())
-    )
+    failed = facts.select([name for name in facts.column_names if name in names]).take(pa.array(failing, pa.int64()))
     table = dict(zip(failing, failed.to_pylist(), strict=True))
     found: dict[int, list[Finding]] = defaultdict(list)
     for outcome in (one for one in judging if not one.unique):

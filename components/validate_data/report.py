@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jinja2 import Environment
 from PIL import Image
 
@@ -39,8 +38,8 @@ def write_report(
     findings: Sequence[Finding],
     refused: Sequence[str],
     manifest: pa.Table,
-    facts: Path,
-    before: Sequence[dict[str, str]],
+    facts: pa.Table,
+    before: Sequence[dict[str, Any]],
 ) -> None:
     """Write the report: counts, every expectation, and the quarantined rows with reasons and thumbnails.
 
@@ -51,16 +50,16 @@ def write_report(
     """
     by_row = [(row, list(group)) for row, group in groupby(findings, key=lambda finding: finding.row)][:MOST_ROWS]
     rows = pa.array([row for row, _ in by_row], pa.int64())
-    listed, decodes = (table.take(rows) for table in (manifest, pq.read_table(facts, columns=["decodes"])))
+    listed, decodes = manifest.take(rows).to_pylist(), facts["decodes"].take(rows).to_pylist()
     shown: list[dict[str, Any]] = [
         {
             "row": row,
             "file_name": pinned["file_name"],
             "text": _cut(pinned["text"] or ""),
-            "thumbnail": _thumbnail(pinned) if decodes["decodes"][place].as_py() else None,
+            "thumbnail": _thumbnail(pinned) if decoded else None,
             "reasons": [finding.reason for finding in group],
         }
-        for place, (pinned, (row, group)) in enumerate(zip(listed.to_pylist(), by_row, strict=True))
+        for pinned, decoded, (row, group) in zip(listed, decodes, by_row, strict=True)
     ]
     template = Environment(autoescape=True).from_string(TEMPLATE.read_text("utf-8"))
     page = template.render(result=result, outcomes=outcomes, shown=shown, refused=refused, before=before[:MOST_ROWS])

@@ -7,24 +7,23 @@ Validated(digest='sha256:…', rows=2000, accepted=1998, quarantined=2)
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.validate_data import quarantine
 from components.validate_data.errors import DataValidationError
-from components.validate_data.facts import read_manifest, write_facts
-from components.validate_data.quarantine import failures, find_rows
+from components.validate_data.facts import measure_facts, read_manifest
+from components.validate_data.quarantine import SCHEMA, failures, find_rows
 from components.validate_data.report import write_report
 from components.validate_data.settings import ValidationSettings
 from components.validate_data.suite import Outcome, build_suite, read_suite, run_suite
 from lineage.digests import digest_file, manifest_digest
-from lineage.files import whole_folder
+from lineage.files import whole_folder, write_whole
+from lineage.pictures import ROWS
 
 REFERENCE = "validated-facts.parquet"
 """In the folder that outlives runs: facts of the data accepted last, against which drift is measured."""
@@ -59,52 +58,38 @@ def validate(settings: ValidationSettings, snapshot: Path, target: Path, state: 
     suite = build_suite(read_suite(Path(settings.suite)), settings, reference)
     manifest = read_manifest(snapshot)
     with whole_folder(target) as folder:
-        facts = folder / "facts.parquet"
-        write_facts(manifest, settings, facts)
+        facts = measure_facts(manifest, settings)
+        pq.write_table(facts, folder / "facts.parquet", row_group_size=ROWS)
         judged = run_suite(suite, facts)
         findings = find_rows(judged.outcomes, facts)
-        set_aside = sorted({finding.row for finding in findings})
-        keep = np.ones(len(manifest), bool)
-        keep[set_aside] = False
-        accepted, before = manifest.filter(pa.array(keep)), _refused_before(snapshot)
+        set_aside = {finding.row for finding in findings}
+        accepted = manifest.filter(pa.array([row not in set_aside for row in range(len(manifest))]))
+        before = pq.read_table(snapshot / "refused.parquet").to_pylist()
         digest = manifest_digest(accepted.to_pylist())
         result = Validated(digest, len(manifest), len(accepted), len(set_aside), len(before))
         refused = failures(judged.outcomes, len(set_aside), len(manifest), settings.max_quarantined_share)
-        pq.write_table(quarantine.table(findings), folder / "quarantine.parquet")
+        quarantine = pa.Table.from_pylist([finding._asdict() for finding in findings], SCHEMA)
+        pq.write_table(quarantine, folder / "quarantine.parquet")
         if not refused:
             pq.write_table(accepted, folder / "manifest.parquet")
         pinned = manifest_digest(manifest.to_pylist())
-        _write_summary(folder / "summary.json", settings, pinned, result, judged.outcomes, refused)
+        summary = _summary(settings, pinned, result, judged.outcomes, refused)
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
         (folder / "expectations.html").write_text(judged.page, encoding="utf-8")
         write_report(folder / "report.html", result, judged.outcomes, findings, refused, manifest, facts, before)
     if refused:
         raise DataValidationError(f"the data is refused: {'; '.join(refused)}; see {target / 'report.html'}")
     if reference is not None:
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(shutil.copyfile(target / "facts.parquet", reference.with_suffix(".partial")))
-        partial.replace(reference)
+        write_whole(reference, (target / "facts.parquet").read_bytes())
     return result
 
 
-def _refused_before(snapshot: Path) -> list[dict[str, str]]:
-    """Rows that have no place in the snapshot, as it says itself."""
-    path = snapshot / "refused.parquet"
-    if not path.is_file():
-        return []
-    return [{key: str(value) for key, value in row.items()} for row in pq.read_table(path).to_pylist()]
-
-
-def _write_summary(
-    path: Path,
-    settings: ValidationSettings,
-    snapshot: str,
-    result: Validated,
-    outcomes: Sequence[Outcome],
-    refused: Sequence[str],
-) -> None:
-    summary = {
+def _summary(
+    settings: ValidationSettings, snapshot: str, result: Validated, outcomes: Sequence[Outcome], refused: list[str]
+) -> dict[str, Any]:
+    return {
         "status": "refused" if refused else "accepted",
-        "refused": list(refused),
+        "refused": refused,
         **asdict(result),
         "snapshot": snapshot,
         "suite": digest_file(Path(settings.suite)),
@@ -118,4 +103,3 @@ def _write_summary(
             for one in outcomes
         ],
     }
-    path.write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")

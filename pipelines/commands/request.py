@@ -136,14 +136,14 @@ def about(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def configuration_of(path: Path, source: str | None = None) -> Configuration:
     """The configuration, with its data source (or ``source`` in its place) and its expectations looked at."""
-    from components.snapshot_data.source import check_source
-    from components.validate_data.suite import check_suite
+    from components.snapshot_data.source import open_source
+    from components.validate_data.suite import read_suite
     from pipelines.configuration import read_configuration
 
     configuration = read_configuration(path, source)
     try:
-        check_source(configuration.data)
-        check_suite(configuration.validation)
+        open_source(configuration.data)
+        read_suite(Path(configuration.validation.suite))
     except LineageError as error:
         raise RequestError(str(error)) from error
     return configuration

@@ -27,7 +27,7 @@ from components.register.store import create, new_attempt
 from components.snapshot_data.settings import DataSettings
 from components.snapshot_data.snapshot import take_snapshot
 from components.validate_data import quarantine
-from components.validate_data.facts import read_manifest, write_facts
+from components.validate_data.facts import measure_facts, read_manifest
 from components.validate_data.settings import ValidationSettings
 from lineage.artifacts import WEIGHTS_FOLDER
 from lineage.digests import digest_bytes, digest_file, digest_path, manifest_digest
@@ -136,7 +136,7 @@ class World:
         with recording(context, "gate", {"alpha": 0.025}) as record:
             record.input("scores", made["scores"])
             signer = context.signer("gate")
-            about = VerdictContext(run, self.store, context.open_ledger().state)
+            about = VerdictContext(run, self.store.model_name, self.store.tracking_uri, context.open_ledger().state)
             ruling, judged = judge(GATE, made["scores"], made["verdict"], about, signer)
             context.open_ledger().append(judged, signer)
             record.facts |= ruling.model_dump(mode="json")
@@ -218,7 +218,8 @@ def _validate(snapshot: Path, target: Path) -> str:
         if not keep[row]
     ]
     pq.write_table(accepted, target / "manifest.parquet")
-    write_facts(manifest, ValidationSettings(suite="none", faces=False), target / "facts.parquet")
+    facts = measure_facts(manifest, ValidationSettings(suite="none", faces=False))
+    pq.write_table(facts, target / "facts.parquet")
     pq.write_table(pa.Table.from_pylist(findings, quarantine.SCHEMA), target / "quarantine.parquet")
     (target / "report.html").write_text("<p>report</p>")
     return manifest_digest(accepted.to_pylist())

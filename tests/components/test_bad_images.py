@@ -181,11 +181,11 @@ def test_measured_in_several_threads_the_facts_are_the_same(tmp_path: Path, monk
     monkeypatch.setattr(facts, "BATCH", 7)
     portraits = Portraits(tmp_path)
     portraits.add("broken.png", b"broken")
-    manifest = facts.read_manifest(portraits.pin())
+    manifest, measured = facts.read_manifest(portraits.pin()), []
     for threads in (1, 4):
         settings = ValidationSettings(suite="none", processes=threads)
-        facts.write_facts(manifest, settings, tmp_path / f"{threads}.parquet")
-    one, four = (pq.read_table(tmp_path / f"{threads}.parquet") for threads in (1, 4))
+        measured.append(facts.measure_facts(manifest, settings))
+    one, four = measured
     assert one.equals(four) and one["row"].to_pylist() == list(range(GOOD + 1))
 
 
@@ -193,7 +193,7 @@ def test_what_stops_a_thread_stops_the_step(tmp_path: Path) -> None:
     manifest = facts.read_manifest(Portraits(tmp_path).pin())
     settings = ValidationSettings(suite="none", faces=False, tokenizer=str(tmp_path / "nowhere"))
     with pytest.raises(DataValidationError, match=r"validation\.tokenizer: .*nowhere"):
-        facts.write_facts(manifest, settings, tmp_path / "facts.parquet")
+        facts.measure_facts(manifest, settings)
 
 
 def test_without_the_face_detector_nothing_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from components.snapshot_data import snapshot as snapshot_module
 from components.snapshot_data.folder import SnapshotError
 from components.snapshot_data.settings import DataSettings
 from components.snapshot_data.snapshot import Snapshot, take_snapshot
-from components.snapshot_data.source import check_source
+from components.snapshot_data.source import open_source
 from lineage.pictures import PictureError, manifest_rows, read_picture
 from tests.components.test_sources import picture
 
@@ -178,7 +178,7 @@ def test_an_object_that_changed_or_went_is_found_out_when_it_is_read(bucket: Buc
 def refused(bucket: Bucket, source: str = f"s3://{BUCKET}/new") -> str:
     """What the snapshot and the look before a run both say; nothing may be left behind."""
     with pytest.raises(SnapshotError) as before:
-        check_source(DataSettings(source=source))
+        open_source(DataSettings(source=source))
     with pytest.raises(SnapshotError) as refusal:
         bucket.take(source)
     assert str(before.value) == str(refusal.value)

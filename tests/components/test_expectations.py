@@ -19,18 +19,17 @@ from tests.components.test_validate_data import AVATARS, TOKENIZER, Portraits, p
 Columns = dict[str, list[Any]]
 
 
-def judge(folder: Path, kind: str, columns: Columns, reference: Path | None = None, **kwargs: Any) -> Outcome:
+def judge(kind: str, columns: Columns, reference: Path | None = None, **kwargs: Any) -> Outcome:
     suite = build_suite([{"type": kind, "kwargs": kwargs}], ValidationSettings(suite="none"), reference)
-    (outcome,) = run_suite(suite, write(folder / "facts.parquet", columns)).outcomes
+    (outcome,) = run_suite(suite, table(columns)).outcomes
     assert outcome.error is None
     return outcome
 
 
-def write(path: Path, columns: Columns) -> Path:
+def table(columns: Columns) -> pa.Table:
     rows = len(next(iter(columns.values())))
     given = {name: columns.get(name, [None] * rows) for name in SCHEMA.names} | {"row": list(range(rows))}
-    pq.write_table(pa.table(given, schema=SCHEMA), path)
-    return path
+    return pa.table(given, schema=SCHEMA)
 
 
 # type, arguments, columns, the rows that fail
@@ -64,10 +63,8 @@ ROWS: dict[str, tuple[str, dict[str, Any], Columns, list[int]]] = {
 
 
 @pytest.mark.parametrize(("kind", "kwargs", "columns", "failing"), ROWS.values(), ids=ROWS)
-def test_rows_that_fail(
-    tmp_path: Path, kind: str, kwargs: dict[str, Any], columns: Columns, failing: list[int]
-) -> None:
-    outcome = judge(tmp_path, kind, columns, **kwargs)
+def test_rows_that_fail(kind: str, kwargs: dict[str, Any], columns: Columns, failing: list[int]) -> None:
+    outcome = judge(kind, columns, **kwargs)
     assert list(outcome.rows or ()) == failing
     assert outcome.holds is not bool(failing)
 
@@ -75,17 +72,18 @@ def test_rows_that_fail(
 @pytest.mark.parametrize("column", ["caption_length", "width", "face_share"])
 def test_drift_is_the_kolmogorov_smirnov_statistic(tmp_path: Path, column: str) -> None:
     unit = 0.01 if column == "face_share" else 1
-    before = write(tmp_path / "before.parquet", {column: [value * unit for value in range(100)]})
+    before = tmp_path / "before.parquet"
+    pq.write_table(table({column: [value * unit for value in range(100)]}), before)
     now = {column: [(value + 15) * unit for value in range(100)]}
-    strict = judge(tmp_path, "expect_distribution_to_stay", now, before, column=column, max_distance=0.1)
+    strict = judge("expect_distribution_to_stay", now, before, column=column, max_distance=0.1)
     assert not strict.holds
     assert strict.rows is None
     assert strict.observed == "0.150 from the data accepted last, 0.1 allowed"
-    assert judge(tmp_path, "expect_distribution_to_stay", now, before, column=column, max_distance=0.2).holds
+    assert judge("expect_distribution_to_stay", now, before, column=column, max_distance=0.2).holds
 
 
 def test_without_earlier_data_nothing_drifts(tmp_path: Path) -> None:
-    outcome = judge(tmp_path, "expect_distribution_to_stay", {"width": [1, 2]}, tmp_path / "none", column="width")
+    outcome = judge("expect_distribution_to_stay", {"width": [1, 2]}, tmp_path / "none", column="width")
     assert outcome.holds
     assert outcome.observed == "there is no earlier data"
 
@@ -139,9 +137,9 @@ def test_great_expectations_own_page_shows_ours_too(tmp_path: Path) -> None:
     }
 
 
-def test_a_suite_is_run_on_the_columns_it_is_about(tmp_path: Path) -> None:
+def test_a_suite_is_run_on_the_columns_it_is_about() -> None:
     columns: Columns = {"width": np.arange(5).tolist()}
     suite = [{"type": "expect_column_values_to_be_between", "kwargs": {"column": "widht", "max_value": 3}}]
     built = build_suite(suite, ValidationSettings(suite=str(AVATARS), tokenizer=TOKENIZER))
-    (outcome,) = run_suite(built, write(tmp_path / "facts.parquet", columns)).outcomes
+    (outcome,) = run_suite(built, table(columns)).outcomes
     assert 'The column "widht"' in (outcome.error or "")

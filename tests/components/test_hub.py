@@ -18,7 +18,7 @@ from huggingface_hub import HfFileSystem, constants
 from components.snapshot_data.folder import SnapshotError
 from components.snapshot_data.settings import DataSettings
 from components.snapshot_data.snapshot import Snapshot, take_snapshot
-from components.snapshot_data.source import check_source
+from components.snapshot_data.source import open_source
 from lineage.pictures import PictureError, manifest_rows, read_picture
 from tests.components.test_sources import picture
 
@@ -163,7 +163,7 @@ def test_only_new_and_changed_files_are_fetched(hub: Hub, tmp_path: Path) -> Non
 @pytest.mark.parametrize("source", ["hf://datasets/somebody/else", f"hf://{REPOSITORY}/nowhere"])
 def test_a_repository_or_folder_that_is_not_there(hub: Hub, tmp_path: Path, source: str) -> None:
     hub.imagefolder(range(1))
-    for ask in (lambda: check_source(DataSettings(source=source)), lambda: take(tmp_path, source)):
+    for ask in (lambda: open_source(DataSettings(source=source)), lambda: take(tmp_path, source)):
         with pytest.raises(SnapshotError) as refusal:
             ask()
         assert source in str(refusal.value)

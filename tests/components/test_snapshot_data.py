@@ -22,7 +22,7 @@ from components.snapshot_data.component import snapshot_data
 from components.snapshot_data.folder import SETTLED, SnapshotError
 from components.snapshot_data.settings import DataSettings
 from components.snapshot_data.snapshot import Snapshot, take_snapshot
-from components.snapshot_data.source import check_source
+from components.snapshot_data.source import open_source
 from lineage.digests import digest_file
 from lineage.records import read_records
 from tests.runs import run_context
@@ -232,7 +232,7 @@ def test_what_is_no_source_is_refused_before_a_run(
 ) -> None:
     spoil(portraits)
     with pytest.raises(SnapshotError, match=message):
-        check_source(DataSettings(source=str(portraits)))
+        open_source(DataSettings(source=str(portraits)))
 
 
 def two_captions(folder: Path) -> None:
@@ -357,7 +357,7 @@ def test_bad_lines_among_many_good_ones(portraits: Path, tmp_path: Path) -> None
 )
 def test_places_that_are_not_read(source: str, message: str) -> None:
     with pytest.raises(SnapshotError, match=message):
-        check_source(DataSettings(source=source))
+        open_source(DataSettings(source=source))
 
 
 def test_an_image_that_cannot_be_read(portraits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from components.snapshot_data.snapshot import take_snapshot
 from components.validate_data.component import validate_data
 from components.validate_data.errors import DataValidationError
 from components.validate_data.settings import ValidationSettings
-from components.validate_data.suite import build_suite, check_suite, read_suite
+from components.validate_data.suite import build_suite, read_suite
 from components.validate_data.validate import Validated, validate
 from lineage.records import read_records
 from tests.runs import run_context
@@ -382,12 +382,12 @@ def test_files_that_are_no_suite(tmp_path: Path, content: str, message: str) -> 
     path = tmp_path / "suite.json"
     path.write_text(content)
     with pytest.raises(DataValidationError, match=message):
-        check_suite(ValidationSettings(suite=str(path)))
+        read_suite(path)
 
 
 def test_a_suite_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataValidationError, match=r"nothing\.json cannot be read"):
-        check_suite(ValidationSettings(suite=str(tmp_path / "nothing.json")))
+        read_suite(tmp_path / "nothing.json")
 
 
 MALFORMED = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pandas as pd
 import pytest
 import torch
 
+from components.evaluate.evaluate import evaluate
 from components.evaluate.settings import EvaluationSettings
 from examples.avatars.data import EVALUATION
-from lineage.digests import digest_file
+from lineage.digests import digest_file, digest_path
 from tests.runs import AVATARS
 from tests.training.tiny import save_bundle
 
@@ -64,6 +66,14 @@ def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     pd.DataFrame(listed).to_parquet(folder / "manifest.parquet", index=False)
     return folder
+
+
+def judge_models(
+    asked: EvaluationSettings, models: Mapping[str, Path], target: Path, state: Path, *trained: Any
+) -> dict[str, Any]:
+    """What evaluate makes of local models, by who they are; its samples are kept in ``state``."""
+    others = {who: (str(path), digest_path(path)) for who, path in models.items() if who != "candidate"}
+    return evaluate(asked, "unused", models["candidate"], others, target, str(state), *trained)
 
 
 def settings(evaluation_set: Path, *scorers: dict[str, Any], **changes: Any) -> EvaluationSettings:

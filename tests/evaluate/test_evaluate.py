@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from components.evaluate.evaluate import draw_shard, evaluate, evaluate_against
+from components.evaluate.evaluate import draw_shard, evaluate
 from components.evaluate.evaluation_set import EvaluationError, read_evaluation_set
 from components.evaluate.judging import Judge
 from components.evaluate.scoring import load_scorers, measures, score_pictures
@@ -26,7 +26,7 @@ from examples.avatars.data import EVALUATION
 from lineage.digests import digest_path
 from lineage.scores import MODELS, read_sets
 from pipelines.configuration import read_configuration
-from tests.evaluate.conftest import SCORERS, settings
+from tests.evaluate.conftest import SCORERS, judge_models, settings
 from tests.runs import AVATARS
 
 ALL = [
@@ -39,18 +39,18 @@ ALL = [
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("state") / "samples"
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("state")
 
 
 @pytest.fixture(scope="module")
 def judged(
-    models: dict[str, Path], small_set: Path, validated: Path, store: Path, tmp_path_factory: pytest.TempPathFactory
+    models: dict[str, Path], small_set: Path, validated: Path, state: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A whole evaluation with an anchor, which here is the incumbent again."""
     target = tmp_path_factory.mktemp("scores")
     compared = {**models, "anchor": models["incumbent"]}
-    facts = evaluate(settings(small_set, *ALL), compared, target, store, {}, validated)
+    facts = judge_models(settings(small_set, *ALL), compared, target, state, {}, validated)
     assert "unusable" not in facts, facts
     return target
 
@@ -139,11 +139,11 @@ def test_references_are_read_whatever_their_names_end_in_and_nothing_else_passes
 
 
 def test_scores_are_fresh_and_samples_are_not(
-    judged: Path, models: dict[str, Path], small_set: Path, store: Path, tmp_path: Path
+    judged: Path, models: dict[str, Path], small_set: Path, state: Path, tmp_path: Path
 ) -> None:
-    drawn = {file: file.stat().st_mtime_ns for file in store.rglob("*.png")}
-    evaluate(settings(small_set, ALL[2]), models, tmp_path, store)
-    assert {file: file.stat().st_mtime_ns for file in store.rglob("*.png")} == drawn
+    drawn = {file: file.stat().st_mtime_ns for file in state.rglob("*.png")}
+    judge_models(settings(small_set, ALL[2]), models, tmp_path, state)
+    assert {file: file.stat().st_mtime_ns for file in state.rglob("*.png")} == drawn
     again, before = pd.read_parquet(tmp_path / "scores.parquet"), pd.read_parquet(judged / "scores.parquet")
     assert set(again["measure"]) == {"aesthetics"}
     kept = before[(before["measure"] == "aesthetics") & (before["model"] != "anchor")].reset_index(drop=True)
@@ -164,7 +164,7 @@ def test_weights_that_draw_nan_make_the_scores_unusable(
     models: dict[str, Path], small_set: Path, tmp_path: Path
 ) -> None:
     spoilt = {**models, "candidate": _spoil(models["candidate"], tmp_path / "spoilt")}
-    evaluate(settings(small_set), spoilt, tmp_path / "scores", tmp_path / "store")
+    judge_models(settings(small_set), spoilt, tmp_path / "scores", tmp_path / "state")
     facts = said(tmp_path / "scores")
     assert "the candidate: this model draws NaN for the prompt" in facts["unusable"]
     assert "and seed 10000: its weights are broken" in facts["unusable"]
@@ -180,10 +180,10 @@ def test_a_champion_that_no_longer_loads_is_named(models: dict[str, Path], small
     (broken / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 100)
     digest = digest_path(broken)
     others = {"incumbent": (str(broken), digest)}
-    evaluate_against(settings(small_set), "unused", others, models["candidate"], tmp_path / "scores")
+    evaluate(settings(small_set), "unused", models["candidate"], others, tmp_path / "scores")
     assert "the incumbent's weights" in said(tmp_path / "scores")["unusable"]
     changed = {"incumbent": (str(broken), digest_path(models["incumbent"]))}
-    evaluate_against(settings(small_set), "unused", changed, models["candidate"], tmp_path / "scores")
+    evaluate(settings(small_set), "unused", models["candidate"], changed, tmp_path / "scores")
     facts = said(tmp_path / "scores")
     assert facts["unusable"].startswith("the incumbent: the weights at") and "digest" in facts["unusable"]
     assert facts["incumbent"]["digest"] == digest_path(models["incumbent"]), "the verdict is about whom it was to meet"
@@ -198,13 +198,13 @@ def test_a_champion_that_no_longer_loads_is_named(models: dict[str, Path], small
     ],
 )
 def test_a_scorer_that_cannot_work_makes_the_scores_unusable(
-    scorer: dict[str, Any], reason: str, models: dict[str, Path], small_set: Path, store: Path, tmp_path: Path
+    scorer: dict[str, Any], reason: str, models: dict[str, Path], small_set: Path, state: Path, tmp_path: Path
 ) -> None:
-    assert reason in evaluate(settings(small_set, scorer), models, tmp_path, store)["unusable"]
+    assert reason in judge_models(settings(small_set, scorer), models, tmp_path, state)["unusable"]
 
 
 def test_an_evaluation_set_that_cannot_be_read_is_named(models: dict[str, Path], tmp_path: Path) -> None:
-    facts = evaluate(settings(tmp_path / "gone"), models, tmp_path / "scores", tmp_path)
+    facts = judge_models(settings(tmp_path / "gone"), models, tmp_path / "scores", tmp_path)
     assert "the evaluation set at" in facts["unusable"] and facts["evaluation_set"]["prompts"] == {}
 
 
@@ -240,17 +240,17 @@ def test_a_second_scorer_of_an_axis_is_reported_beside_the_first(small_set: Path
 
 def test_a_share_is_drawn_where_evaluate_finds_it(models: dict[str, Path], small_set: Path, tmp_path: Path) -> None:
     others = {"incumbent": (str(models["incumbent"]), digest_path(models["incumbent"]))}
-    where = settings(small_set), "unused", others, models["candidate"]
+    where = settings(small_set), "unused", models["candidate"], others
     for shard in (0, 1):
         assert draw_shard(*where, str(tmp_path / "state"), shard, 2) == ""
     drawn = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.png")}
     assert len(drawn) == 12
-    evaluate_against(*where, tmp_path / "scores", str(tmp_path / "state"))
+    evaluate(*where, tmp_path / "scores", str(tmp_path / "state"))
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "state").rglob("*.png")} == drawn
     with pytest.raises(EvaluationError, match="share a state folder"):
         draw_shard(*where, "", 0, 2)
     gone = {"incumbent": (str(tmp_path / "gone"), "sha256:0")}
-    assert "nothing is at" in draw_shard(*where[:2], gone, models["candidate"], str(tmp_path / "state"), 0, 2)
+    assert "nothing is at" in draw_shard(*where[:3], gone, str(tmp_path / "state"), 0, 2)
 
 
 def test_each_decision_asks_other_prompts_with_other_seeds_evenly_over_their_attributes(tmp_path: Path) -> None:

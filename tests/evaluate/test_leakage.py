@@ -14,10 +14,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from components.evaluate.evaluate import evaluate
 from components.evaluate.scorers.sets import Kid
 from pipelines.configuration import read_configuration
-from tests.evaluate.conftest import settings
+from tests.evaluate.conftest import judge_models, settings
 from tests.evaluate.test_scorers import save_dinov2
 from tests.runs import AVATARS
 from training.errors import TrainingError
@@ -91,10 +90,10 @@ def test_a_network_that_sees_the_same_is_found_by_its_features(
     save_file(moved, judge / "model.safetensors", metadata={"format": "pt"})
     assert shared_tensors(judge, teacher) == []
     asked, training = {"scorer": "kid", "weights": str(judge)}, {"teacher": str(teacher)}
-    facts = evaluate(settings(small_set, asked), models, tmp_path / "scores", tmp_path / "store", training)
+    facts = judge_models(settings(small_set, asked), models, tmp_path / "scores", tmp_path / "store", training)
     assert "kid sees what training.teacher sees in 48 probe pictures" in facts["unusable"]
     allowed = settings(small_set, asked, allow_teacher_leakage=True)
-    facts = evaluate(allowed, models, tmp_path / "scores", tmp_path / "store", training)
+    facts = judge_models(allowed, models, tmp_path / "scores", tmp_path / "store", training)
     assert "unusable" not in facts
     assert facts["leakage"]["allowed"] and "kid sees" in facts["leakage"]["found"][0]
     assert json.loads((tmp_path / "scores" / "evaluation.json").read_text())["leakage"] == facts["leakage"]
@@ -119,6 +118,6 @@ def test_the_shipped_defaults_are_disjoint(models: dict[str, Path], small_set: P
     # Memorisation wants training pictures, and reads realism's network.
     scorers = [s for s in sections["evaluation"]["scorers"] if s["scorer"] != "avatars-memorisation"]
     asked = settings(small_set, *scorers)
-    facts = evaluate(asked, models, tmp_path / "scores", tmp_path / "store", sections["training"])
+    facts = judge_models(asked, models, tmp_path / "scores", tmp_path / "store", sections["training"])
     assert facts.get("unusable") is None and facts["leakage"]["found"] == []
     assert yaml.safe_load((AVATARS / "retrain.yaml").read_text())["evaluation"].get("allow_teacher_leakage") is None

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.evaluate.evaluate import evaluate
 from components.evaluate.evaluation_set import EvaluationError, Prompt
 from components.evaluate.process import CONTRACT, ProcessScorer
-from tests.evaluate.conftest import settings
+from tests.evaluate.conftest import judge_models, settings
 
 EXAMPLE = Path("examples/process_scorer").resolve()
 PROMPTS = [Prompt(id=str(place), text=f"a portrait {place}", seeds=(place,), attributes={}) for place in range(3)]
@@ -54,7 +53,7 @@ def test_evaluate_runs_it_beside_others_and_records_what_ran(
 ) -> None:
     options = {"name": "complexity", "axis": "aesthetics", "command": [elsewhere, "score.py"], "timeout": 60.0}
     asked = {"scorer": "process", "weights": str(EXAMPLE), "options": options}
-    facts = evaluate(settings(small_set, asked), models, tmp_path / "scores", tmp_path / "store")
+    facts = judge_models(settings(small_set, asked), models, tmp_path / "scores", tmp_path / "store")
     assert "unusable" not in facts, facts
     (said,) = facts["scorers"]
     assert (said["name"], said["measure"]) == ("complexity", "aesthetics") and said["ran"]["python"]
@@ -95,5 +94,5 @@ def test_a_scorer_that_hangs_is_stopped_with_its_children(tmp_path: Path) -> Non
 def test_a_command_that_is_not_there_is_named(models: dict[str, Path], small_set: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"name": "gone", "axis": "realism", "command": ["no-such-program"]}
     asked = {"scorer": "process", "weights": str(EXAMPLE), "options": options}
-    facts = evaluate(settings(small_set, asked), models, tmp_path / "scores", tmp_path / "store")
+    facts = judge_models(settings(small_set, asked), models, tmp_path / "scores", tmp_path / "store")
     assert "'no-such-program' is not there" in facts["unusable"]

@@ -21,6 +21,7 @@ from lineage.policy import policy_digest
 from lineage.registry import Registry
 from lineage.scores import EVALUATION_FILE, SETS_FILE, TABLE_FILE, stated, write_sets
 from lineage.signing import open_signer
+from lineage.state import State
 from lineage.statements import VERDICT, VERDICT_FILE, read_statement
 from pipelines.cli import app
 from tests.gate.tables import ATTRIBUTES, SEEDS, SET_RULES, scores, with_sets
@@ -45,9 +46,12 @@ class Desk:
     def verdict(self) -> Path:
         return self.folder / "evidence" / "verdict"
 
+    def about(self, run: str, state: State) -> VerdictContext:
+        return VerdictContext(run, self.store.model_name, self.store.tracking_uri, state)
+
     def judge(self, run: str = "run-1") -> Judged:
         ledger, signer = self.home.open(), open_signer(self.home.uri("gate"))
-        _, judged = judge(SET_RULES, self.scores, self.verdict, VerdictContext(run, self.store, ledger.state), signer)
+        _, judged = judge(SET_RULES, self.scores, self.verdict, self.about(run, ledger.state), signer)
         ledger.append(judged, signer)
         return judged
 
@@ -141,7 +145,7 @@ def test_a_verdict_names_the_policy_that_it_was_given_under(desk: Desk) -> None:
     assert predicate["policy"] == policy_digest({"evaluation_set": SET}, SET_RULES.model_dump(mode="json"))
     assert desk.said[0].policy == predicate["policy"]
     looser = SET_RULES.model_copy(update={"alpha": 0.3})
-    about = VerdictContext("run-2", desk.store, desk.home.open().state)
+    about = desk.about("run-2", desk.home.open().state)
     _, judged = judge(looser, desk.scores, desk.verdict, about, open_signer(desk.home.uri("gate")))
     assert judged.policy != predicate["policy"]
 
@@ -151,7 +155,7 @@ def test_a_set_whose_decisions_are_spent_promotes_nothing_and_says_so_again(desk
 
     def decided(run: str) -> str:
         ledger = desk.home.open()
-        ruling, said = judge(rules, desk.scores, desk.verdict, VerdictContext(run, desk.store, ledger.state), signer)
+        ruling, said = judge(rules, desk.scores, desk.verdict, desk.about(run, ledger.state), signer)
         ledger.append(said, signer)
         return ruling.decision
 
@@ -192,9 +196,8 @@ def test_former_versions_judged_on_the_same_set_are_shown(desk: Desk) -> None:
     desk.store.client.log_metric(run, "gate/alignment/incumbent", 0.1)
     register(desk, "portraits", desk.said[0], run)
     state = desk.home.open().state
-    (past,) = past_versions(state, desk.store, SET)
-    assert (past.version, past.figures) == ("1", {"alignment": 0.7})
-    assert past_versions(state, desk.store, "sha256:another") == ()
+    assert past_versions(state, desk.store.tracking_uri, "portraits", SET) == {"1": {"alignment": 0.7}}
+    assert past_versions(state, desk.store.tracking_uri, "portraits", "sha256:another") == {}
     before = (desk.verdict / PICTURE).read_bytes()
     desk.store.client.log_metric(run, "gate/realism/kid/candidate", 0.2)
     desk.judge("run-2")

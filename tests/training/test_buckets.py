@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from components.encode_features.pictures import encode_pictures
-from components.validate_data.facts import read_manifest, write_facts
+from components.validate_data.facts import measure_facts, read_manifest
 from components.validate_data.settings import ValidationSettings
 from lineage.digests import digest_file
 from tests.training.conftest import World
@@ -81,7 +82,8 @@ def bucketed(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tr
     base = save_flux(root / "base")
     settings = world.settings(base_model=base, buckets=BUCKETS, steps=12, batch_size=2, max_sequence_length=16)
     validated = save_validated(root / "validated", rows)
-    write_facts(read_manifest(validated), ValidationSettings(suite="none", faces=False), validated / "facts.parquet")
+    facts = measure_facts(read_manifest(validated), ValidationSettings(suite="none", faces=False))
+    pq.write_table(facts, validated / "facts.parquet")
     encode_pictures(settings, validated, root / "features")
     return settings, root / "features"
 

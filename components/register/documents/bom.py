@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from datetime import datetime
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import PackageMetadata, distributions
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -53,9 +53,9 @@ def _bill(candidate: Candidate) -> Bom:
     ]
     taken = {name: candidate.input(name) for name in ("base_model", "teacher")}
     made_from += [_versioned(name, name.replace("_", " "), digest) for name, digest in taken.items() if digest]
-    # Each installed distribution once, by name.
-    installed = {canonicalize_name(found.metadata["Name"]): found for found in distributions()}
-    made_from += [_package(name, distribution) for name, distribution in sorted(installed.items())]
+    # Each installed distribution once, by name; its metadata are parsed each time that they are asked for.
+    installed = {canonicalize_name(metadata["Name"]): metadata for metadata in (d.metadata for d in distributions())}
+    made_from += [_package(name, metadata) for name, metadata in sorted(installed.items())]
     bill = Bom(
         serial_number=uuid5(NAMESPACE_URL, f"urn:triptych:bom:{candidate.run}:{candidate.digest}"),
         metadata=BomMetaData(component=model, timestamp=datetime.fromisoformat(candidate.ended)),
@@ -80,12 +80,12 @@ def _files(weights: Path) -> list[Component]:
     ]
 
 
-def _package(name: str, distribution: Distribution) -> Component:
-    purl, metadata = PackageURL("pypi", name=name, version=distribution.version), distribution.metadata
+def _package(name: str, metadata: PackageMetadata) -> Component:
+    purl = PackageURL("pypi", name=name, version=metadata["Version"])
     stated = next((metadata[key] for key in ("License-Expression", "License") if key in metadata), "")
     # Some packages put the whole text of their licence where its name belongs.
     licences = _licences([stated] if stated and "\n" not in stated else [])
-    return Component(name=name, version=distribution.version, purl=purl, bom_ref=str(purl), licenses=licences)
+    return Component(name=name, version=metadata["Version"], purl=purl, bom_ref=str(purl), licenses=licences)
 
 
 def _licences(names: list[str]) -> list[License]:
