@@ -10,7 +10,7 @@ EXTRAS := data,training,evaluation,registry,server,serving,avatars,cluster,conta
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine data retrain shuffled serve images ui lint test test-cluster test-containers test-servers servers fuzz tiny-models clean
+.PHONY: help install engine data retrain shuffled plain serve images ui lint test test-cluster test-containers test-servers servers fuzz tiny-models clean
 
 help: ## List all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ retrain: install data ## Run the main job on the embedded default: avatars
 
 shuffled: install data ## The same on shuffled captions: the gate must reject it
 	$(BIN)/triptych retrain --config examples/avatars/shuffled-captions.yaml
+
+plain: install data ## The same without replay and selection: the gate must not promote what forgets
+	$(BIN)/triptych retrain --config examples/avatars/plain.yaml
 
 images: install ## Build both images of the steps, on the Docker engine that runs
 	$(BIN)/python -m infra.images.build
