@@ -26,6 +26,8 @@ from lineage.registry import RegistrySettings
 from pipelines.cluster import ClusterSettings
 from pipelines.errors import RequestError
 from pipelines.places import HUB, local
+from training.encode.captions import replayed_captions
+from training.errors import TrainingError
 from training.settings import TrainingSettings
 
 PLACES = (
@@ -126,23 +128,30 @@ def _read(path: Path, model: type[Model], changes: Mapping[str, Any] = MappingPr
 
 
 def _check_apart(path: Path, read: BaseModel) -> None:
-    """Refuse to choose weights by the prompts that they will be judged by."""
+    """Refuse to choose weights by the prompts that they will be judged by, or to replay these."""
     training, evaluation = getattr(read, "training", None), getattr(read, "evaluation", None)
-    if not (training and evaluation and training.selection.selection_set):
+    if not (training and evaluation):
+        return
+    chosen_by, replayed = training.selection.selection_set, training.replay.captions
+    if not (chosen_by or replayed):
         return
     from components.evaluate.evaluation_set import read_evaluation_set
 
+    seen: dict[str, set[str]] = {}
     try:
-        sets = [read_evaluation_set(str(s)) for s in (training.selection.selection_set, evaluation.evaluation_set)]
-    except LineageError as error:
+        judged = {p.text.casefold(): p.id for p in read_evaluation_set(evaluation.evaluation_set).prompts}
+        if chosen_by:
+            seen["selection.selection_set"] = {p.text.casefold() for p in read_evaluation_set(str(chosen_by)).prompts}
+        if replayed:
+            seen["replay.captions"] = {caption.casefold() for caption in replayed_captions(replayed)}
+    except (LineageError, TrainingError) as error:
         raise RequestError(f"{path}: {error}") from error
-    asked, judged = ({prompt.text.casefold(): prompt.id for prompt in each.prompts} for each in sets)
-    if both := sorted(asked.keys() & judged.keys()):
-        raise RequestError(
-            f"{path}: {len(both)} of the prompts of training.selection.selection_set, such as {asked[both[0]]}, are "
-            f"evaluation.evaluation_set's too, as {judged[both[0]]}: weights would be judged by what they were chosen "
-            "by; take other prompts to choose by"
-        )
+    for key, texts in seen.items():
+        if both := sorted(judged[text] for text in texts & judged.keys()):
+            raise RequestError(
+                f"{path}: {len(both)} of evaluation.evaluation_set's prompts, such as {both[0]}, are in training.{key} "
+                "too: weights would be judged by what made them; take other prompts there"
+            )
 
 
 def _places(read: BaseModel) -> Iterator[tuple[str, str]]:

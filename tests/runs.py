@@ -25,7 +25,7 @@ def run_context(folder: Path, run: str = "run-1", tracking_uri: str = "unused") 
     return lineage.context(run, str(folder / "records"), tracking_uri)
 
 
-def some_portraits(split: str, folder: Path, count: int = 640) -> Path:
+def some_portraits(split: str, folder: Path, count: int = 107) -> Path:
     """A folder with the first ``count`` portraits of a drawn split (``new`` or ``shuffled``)."""
     source = AVATARS / "data" / split
     folder.mkdir(parents=True)

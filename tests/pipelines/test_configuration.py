@@ -170,15 +170,26 @@ def test_weights_are_not_chosen_by_what_they_are_judged_by(tmp_path: Path, conte
     save_set(tmp_path / "set", "a beard", "glasses", "both")
     content["training"]["selection"] = {"selection_set": save_set(tmp_path / "choosing", "neither", "Glasses")}
     with pytest.raises(
-        RequestError, match=r"retrain.yaml: 1 of the prompts of .*, such as choosing-1, are .* too, as set-1: "
+        RequestError,
+        match=r"retrain.yaml: 1 of .*'s prompts, such as set-1, are in training\.selection\.selection_set too: ",
     ):
         read_configuration(write(tmp_path, content))
     content["training"]["selection"] = {"selection_set": "set"}
-    with pytest.raises(RequestError, match=r"3 of the prompts of training\.selection"):
+    with pytest.raises(RequestError, match=r"3 of evaluation\.evaluation_set's prompts"):
         read_configuration(write(tmp_path, content))
     (tmp_path / "choosing" / "set.json").unlink()
     content["training"]["selection"] = {"selection_set": "choosing"}
     with pytest.raises(RequestError, match=r"evaluation set at .*choosing cannot be read"):
+        read_configuration(write(tmp_path, content))
+    del content["training"]["selection"]
+    (tmp_path / "replay.txt").write_text("a beard\nboth\nneither\n", "utf-8")
+    content["training"]["replay"] = {"captions": "replay.txt"}
+    with pytest.raises(RequestError, match=r"2 of .*'s prompts, such as set-0, are in training\.replay\.captions too"):
+        read_configuration(write(tmp_path, content))
+    (tmp_path / "replay.txt").write_text("\n", "utf-8")
+    with pytest.raises(
+        RequestError, match=r"training\.replay\.captions, .*, has a row without a caption, or none at all"
+    ):
         read_configuration(write(tmp_path, content))
 
 

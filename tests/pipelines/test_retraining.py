@@ -187,7 +187,7 @@ def test_the_champion_can_be_audited(repeated: Run, work: Path, good_configurati
     asked = triptych("audit", "champion", "--config", good_configuration, "--work-dir", work)
     assert asked.returncode == 0, asked.stdout + asked.stderr
     assert "Everything that was checked holds" in asked.stdout
-    assert "640 images" in asked.stdout and "GATE: promote" in asked.stdout
+    assert "107 images" in asked.stdout and "GATE: promote" in asked.stdout
 
 
 def test_the_champion_can_be_trained_again(repeated: Run, work: Path, good_configuration: Path) -> None:
