@@ -11,9 +11,27 @@ from pathlib import Path
 
 import pytest
 
-from examples.avatars.data import EVALUATION, DataError, kind, write_evaluation, write_new
+from examples.avatars.data import (
+    EVALUATION,
+    REPLAY,
+    SELECTION,
+    DataError,
+    kind,
+    write_evaluation,
+    write_new,
+    write_replay,
+    write_selection,
+)
 from examples.avatars.portraits import SKIN, Portrait
-from examples.avatars.splits import SIZES, evaluation_prompts, evaluation_references, portraits
+from examples.avatars.splits import (
+    SIZES,
+    evaluation_prompts,
+    evaluation_references,
+    narrow,
+    portraits,
+    replayed,
+    selection_prompts,
+)
 
 
 def test_splits_share_no_tuple() -> None:
@@ -38,11 +56,29 @@ def test_base_has_no_glasses_and_no_beards() -> None:
     assert {kind(portrait) for portrait in portraits("base")} == {"neither"}
 
 
-def test_new_data_is_even_over_the_toggles() -> None:
-    kinds = [kind(portrait) for portrait in portraits("new", 2000)]
-    assert {name: kinds.count(name) for name in set(kinds)} == dict.fromkeys(
-        ("neither", "glasses", "beard", "both"), 500
-    )
+def test_new_data_are_narrow_and_what_they_lack_is_replayed() -> None:
+    shown, kept = narrow(), replayed()
+    assert len(set(shown)) == 107 and set(shown) <= set(portraits("new"))
+    assert {kind(portrait) for portrait in shown} == {"neither"}
+    assert {portrait.skin for portrait in shown} == {"light"} and {portrait.skin for portrait in kept} == set(SKIN)
+    assert {kind(portrait) for portrait in kept} == {"neither", "glasses", "beard", "both"}
+
+
+def test_selection_prompts_are_even_and_nobody_elses() -> None:
+    asked = selection_prompts()
+    groups = [(portrait.skin, kind(portrait)) for portrait in asked]
+    assert {groups.count(group) for group in set(groups)} == {3} and len(set(groups)) == 12
+    others = {*replayed(), *narrow(), *evaluation_prompts()}
+    assert not {portrait.bare() for portrait in asked} & {portrait.bare() for portrait in others}
+
+
+def test_the_committed_selection_set_and_captions_are_what_the_code_writes(tmp_path: Path) -> None:
+    write_selection(tmp_path / "selection")
+    write_replay(tmp_path / "replay.txt")
+    assert (tmp_path / "replay.txt").read_bytes() == REPLAY.read_bytes()
+    for name in ("set.json", "prompts.jsonl"):
+        assert (tmp_path / "selection" / name).read_bytes() == (SELECTION / name).read_bytes()
+    assert len(list(SELECTION.iterdir())) == 2
 
 
 def test_prompts_cross_toggles_and_skin_groups_evenly() -> None:

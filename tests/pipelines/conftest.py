@@ -11,7 +11,7 @@ import pytest
 from tests.runs import AVATARS, cut_down, some_portraits, triptych
 
 UNHELD = {"replay": {"captions": None}, "selection": {"selection_set": None}}
-"""Training that nothing holds to the base model: within margins as wide as these, replay makes good for wrong captions."""
+"""Nothing holds the model to what it knows: within margins as wide as these, replay makes good for wrong captions."""
 
 
 @pytest.fixture(scope="session")
