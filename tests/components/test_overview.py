@@ -12,7 +12,7 @@ from tests.runs import AVATARS, run_context
 
 def test_settings_in_which_runs_differ_are_flat_and_few() -> None:
     shown = dict(parameters(read_configuration(AVATARS / "retrain.yaml").arguments()))
-    assert {"data.source": "new", "training.steps": "240", "gate.margins.realism": "0.01"}.items() <= shown.items()
+    assert {"data.source": "new", "training.steps": "200", "gate.margins.realism": "0.01"}.items() <= shown.items()
     assert shown["training.base_model"] == "base", "its place on this machine tells nobody anything"
     assert len(shown) < 25
     assert dict(parameters({"evaluation": {"limit": 48.0}})) == {"evaluation.limit": "48"}, "KFP knows no integers"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,8 @@ def invalid_configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"scorer": "avatars-alignment", "weights": str(AVATARS / "models" / "scorers" / "alignment.safetensors")},
         {"scorer": "process", "weights": str(folder / "scorer"), "options": options},
     ]
-    return cut_down(folder, some_portraits("shuffled", folder / "portraits"), evaluation={"scorers": scorers})
+    changes: dict[str, Any] = {"training": UNHELD, "evaluation": {"scorers": scorers}}
+    return cut_down(folder, some_portraits("shuffled", folder / "portraits"), **changes)
 
 
 @pytest.fixture(scope="session")
