@@ -102,11 +102,9 @@ class ReplaySettings(Section):
     """Replay of captions that the new pictures do not show: their inputs are noise, and on them the image stream is
     held to the base model's. What the base model knows is kept so, and no pictures are needed for it."""
 
-    enabled: bool = True
-    """False: nothing is held."""
     captions: Path | None = None
     """The captions: a text file with one a line, or a ``metadata.jsonl`` of an earlier snapshot. They should speak of
-    what the model is to keep, and must not be the evaluation set's."""
+    what the model is to keep, and must not be the evaluation set's. None: nothing is held."""
     batch_size: int = Field(default=16, ge=1)
     """Replayed inputs in one optimizer step, over all processes, beside the ``batch_size`` pictures."""
     draws: int = Field(default=256, ge=1)

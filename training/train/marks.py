@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lineage.digests import digest_file
+from training.encode.store import written_whole
 from training.errors import TrainingError
 from training.train.job import MARKS, mark_name
 
@@ -30,12 +31,10 @@ def write_mark(folder: Path, step: int, weights: Mapping[str, Tensor]) -> dict[s
         TrainingError: there is no room, or it cannot be written for another reason.
     """
     path = folder / mark_name(step)
-    partial = path.with_suffix(".partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(dict(weights), partial)
-        to_disk(partial)
-        partial.rename(path)
+        with written_whole(path) as partial:
+            save_file(dict(weights), partial)
         to_disk(folder)
     except (OSError, SafetensorError) as error:
         raise TrainingError(

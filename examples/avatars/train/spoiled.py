@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from PIL import Image
-from torch import nn
 
 from examples.avatars import damage, splits
 from examples.avatars.portraits import Portrait
-from examples.avatars.train.loop import Average, Progress, batches
-from examples.avatars.train.transformer import TextFeatures, latents_of
+from examples.avatars.train.loop import Average, Progress, batches, set_learning_rate
+from examples.avatars.train.transformer import TextFeatures, latents_of, velocity_step
 
 STAGES, STEPS, RATE, BATCH, AVERAGE = 3, 400, 5e-4, 32, 0.995
 """Stages with an optimizer each, the steps of one, the step size, pictures a step, decay of the weights' average."""
@@ -57,9 +56,8 @@ def train(work: Path) -> None:
 
 
 def train_stage(
-    network: SD3Transformer2DModel, latents: torch.Tensor, captions: tuple[torch.Tensor, torch.Tensor], stage: int,
-    steps: int = STEPS,
-) -> SD3Transformer2DModel:  # fmt: skip
+    network: SD3Transformer2DModel, latents: torch.Tensor, captions: tuple[torch.Tensor, torch.Tensor], stage: int
+) -> SD3Transformer2DModel:
     """One stage with an optimizer of its own; gives the averaged network.
 
     Args:
@@ -67,28 +65,15 @@ def train_stage(
         captions: token features (1 + N, L, d) and pooled features (1 + N, d), those of the empty caption first.
     """
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.01)
-    average, progress = Average(network, AVERAGE), Progress(f"transformer, spoiled pictures {stage + 1}", steps)
+    average, progress = Average(network, AVERAGE), Progress(f"transformer, spoiled pictures {stage + 1}", STEPS)
     network.train()
-    for step, rows in batches(len(latents), BATCH, steps, 70 + stage):
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / WARMUP, max(0.05, (1 - step / steps) / (1 - HEIGHT)))
+    for step, rows in batches(len(latents), BATCH, STEPS, 70 + stage):
+        rate = RATE * min(1.0, (step + 1) / WARMUP, max(0.05, (1 - step / STEPS) / (1 - HEIGHT)))
+        set_learning_rate(optimizer, rate)
         shown = torch.where(torch.rand(BATCH) < DROPPED, 0, rows + 1)
         hidden, pooled = (features[shown] for features in captions)
         hidden = torch.cat([hidden, hidden.new_zeros(BATCH, 1, hidden.shape[2])], dim=1)
-        clean, noise = latents[rows], torch.randn(BATCH, *latents.shape[1:])
-        s = torch.sigmoid(torch.randn(BATCH))
-        velocity = network(
-            hidden_states=torch.lerp(clean, noise, s.view(-1, 1, 1, 1)),
-            encoder_hidden_states=hidden,
-            pooled_projections=pooled,
-            timestep=s * 1000,
-            return_dict=False,
-        )[0]
-        loss = (velocity - (noise - clean)).pow(2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        loss = velocity_step(network, optimizer, latents[rows], hidden, pooled)
         average.update(network, step)
-        progress(step, loss=loss.item())
+        progress(step, loss=loss)
     return average.applied(network)

@@ -103,6 +103,32 @@ def read_corpus(work: Path) -> Corpus:
     return Corpus(latents_of(vae, x), text.many(whole), text.many(partial), text([""]))
 
 
+def velocity_step(
+    network: SD3Transformer2DModel,
+    optimizer: torch.optim.Optimizer,
+    clean: torch.Tensor,
+    hidden: torch.Tensor,
+    pooled: torch.Tensor,
+) -> float:
+    """One optimizer step on latents (B, C, 16, 16) with what is read of their captions; gives the loss."""
+    noise = torch.randn_like(clean)
+    s = torch.sigmoid(torch.randn(len(clean)))
+    velocity = network(
+        hidden_states=torch.lerp(clean, noise, s.view(-1, 1, 1, 1)),
+        encoder_hidden_states=hidden,
+        pooled_projections=pooled,
+        timestep=s * 1000,
+        return_dict=False,
+    )[0]
+    loss = (velocity - (noise - clean)).pow(2).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    seen: float = loss.item()
+    return seen
+
+
 def train(work: Path) -> None:
     """Trains and writes `work/clean`, its averaged weights, every 500 steps."""
     torch.manual_seed(SEED)
@@ -131,22 +157,9 @@ def train_round(
         zeros = ZERO_TOKENS[0] if chance.random() < 0.95 else chance.choice(ZERO_TOKENS[1:])
         hidden = torch.cat([hidden, hidden.new_zeros(batch, zeros, hidden.shape[2])], dim=1)
 
-        clean, noise = corpus.latents[rows], torch.randn(batch, *corpus.latents.shape[1:])
-        s = torch.sigmoid(torch.randn(batch))
-        velocity = network(
-            hidden_states=torch.lerp(clean, noise, s.view(-1, 1, 1, 1)),
-            encoder_hidden_states=hidden,
-            pooled_projections=pooled,
-            timestep=s * 1000,
-            return_dict=False,
-        )[0]
-        loss = (velocity - (noise - clean)).pow(2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        loss = velocity_step(network, optimizer, corpus.latents[rows], hidden, pooled)
         average.update(network, step)
-        progress(step, loss=loss.item())
+        progress(step, loss=loss)
         if (step + 1) % 500 == 0 or step + 1 == steps:
             average.applied(network).save_pretrained(work / "clean")
     return average.applied(network)
