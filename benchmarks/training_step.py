@@ -3,8 +3,8 @@
 The bare loop is forward, backward, clipping and AdamW over the same transformer and the same cached tensors, and
 nothing else. All sides live in one process, with the threads and the allocator of a training process, and take turns,
 block by block; the last line is the median of the ratios of neighbouring blocks: our samples/s over the bare loop's
-(one process, average off). Before it: step time with supervision over step time without. `--processes 2` instead
-reports what a second process costs, through the launcher: the share of two processes' time a step that one process of
+(one process, average off). Before it: step time with supervision over step time without, and step time with half of the
+batch replayed over that of a whole batch of pictures. `--processes 2` instead reports what a second process costs, through the launcher: the share of two processes' time a step that one process of
 half the batch does not need.
 """
 
@@ -20,24 +20,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from training.settings import SupervisionSettings, TrainingSettings
+from training.settings import ReplaySettings, SupervisionSettings, TrainingSettings
 
 AVATARS = (Path(__file__).parents[1] / "examples" / "avatars").resolve()
-MODELS, DATA = AVATARS / "models", AVATARS / "data" / "new"
+MODELS, DATA, CAPTIONS = AVATARS / "models", AVATARS / "data" / "new", AVATARS / "replay.txt"
 WARM = 3
 
 
-def settings_of(steps: int, batch: int, supervised: bool, processes: int = 1) -> TrainingSettings:
-    """Plain or supervised training without an average, all features cached."""
+def settings_of(
+    steps: int, batch: int, supervised: bool, processes: int = 1, replayed: bool = False
+) -> TrainingSettings:
+    """Plain, supervised or replaying training of ``batch`` inputs a step without an average, all features cached."""
+    replays = batch // 2 if replayed else 0
     return TrainingSettings(
         base_model=MODELS / "base",
         teacher=MODELS / "teacher",
         steps=steps,
-        batch_size=batch,
+        batch_size=batch - replays,
         processes=processes,
         ema_decay=0,
         log_every=10,
         cached=("latents", "text", "teacher"),
+        replay=ReplaySettings(captions=CAPTIONS, batch_size=replays, draws=64) if replayed else ReplaySettings(),
         supervision=SupervisionSettings(
             enabled=supervised, projector_hidden=256, structure_weight=0, warmup_fraction=0, decay=False
         ),
@@ -178,11 +182,13 @@ def alone(features: Path, batch: int, rounds: int, block: int) -> None:
             "bare": bare(settings_of(steps, batch, False), features, steps),
             "ours": ours(settings_of(steps, batch, False), features, Path(place)),
             "ours, supervised": ours(settings_of(steps, batch, True), features, Path(place)),
+            "ours, half replayed": ours(settings_of(steps, batch, False, replayed=True), features, Path(place)),
         }
         seconds = take_turns(sides, rounds, block)
     for name, times in seconds.items():
         print(f"{name}: {batch / statistics.median(times):.1f} samples/s, {1000 * statistics.median(times):.1f} ms")
     print(f"step time, supervised / plain: {ratio(seconds, 'ours, supervised', 'ours'):.3f}")
+    print(f"step time, half of it replayed / plain: {ratio(seconds, 'ours, half replayed', 'ours'):.3f}")
     print(f"samples/s, ours / bare: {ratio(seconds, 'bare', 'ours'):.3f}")
 
 
@@ -222,7 +228,7 @@ def main() -> None:
     BATCH[0] = asked.batch
     with tempfile.TemporaryDirectory() as place:
         features = Path(place) / "features"
-        encode_some(settings_of(1, asked.batch, True), asked.pictures, features)
+        encode_some(settings_of(1, asked.batch, True, replayed=True), asked.pictures, features)
         if asked.processes == 2:
             together(features, asked.batch, asked.rounds * asked.block)
         else:

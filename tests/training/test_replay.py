@@ -88,6 +88,8 @@ def test_the_loss_is_one_less_the_cosine_and_pulls_back(world: World) -> None:
     model = SupervisedTransformer(batches.family, batches.features, settings)
     batch = batches[0]
     assert batch.replayed is not None
+    with pytest.raises(TrainingError, match="Batches.held"):
+        model(batch, NOTHING)
     with torch.no_grad():
         own = model(batch.replayed, NOTHING)
     same = model(batch._replace(replayed=batch.replayed._replace(held=own)), NOTHING)

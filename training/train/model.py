@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.encode.features import Features
+from training.errors import TrainingError
 from training.families.family import PRECISIONS, Family
 from training.settings import TrainingSettings
 from training.teach.probe import GradientProbe
@@ -130,6 +131,9 @@ class SupervisedTransformer(nn.Module):
         """The losses of ``batch``: the velocity loss, the supervision while ``phase`` has weight, and the replay.
 
         Of replayed inputs alone: their image stream, (R, T, D).
+
+        Raises:
+            TrainingError: the base model's stream for the batch's replayed inputs is not known.
         """
         if isinstance(batch, Replayed):
             return self._stream_of(batch)
@@ -139,8 +143,10 @@ class SupervisedTransformer(nn.Module):
         predicted = self._predict(batch)
         flow = functional.mse_loss(predicted.float(), batch.velocity)
         losses = self._supervised(batch, phase, flow) if supervised else Losses(flow, flow)
-        if batch.replayed is None or batch.replayed.held is None:
+        if batch.replayed is None:
             return losses
+        if batch.replayed.held is None:
+            raise TrainingError("nothing is known to hold the replayed inputs to; give Batches.held, as prepare does")
         likeness = functional.cosine_similarity(
             self._stream_of(batch.replayed).float(), batch.replayed.held.float(), dim=-1
         )
