@@ -4,8 +4,8 @@ The bare loop is forward, backward, clipping and AdamW over the same transformer
 nothing else. All sides live in one process, with the threads and the allocator of a training process, and take turns,
 block by block; the last line is the median of the ratios of neighbouring blocks: our samples/s over the bare loop's
 (one process, average off). Before it: step time with supervision over step time without, and step time with half of the
-batch replayed over that of a whole batch of pictures. `--processes 2` instead reports what a second process costs, through the launcher: the share of two processes' time a step that one process of
-half the batch does not need.
+batch replayed over that of a whole batch of pictures. `--processes 2` instead reports what a second process costs,
+through the launcher: the share of two processes' time a step that one process of half the batch does not need.
 """
 
 from __future__ import annotations

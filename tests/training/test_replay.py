@@ -88,7 +88,7 @@ def test_the_loss_is_one_less_the_cosine_and_pulls_back(world: World) -> None:
     model = SupervisedTransformer(batches.family, batches.features, settings)
     batch = batches[0]
     assert batch.replayed is not None
-    with pytest.raises(TrainingError, match="Batches.held"):
+    with pytest.raises(TrainingError, match=r"Batches\.held"):
         model(batch, NOTHING)
     with torch.no_grad():
         own = model(batch.replayed, NOTHING)
