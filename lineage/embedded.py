@@ -57,7 +57,8 @@ class Embedded:
                 open_database(self.url, make_keys(self.keys), lambda: open_signer(self.uri("root")))
         elif not database.exists():
             raise LineageError(f"the ledger {database} is gone; restore it (its keys are in {self.keys})")
-        ledger = Ledger.open(self.url, self.root, Memory(self.marks, reader, self._own_signer()))
+        own = open_signer(self.uri("run")) if (self.keys / "run.pem").exists() else None  # perhaps it is kept elsewhere
+        ledger = Ledger.open(self.url, self.root, Memory(self.marks, reader, own))
         ledger.refresh()
         self._finish_rotation(ledger)
         if not self.channel_root.exists() and self.holds_root:
@@ -156,10 +157,6 @@ class Embedded:
         """Moves of a model's champion by a person, decided here; see `lineage.moves.open_mover`."""
         ledger = self.open(reader)
         return open_mover(self.context("", "", registry.tracking_uri), registry, ledger, artifacts)
-
-    def _own_signer(self) -> Signer | None:
-        """The key that signs what this home remembers; None where it is kept elsewhere."""
-        return open_signer(self.uri("run")) if (self.keys / "run.pem").exists() else None
 
     def _replace(self, role: Role, by: Signer) -> str:
         _check_replaceable(role)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 
 from securesystemslib.signer import Key, Signer
@@ -188,10 +188,8 @@ def open_database(url: str, keys: Mapping[str, Key], root: Callable[[], Signer])
             raise ConflictError("another process opened the ledger first")
         return _signed(State(ledger=uuid.uuid4().hex), body, signer)
 
-    try:
+    with suppress(ConflictError):
         store.append(0, first)
-    except ConflictError:
-        return
 
 
 def now(ahead: timedelta = timedelta()) -> str:
@@ -200,14 +198,6 @@ def now(ahead: timedelta = timedelta()) -> str:
 
 
 def _signed(state: State, body: Body, signer: Signer) -> Entry:
-    entry = Entry.model_validate(
-        {
-            "ledger": state.ledger,
-            "index": state.size,
-            "previous": state.head,
-            "time": now(),
-            "body": body,
-            "key": signer.public_key.keyid,
-        }
-    )
+    place = {"ledger": state.ledger, "index": state.size, "previous": state.head}
+    entry = Entry.model_validate({**place, "time": now(), "body": body, "key": signer.public_key.keyid})
     return entry.model_copy(update={"signature": sign_bytes(entry.signed_bytes(), signer)})

@@ -9,7 +9,7 @@ Everything that binds one thing to another is a digest in the ledger; version nu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from lineage.digests import LineageError
-from lineage.places import without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,13 +90,9 @@ class Registry:
 
     def versions(self) -> list[Version]:
         """All versions, oldest first."""
-        found: list[Any] = []
-        page: str | None = ""
-        while page is not None:
-            some = self.client.search_model_versions(f"name = '{self.model_name}'", page_token=page or None)
-            found, page = [*found, *some], some.token or None
-        aliases = self.aliases()
-        return sorted((self.read(version, aliases) for version in found), key=lambda version: int(version.number))
+        aliases, named = self.aliases(), f"name = '{self.model_name}'"
+        found = (self.read(version, aliases) for version in _all(self.client.search_model_versions, named))
+        return sorted(found, key=lambda version: int(version.number))
 
     def version(self, number: str) -> Version | None:
         """One version; None where there is none of this number."""
@@ -126,18 +121,14 @@ class Registry:
     def metrics(self, prefix: str, suffix: str) -> dict[str, dict[str, float]]:
         """MLflow run -> the metrics whose name has both, by what stands between."""
         experiment = self.client.get_experiment_by_name(self.model_name)
-        found: dict[str, dict[str, float]] = {}
-        page: str | None = ""
-        while experiment and page is not None:
-            runs = self.client.search_runs([experiment.experiment_id], page_token=page or None)
-            page = runs.token or None
-            for run in runs:
-                found[run.info.run_id] = {
-                    name.removeprefix(prefix).removesuffix(suffix): float(value)
-                    for name, value in run.data.metrics.items()
-                    if name.startswith(prefix) and name.endswith(suffix)
-                }
-        return found
+        return {
+            run.info.run_id: {
+                name.removeprefix(prefix).removesuffix(suffix): float(value)
+                for name, value in run.data.metrics.items()
+                if name.startswith(prefix) and name.endswith(suffix)
+            }
+            for run in (_all(self.client.search_runs, [experiment.experiment_id]) if experiment else ())
+        }
 
     def open_run(self, run: str) -> str:
         """Make the MLflow run that shows pipeline run ``run``; gives its id, which the plan's record keeps.
@@ -148,13 +139,12 @@ class Registry:
             LineageError: the experiment keeps its files elsewhere than the settings say.
         """
         experiment = self.client.get_experiment_by_name(self.model_name)
-        if experiment and self.artifacts and experiment.artifact_location.rstrip("/") != self.artifacts.rstrip("/"):
+        if experiment and not self._is_meant(location := experiment.artifact_location):
             raise LineageError(
-                f"experiment {self.model_name!r} keeps its files in {experiment.artifact_location}, and MLflow cannot "
-                f"move it to {self.artifacts}; set registry.artifacts to the former, or choose another model_name"
+                f"experiment {self.model_name!r} keeps its files in {location}, not in "
+                f"{self.artifacts or 'what the server serves'}, and MLflow cannot move it; set registry.artifacts to "
+                f"{location}, or choose another model_name"
             )
-        if experiment and self.tracking_uri.startswith("http"):
-            self._check_served(experiment.artifact_location)
         experiment_id = experiment.experiment_id if experiment else self._create_experiment()
         tags = {f"{TAG}run": run}
         return str(self.client.create_run(experiment_id, run_name=run, tags=tags).info.run_id)
@@ -175,12 +165,11 @@ class Registry:
         else:
             self.client.set_registered_model_alias(self.model_name, alias, number)
 
-    def _check_served(self, location: str) -> None:
-        if not location.startswith("mlflow-artifacts:") and location.rstrip("/") != (self.artifacts or "").rstrip("/"):
-            raise LineageError(
-                f"experiment {self.model_name!r} keeps its files in {location}, past the server at "
-                f"{without_credentials(self.tracking_uri)}; remove it, or set registry.artifacts to this place"
-            )
+    def _is_meant(self, location: str) -> bool:
+        """Whether an experiment with its files in ``location`` is the one that the settings speak of."""
+        if self.artifacts:
+            return location.rstrip("/") == self.artifacts.rstrip("/")
+        return location.startswith("mlflow-artifacts:") or not self.tracking_uri.startswith("http")
 
     def _create_experiment(self) -> str:
         # A store without a server keeps its files beside the database, not in the folder we happen to run in.
@@ -194,6 +183,14 @@ class Registry:
 
     def aliases(self) -> dict[str, str]:
         """Alias -> number of the version that has it."""
-        if not self.exists():
-            return {}
-        return {a: str(n) for a, n in self.client.get_registered_model(self.model_name).aliases.items()}
+        found = self.client.search_registered_models(f"name = '{self.model_name}'")
+        return {alias: str(number) for model in found for alias, number in model.aliases.items()}
+
+
+def _all(search: Callable[..., Any], *asked: Any) -> Iterator[Any]:
+    """What a search of MLflow's finds, page by page."""
+    page: str | None = ""
+    while page is not None:
+        found = search(*asked, page_token=page or None)
+        yield from found
+        page = found.token or None

@@ -64,12 +64,11 @@ class ServerStore:
             ConflictError: another entry came first.
             LedgerError: it refuses, with its reason, or does not answer within ``patience`` seconds.
         """
-        import requests
         from mlflow.utils.credentials import get_default_host_creds
         from mlflow.utils.rest_utils import http_request
 
         try:
-            answer: requests.Response = http_request(
+            answer = http_request(
                 get_default_host_creds(self.url),
                 API + path,
                 method,
