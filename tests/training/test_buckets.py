@@ -21,7 +21,7 @@ from training.encode.features import Features
 from training.encode.pictures import nearest
 from training.errors import TrainingError
 from training.families import family_of
-from training.settings import TrainingSettings
+from training.settings import ReplaySettings, TrainingSettings
 from training.teach.supervision import Phase
 from training.train.buckets import bucket_samples
 from training.train.draws import batch_samples
@@ -92,6 +92,7 @@ def test_pictures_are_encoded_in_their_own_shape(bucketed: tuple[TrainingSetting
     settings, folder = bucketed
     features = Features(folder, settings)
     assert sorted(features.info.sizes) == [(2, 32, 32), (2, 32, 64), (2, 64, 32)]
+    settings = settings.model_copy(update={"replay": ReplaySettings()})
     family = family_of(settings.base_model)
     batches = Batches(features, settings, family, rank=0, world=1)
     model = SupervisedTransformer(family, features, settings)

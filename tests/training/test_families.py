@@ -22,7 +22,7 @@ from training.encode.features import Features
 from training.errors import TrainingError
 from training.families import family_of
 from training.families.family import Family
-from training.settings import SampleSettings, SupervisionSettings, TrainingSettings
+from training.settings import ReplaySettings, SampleSettings, SupervisionSettings, TrainingSettings
 from training.teach.structure import layers_at
 from training.teach.supervision import Phase, Tap, blocks_of
 from training.train.export import export_candidate
@@ -299,7 +299,12 @@ def test_qwens_language_model_reads_few_texts_at_once_and_makes_no_logits(
 
 def test_depths_are_of_all_blocks_and_a_model_keeps_no_stream(family: Family, world: World, tmp_path: Path) -> None:
     settings = world.settings(
-        base_model=family.path, buckets=((32, 32),), processes=1, gradient_checkpointing=True, max_sequence_length=TEXT
+        base_model=family.path,
+        buckets=((32, 32),),
+        processes=1,
+        gradient_checkpointing=True,
+        max_sequence_length=TEXT,
+        replay=ReplaySettings(),
     )
     encode_pictures(settings, world.validated, tmp_path / "features")
     features = Features(tmp_path / "features", settings)

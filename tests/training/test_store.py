@@ -211,10 +211,10 @@ def _losses(world: World, settings: TrainingSettings, folder: Path) -> list[floa
 def test_what_is_not_cached_is_computed_with_equal_losses(
     world: World, tmp_path: Path, cached: tuple[str, ...]
 ) -> None:
-    settings = world.settings(processes=1, cached=cached)
+    settings = world.settings(processes=1, cached=cached, replay=ReplaySettings())
     info = encode_pictures(settings, world.validated, tmp_path / "features")
     assert {"latents", "text", "structure"} & info.rows.keys() == set(cached) - {"teacher"}
-    everything = world.settings(processes=1)
+    everything = world.settings(processes=1, replay=ReplaySettings())
     there = _losses(world, everything, world.features)
     assert _losses(world, settings, tmp_path / "features") == pytest.approx(there, rel=1e-5)
 
@@ -247,12 +247,12 @@ def test_a_share_of_any_size_goes_through_frozen_models_a_few_at_a_time(
 
 
 def test_half_precision_halves_latents_and_text(world: World, tmp_path: Path) -> None:
-    settings = world.settings(processes=1, cache_precision="fp16")
+    settings = world.settings(processes=1, cache_precision="fp16", replay=ReplaySettings())
     encode_pictures(settings, world.validated, tmp_path / "features")
     places = [folder / "latents" for folder in (tmp_path / "features", world.features)]
     half, full = (sum(path.stat().st_size for path in place.glob("*.safetensors")) for place in places)
     assert half < 0.6 * full
-    there = _losses(world, world.settings(processes=1), world.features)
+    there = _losses(world, world.settings(processes=1, replay=ReplaySettings()), world.features)
     assert _losses(world, settings, tmp_path / "features") == pytest.approx(there, rel=1e-2)
 
 

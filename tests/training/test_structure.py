@@ -13,6 +13,7 @@ from tests.training.tiny import save_dinov2
 from training.encode.features import Features
 from training.errors import TrainingError
 from training.families import family_of
+from training.settings import ReplaySettings
 from training.teach.structure import StructureHeads, StructureModel, check_grid, layers_at, similarities
 from training.teach.supervision import Phase
 from training.teach.teacher import Teacher
@@ -78,7 +79,7 @@ def _pooled(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_structure_loss_reaches_the_backbone_after_the_warm_up_only(world: World) -> None:
-    settings = world.settings(processes=1, caption_dropout=0.0)
+    settings = world.settings(processes=1, caption_dropout=0.0, replay=ReplaySettings())
     features = Features(world.features, settings)
     model = SupervisedTransformer(family_of(world.base), features, settings)
     batches = Batches(features, settings, family_of(world.base), rank=0, world=1)

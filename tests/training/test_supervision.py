@@ -20,7 +20,7 @@ from tests.training.tiny import save_teacher
 from training.encode.features import Features
 from training.errors import TrainingError
 from training.families import family_of
-from training.settings import SupervisionSettings
+from training.settings import ReplaySettings, SupervisionSettings
 from training.teach.phrases import Phrasebook
 from training.teach.structure import pool_tokens
 from training.teach.supervision import (
@@ -89,7 +89,7 @@ def test_the_schedule_warms_up_ramps_and_decays_to_zero() -> None:
 
 
 def _model(world: World, caption_dropout: float) -> tuple[SupervisedTransformer, Batches]:
-    settings = world.settings(processes=1, caption_dropout=caption_dropout)
+    settings = world.settings(processes=1, caption_dropout=caption_dropout, replay=ReplaySettings())
     features = Features(world.features, settings)
     model = SupervisedTransformer(family_of(world.base), features, settings)
     return model, Batches(features, settings, family_of(world.base), rank=0, world=1)
@@ -214,9 +214,8 @@ def test_granularity_decides_what_the_patches_are_aligned_with(world: World) -> 
     [({"local_weight": 0}, "local"), ({"global_weight": 0}, "caption"), ({"structure_weight": 0}, "structure")],
 )
 def test_every_term_can_be_left_out(world: World, changes: dict[str, float], missing: str) -> None:
-    settings = world.settings(
-        processes=1, caption_dropout=0.0, supervision=SupervisionSettings(enabled=True, **changes)
-    )  # type: ignore[arg-type]
+    supervision = SupervisionSettings(enabled=True, **changes)  # type: ignore[arg-type]
+    settings = world.settings(processes=1, caption_dropout=0.0, replay=ReplaySettings(), supervision=supervision)
     features, family = Features(world.features, settings), family_of(world.base)
     model = SupervisedTransformer(family, features, settings)
     batch = Batches(features, settings, family, rank=0, world=1)[0]
