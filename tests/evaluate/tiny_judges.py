@@ -41,7 +41,7 @@ def save_tokenizer(folder: Path) -> Any:
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=list(SPECIAL), initial_alphabet=alphabet)
-    trained.train_from_iterator(["Yes No"] * 9, trainer)
+    trained.train_from_iterator(["Yes", "No"] * 9, trainer)
     model = json.loads(trained.to_str())["model"]
     made = Qwen2Tokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
     made.add_special_tokens({"additional_special_tokens": list(SPECIAL[1:])})
@@ -78,6 +78,12 @@ def _config(kind: str, tokenizer: Any, words: int, tied: bool = False) -> Any:
     )
 
 
+def _enlarge(model: torch.nn.Module) -> None:
+    """Makes weights larger than the usual random ones, whose outputs hardly differ."""
+    for weight in model.parameters():
+        weight.data *= 3.0 if weight.ndim > 1 else 1.0
+
+
 def save_witness(folder: Path, leaning: float | None = None, tied: bool = False) -> Path:
     """A Qwen3-VL; where ``leaning`` is given, one whose answer is "Yes" by so much, whatever it is shown and asked.
 
@@ -89,9 +95,7 @@ def save_witness(folder: Path, leaning: float | None = None, tied: bool = False)
     save_picture_settings(folder, "Qwen3VL")
     torch.manual_seed(0)
     model = Qwen3VLForConditionalGeneration(_config("Qwen3VL", tokenizer, len(tokenizer), tied)).eval()
-    # Larger than the usual random ones, whose answers hardly differ.
-    for weight in model.parameters():
-        weight.data *= 3.0 if weight.ndim > 1 else 1.0
+    _enlarge(model)
     if leaning is not None:
         for layer in model.model.language_model.layers:
             layer.self_attn.o_proj.weight.data.zero_()
@@ -112,6 +116,7 @@ def save_preference(folder: Path, liking: float | None = None) -> Path:
     save_picture_settings(folder, "Qwen2VL")
     torch.manual_seed(1)
     model = Qwen2VLForConditionalGeneration(_config("Qwen2VL", tokenizer, len(tokenizer) + 1)).eval()
+    _enlarge(model)
     head = torch.nn.Sequential(
         torch.nn.Linear(32, 1024),
         torch.nn.ReLU(),

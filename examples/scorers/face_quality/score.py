@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -50,7 +49,7 @@ class FaceQuality:
         points = self._find(picture)
         if points is None:
             return 0.0
-        moved, _ = cv2.estimateAffinePartial2D(points, np.float32(EYES_NOSE_MOUTH), method=cv2.LMEDS)
+        moved, _ = cv2.estimateAffinePartial2D(points, np.array(EYES_NOSE_MOUTH, dtype=np.float32), method=cv2.LMEDS)
         if moved is None:  # the five points are one
             return 0.0
         face = cv2.warpAffine(picture, moved, (SIDE, SIDE))
@@ -68,8 +67,8 @@ class FaceQuality:
         if faces is None or not len(faces):
             return None
         largest = max(faces, key=lambda face: float(face[2] * face[3]))
-        points: Any = largest[4:14].reshape(5, 2) * (width / size[0], height / size[1])
-        return np.float32(points)
+        points = largest[4:14].reshape(5, 2) * (width / size[0], height / size[1])
+        return np.asarray(points, dtype=np.float32)
 
 
 def main() -> None:
