@@ -10,11 +10,14 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -24,9 +27,12 @@ from safetensors.torch import load_file
 from components.evaluate.evaluation_set import EvaluationError, Prompt
 from components.evaluate.process import CONTRACT, ProcessScorer
 from components.evaluate.settings import EvaluationSettings
-from components.gate.settings import GateSettings
+from components.gate.settings import Constraint, GateSettings
+from components.gate.verdict import decide
 from lineage.digests import digest_path
+from lineage.scores import COLUMNS
 from tests.evaluate.tiny_judges import INSTRUCTION, change, save_faces, save_preference, save_witness
+from tests.gate.tables import RULES, scores
 
 SCORERS = Path("examples/scorers").resolve()
 KINDS = ("soft_tifa", "hpsv3", "face_quality")
@@ -105,11 +111,15 @@ def test_the_shared_code_belongs_to_each_digest(kind: str, tmp_path: Path) -> No
     assert digest_path(folder) == before
 
 
+def shown_settings(kind: str) -> dict[str, Any]:
+    """The sections that a scorer's page shows."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (SCORERS / kind / "README.md").read_text(), re.DOTALL)
+    return {name: content for block in blocks for name, content in yaml.safe_load(block).items()}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_settings_of_each_readme_are_settings(kind: str) -> None:
-    text = (SCORERS / kind / "README.md").read_text()
-    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
-    found = {name: content for block in blocks for name, content in block.items()}
+    found = shown_settings(kind)
     evaluation = EvaluationSettings.model_validate({"evaluation_set": "set", **found["evaluation"]})
     (asked,) = evaluation.scorers
     assert asked.scorer == "process" and asked.weights.endswith(f"scorers/{kind}")
@@ -181,10 +191,12 @@ def test_a_picture_that_cannot_be_read_is_named(faces: Path, tmp_path: Path) -> 
         assert "the picture 00001.png ('a portrait'): it cannot be read" in said
     pictures(1)[0].save(broken, format="JPEG")
     assert "00001.png" in ask("face_quality", tmp_path, asked(whole.name, broken.name), "--weights", str(faces))
-    # A header alone that says 70,000 x 70,000.
-    content = whole.read_bytes()
-    broken.write_bytes(content[:16] + (70_000).to_bytes(4, "big") * 2 + content[24:])
-    assert "00001.png" in ask("face_quality", tmp_path, asked(whole.name, broken.name), "--weights", str(faces))
+    for side, told in ((10_000, "more than 67108864 pixels"), (70_000, "decompression bomb")):
+        header = b"IHDR" + side.to_bytes(4, "big") * 2 + whole.read_bytes()[24:29]
+        bomb = whole.read_bytes()[:12] + header + zlib.crc32(header).to_bytes(4, "big") + whole.read_bytes()[33:]
+        broken.write_bytes(bomb)
+        said = ask("face_quality", tmp_path, asked(whole.name, broken.name), "--weights", str(faces))
+        assert "00001.png" in said and told in said
 
 
 # Questions about phrases.
@@ -194,7 +206,7 @@ def test_a_picture_that_cannot_be_read_is_named(faces: Path, tmp_path: Path) -> 
     ("caption", "asked_for"),
     [
         (CAPTION, {"a portrait of a woman": True, "with red hair": True, "beard": False, "glasses": False}),
-        ("an old man with no hat, not smiling", {"an old man": True, "hat": False, "smiling": False}),
+        ("an old man not smiling with no hat", {"an old man": True, "smiling": False, "hat": False}),
         ("a girl with neither glasses nor a hat", {"a girl": True, "glasses": False, "a hat": False}),
         (
             "a man wearing a tie and a hat. He smiles",
@@ -215,7 +227,7 @@ def test_a_witness_that_leans_to_yes_finds_what_is_to_be_there_and_misses_absenc
     save_witness(folder / "weights", leaning=2.0)
     scorer = scorer_in(folder, "alignment", "--part", "glasses=glasses,spectacles", "--part", "hat=hat")
     before = scorer.digest
-    scores = scorer.score(pictures(2), prompts(CAPTION, "a man, smiling"))
+    found = scorer.score(pictures(2), prompts(CAPTION, "a man, smiling"))
     yes = 1 / (1 + math.exp(-2.0))
     expected = {
         "alignment": [0.5, yes],
@@ -225,9 +237,9 @@ def test_a_witness_that_leans_to_yes_finds_what_is_to_be_there_and_misses_absenc
         "alignment/glasses": [1 - yes, 1.0],
         "alignment/hat": [1.0, 1.0],
     }
-    assert scores.keys() == expected.keys()
+    assert found.keys() == expected.keys()
     for measure, values in expected.items():
-        assert scores[measure] == pytest.approx(values, abs=1e-5), measure
+        assert found[measure] == pytest.approx(values, abs=1e-5), measure
     assert scorer.ran["transformers"] and scorer.ran["program"].startswith("sha256:")
     assert scorer_in(folder, "alignment", *scorer._command[2:]).digest == before, "running it leaves nothing behind"
 
@@ -280,8 +292,8 @@ def test_what_does_not_load_is_told_through_the_contract(tmp_path: Path) -> None
 def test_preference_is_the_mean_that_the_head_gives(tmp_path: Path) -> None:
     folder = folder_of("hpsv3", tmp_path / "hpsv3")
     save_preference(folder / "weights", liking=3.25)
-    scores = scorer_in(folder, "aesthetics").score(pictures(2), prompts(CAPTION, "a man"))
-    assert scores["aesthetics"].tolist() == [3.25, 3.25]
+    found = scorer_in(folder, "aesthetics").score(pictures(2), prompts(CAPTION, "a man"))
+    assert found["aesthetics"].tolist() == [3.25, 3.25]
 
 
 def test_preference_reads_what_stands_before_the_reward(preference: Program, tmp_path: Path) -> None:
@@ -392,3 +404,25 @@ def test_a_network_that_is_missing_or_broken_is_told(faces: Path, tmp_path: Path
     judge.unlink()
     told = ask("face_quality", tmp_path, asked("00000.png"), "--weights", str(place))
     assert "there is no ediffiqa_tiny_jun2024.onnx" in told
+
+
+def test_faces_that_dissolve_reject_a_candidate_whatever_it_gains() -> None:
+    shown = shown_settings("face_quality")["gate"]
+    settings = RULES.model_copy(
+        update={
+            "constraints": {name: Constraint.model_validate(rule) for name, rule in shown["constraints"].items()},
+            "ranges": {**RULES.ranges, **shown["ranges"]},
+        }
+    )
+    gained = scores(alignment=0.1)
+
+    def decision(lost: float) -> str:
+        rows = [
+            (prompt, 7, model, "face_quality", 0.6 - (lost if model == "candidate" else 0.0))
+            for model in gained.models
+            for prompt in gained.prompts
+        ]
+        table = pd.concat([gained.table, pd.DataFrame(rows, columns=list(COLUMNS))])
+        return decide(replace(gained, table=table), settings).decision
+
+    assert (decision(0.0), decision(0.3)) == ("promote", "reject")

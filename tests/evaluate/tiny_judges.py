@@ -134,8 +134,11 @@ def save_preference(folder: Path, liking: float | None = None) -> Path:
         tensors[told.replace("model.language_model.", "model.")] = value.contiguous()
     assert {"visual.patch_embed.proj.weight", "model.embed_tokens.weight", "lm_head.weight"} <= tensors.keys()
     save_file(tensors, folder / "HPSv3.safetensors")
-    # As the model that it was made of has it: without the token of the reward.
-    _config("Qwen2VL", tokenizer, len(tokenizer)).save_pretrained(folder)
+    # As the model that it was made of has it: without the token of the reward, and all of the text's in one level.
+    told = _config("Qwen2VL", tokenizer, len(tokenizer)).to_dict()
+    text = {**told.pop("text_config"), "rope_theta": 1e4, "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}}
+    del text["rope_parameters"], text["model_type"]
+    (folder / "config.json").write_text(json.dumps({**text, **told}))
     (folder / "instruction.txt").write_text(INSTRUCTION)
     return folder
 

@@ -30,7 +30,7 @@ LEAST = 1e-6
 _PUNCTUATION = re.compile(r"\s*[,;:.!?()\n]+\s*")
 _OPENERS = (
     "in front of", "on top of", "without", "wearing", "holding", "having", "against", "behind", "beside",
-    "under", "with", "while", "and", "but", "who", "that", "which", "no", "neither", "nor",
+    "under", "with", "while", "and", "but", "who", "that", "which", "no", "not", "neither", "nor",
 )  # fmt: skip
 _CLAUSE = re.compile(r"\s+(?=(?:" + "|".join(_OPENERS) + r")\b)", re.IGNORECASE)
 _LEADING = re.compile(r"^(?:and|but)\s+", re.IGNORECASE)
