@@ -16,7 +16,7 @@ from components.evaluate.evaluation_set import EvaluationError, Prompt
 from components.evaluate.process import CONTRACT, ProcessScorer
 from tests.evaluate.conftest import judge_models, settings
 
-EXAMPLE = Path("examples/process_scorer").resolve()
+EXAMPLE = Path("examples/scorers/complexity").resolve()
 PROMPTS = [Prompt(id=str(place), text=f"a portrait {place}", seeds=(place,), attributes={}) for place in range(3)]
 
 
