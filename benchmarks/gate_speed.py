@@ -1,8 +1,8 @@
 """The gate's time and memory: `python -m benchmarks.gate_speed [--prompts N] [--resamples N]`.
 
 A whole decision by `decide` (checks, 10,000 resamples, 3 axes, 1,000 prompts) beside its resampling alone;
-medians of five rounds in turn. The last line is the decision's seconds (at most 1) and the process's peak memory
-(at most 1 GiB), imports and all.
+medians of five rounds in turn. The last line is the decision's seconds of a core (at most 1) and the process's peak
+memory (at most 1 GiB), imports and all.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ ROUNDS = 5
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long ``work`` takes."""
-    began = time.perf_counter()
+    """How long ``work`` keeps a core busy."""
+    began = time.process_time()
     work()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def make_scores(prompts: int) -> Scores:
