@@ -152,10 +152,10 @@ def memorised(bench: Bench) -> Path:
 
 
 def starved(bench: Bench) -> Path:
-    """Trained, without replay, on as many portraits that all wear a beard."""
+    """Trained, without replay and four times as long, on as many portraits that all wear a beard."""
     bearded = [portrait for portrait in portraits("new") if portrait.beard][: len(narrow())]
     data = bench.data("starved", bearded, [portrait.caption() for portrait in bearded])
-    return bench.train("starved", data, bench.base, **NO_REPLAY)
+    return bench.train("starved", data, bench.base, **NO_REPLAY, steps=4 * bench.steps)
 
 
 def trained_on(bench: Bench) -> Path:

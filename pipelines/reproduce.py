@@ -14,6 +14,7 @@ from components.snapshot_data.component import snapshot_data
 from components.validate_data.component import validate_data
 from lineage.digests import LineageError, code_digest, packages_digest
 from lineage.records import PRODUCT, StepRecord, read_records
+from lineage.registry import CHAMPION
 from lineage.state import State
 from pipelines.narration import Narration
 from pipelines.processes import processes
@@ -50,7 +51,8 @@ def training_records(state: State, records: str, model: str, version: str) -> di
     Raises:
         LineageError: the version is unknown, its records are gone or were changed.
     """
-    registered = state.registered(model, version)
+    champion = state.champion(model)
+    registered = state.registered(model, champion.version if champion and version == CHAMPION else version)
     if registered is None:
         raise LineageError(f"version {version} of {model} is not in the ledger")
     first = next(known for known in state.versions[model].values() if known.candidate == registered.candidate)

@@ -21,6 +21,8 @@ from pydantic import (
 Granularity = Literal["phrase", "clause", "caption"]
 Part = Literal["latents", "text", "teacher", "structure"]
 """What is encoded: VAE posteriors, conditioning, the teacher's patches, the vision model's self-similarities."""
+TEACHERS = ("teacher", "structure_model")
+"""The settings that name networks which supervise."""
 AXES = ("alignment", "realism", "aesthetics")
 """What weights are compared by where one of a run's steps is chosen."""
 

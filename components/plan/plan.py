@@ -19,6 +19,7 @@ from lineage.policy import by_content, changes
 from lineage.records import RunContext
 from lineage.registry import RegistrySettings
 from lineage.state import Champion, State
+from training.settings import TEACHERS
 
 Sections = Mapping[str, Mapping[str, Any]]
 """Sections of the configuration by name: ``validation``, ``training`` (without what only watches the training),
@@ -83,7 +84,7 @@ def make_plan(
         state: of the ledger; the registry's tags and aliases are not asked.
         model: name of the registered model.
         force: train and judge although nothing is new.
-        leakage: look for leakage where something has to run, which loads torch.
+        leakage: look for leakage where something has to run and a network supervises, which loads torch.
 
     Raises:
         TrainingError: something has to run, and a scorer holds weights of a network that supervises training.
@@ -98,8 +99,8 @@ def make_plan(
     terms = evaluation_terms(evaluation, sections["gate"])
     known = next((v for v in reversed(versions) if v.training_key == key), None)
     needed, reason = _decide(state, versions, known, champion, incumbent_digest, terms)
-    if leakage and (needed or force):
-        from training.teach.leakage import refuse_leakage  # loads torch, which a run with nothing new does without
+    if leakage and (needed or force) and any(training.get(key) for key in TEACHERS):
+        from training.teach.leakage import refuse_leakage  # loads torch, which other plans do without
 
         refuse_leakage(evaluation, training)
     reuse = None if force else known

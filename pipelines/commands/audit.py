@@ -9,7 +9,7 @@ import typer
 
 from lineage.digests import LineageError
 from lineage.scores import EVALUATION_FILE
-from pipelines.commands.request import EXAMPLE, Subject, VersionArgument, about
+from pipelines.commands.request import EXAMPLE, Subject, about
 from pipelines.errors import RequestError
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _decide_again(scores: Path, config: Path | None) -> bool:
 @about("model", "config", "work_dir")
 def reproduce(
     subject: Subject,
-    version: VersionArgument,
+    version: Annotated[str, typer.Argument(help="Number of the model version, or 'champion'.")],
     keep: Annotated[Path | None, typer.Option(help="Train in this folder and keep it, not in a temporary one.")] = None,
 ) -> bool:
     """Train a version again from its records and compare the weights' digest."""

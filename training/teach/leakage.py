@@ -19,9 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from training.errors import TrainingError
+from training.settings import TEACHERS
 
-TEACHERS = ("teacher", "structure_model")
-"""The keys of the training settings that name networks which supervise."""
 LARGE = 4096
 """Fewest values of a tensor that counts."""
 POSITIONS = 1024

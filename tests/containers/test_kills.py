@@ -1,0 +1,76 @@
+"""Each step's container is killed once while it works, and removed once as it starts; nothing happens twice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import docker
+import pytest
+
+from lineage.embedded import Embedded
+from lineage.entries import Moved, Registered
+from pipelines.container_step import ROOT_LABEL, component_of
+from tests.runs import TRIPTYCH, cut_down, some_portraits, triptych
+
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(3600)]
+
+STEPS = (
+    *("snapshot_data", "plan", "validate_data", "encode_features", "fine_tune", "evaluate", "gate", "register"),
+    *("promote", "close_run", "nothing_new"),
+)
+"""In the order in which a run that is begun again comes to them."""
+WAYS = ("SIGKILL", "removal")
+
+
+def lose(client: docker.DockerClient, work: Path, configuration: Path, step: str, way: str) -> str:
+    """Begin a run, and kill or remove the container of one step; what the run printed."""
+    command = [TRIPTYCH, "retrain", "--config", configuration, "--runner", "containers", "--work-dir", work]
+    log = work.parent / f"{step}-{way}.log"
+    with log.open("w") as stream:
+        run = subprocess.Popen([str(part) for part in command], stdout=stream, stderr=stream, env=os.environ.copy())
+    ours, until = {"label": f"{ROOT_LABEL}={work / 'pipeline'}"}, time.monotonic() + 600
+    while True:
+        found = [c for c in client.containers.list(filters=ours) if component_of(c.attrs["Config"]["Cmd"]) == step]
+        if found:
+            break
+        assert run.poll() is None, f"the run ended before {step}:\n{log.read_text()[-3000:]}"
+        assert time.monotonic() < until, f"{step} never started"
+        time.sleep(0.1)
+    if way == "SIGKILL":
+        time.sleep(2.0)
+        found[0].kill("SIGKILL")
+    else:
+        found[0].remove(force=True)
+    assert run.wait(600) != 0, f"the run survived the loss of {step}:\n{log.read_text()[-3000:]}"
+    return log.read_text()
+
+
+@pytest.mark.parametrize("first", WAYS)
+def test_a_run_survives_the_loss_of_any_of_its_containers(
+    image: str, client: docker.DockerClient, tmp_path: Path, first: str
+) -> None:
+    """Ways take turns, and another one begins in the second half, so that every step is lost in both."""
+    configuration = cut_down(
+        tmp_path,
+        some_portraits("new", tmp_path / "portraits", 60),
+        training={"steps": 10, "log_every": 5, "selection": {"selection_set": None}},
+        evaluation={"limit": 48, "grid": 4},
+        gate={"minimum_prompts": 8},
+    )
+    work, turn = tmp_path / "work", WAYS.index(first)
+    for number, step in enumerate(STEPS):
+        told = lose(client, work, configuration, step, WAYS[(number + turn) % 2])
+        assert step.replace("_", "-") in told
+    ended = triptych("retrain", "--config", configuration, "--runner", "containers", "--work-dir", work)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    ledger = Embedded(work / "lineage").open()
+    bodies = Counter(type(entry.body) for entry in ledger.entries())
+    assert (bodies[Registered], bodies[Moved]) == (1, 1)
+    assert ledger.state.champion("portrait-avatars") is not None
+    assert client.containers.list(all=True, filters={"label": f"{ROOT_LABEL}={work / 'pipeline'}"}) == []
+    audited = triptych("audit", "champion", "--work-dir", work)
+    assert audited.returncode == 0, audited.stdout + audited.stderr
