@@ -51,11 +51,7 @@ def evaluate(
     anchor_digest: str = "",
 ) -> str:
     """Sample candidate and incumbent on the same prompts and seeds and score both; returns the scores' digest."""
-    import sys
     from pathlib import Path
-
-    # jsonschema, which scorers may bring along, else builds a grammar of IRIs for a second or two.
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
     from components.evaluate.evaluate import decision_of, evaluate, opponents
     from components.evaluate.settings import EvaluationSettings

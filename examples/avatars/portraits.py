@@ -17,6 +17,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, lru_cache
@@ -198,6 +199,8 @@ def cores() -> Iterator[Portrait]:
 
 @lru_cache(maxsize=1)
 def _style() -> Style:
+    # jsonschema, which dicebear loads, else builds a grammar of IRIs for two seconds.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     from dicebear import Style
 
     definition = files("dicebear_styles").joinpath("avataaars.json").read_text("utf-8")
@@ -207,6 +210,7 @@ def _style() -> Style:
 @cache
 def _template(hair: str, mouth: str, glasses: bool, beard: bool) -> str:
     """The SVG of a shape, with marker colours; 128 of them exist."""
+    style = _style()  # before dicebear is loaded
     from dicebear import Avatar
 
     options = {
@@ -224,5 +228,5 @@ def _template(hair: str, mouth: str, glasses: bool, beard: bool) -> str:
         "facialHairProbability": 100 if beard else 0,
         **{f"{part}Color": marker for part, marker in _MARKERS.items()},
     }
-    svg = Avatar(_style(), options).to_string()
+    svg = Avatar(style, options).to_string()
     return re.sub(r'viewBox="[^"]*"', f'viewBox="{CROP}"', svg, count=1)
