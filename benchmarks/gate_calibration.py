@@ -1,10 +1,5 @@
 """How often the gate promotes what it should not: `python -m benchmarks.gate_calibration [--pairs N]`.
 
-With ``--retrains SCORES SCORES …`` (scores of retrains by one recipe, as for ``triptych gate calibrate``) it simulates
-the shipped policy instead, as it is: prompts drawn again from the differences of two such retrains, with a true loss of
-exactly the margin of one axis, slice or constraint at a time, by a shift of all prompts or by failures that cost some of
-them everything, while the other axes gain two margins.
-
 Simulated pairs of models go through the gate's own figures and rule, at one decision's level of 0.025. Scores lie
 between 0 and 1. Per kind of scores, number of prompts and scenario it prints how often the candidate was promoted, with
 the exact (Clopper-Pearson) one-sided 95 % upper limit, or that the gate refuses so few prompts for such a margin;
@@ -28,11 +23,9 @@ from scipy.stats import beta, norm
 
 from components.gate.figures import Figure, per_prompt_figures
 from components.gate.resampling import Resampling
-from components.gate.scores import Scores, prompt_means, read_scores
 from components.gate.settings import AXES, GateSettings
-from components.gate.slices import Group, make_groups
+from components.gate.slices import Group
 from components.gate.verdict import rule
-from pipelines.configuration import read_sections
 
 Floats = NDArray[np.float64]
 Make = Callable[[np.random.Generator, int, Floats], Floats]
