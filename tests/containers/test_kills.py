@@ -56,7 +56,7 @@ def test_a_run_survives_the_loss_of_any_of_its_containers(
     """Ways take turns, and another one begins in the second half, so that every step is lost in both."""
     configuration = cut_down(
         tmp_path,
-        some_portraits("new", tmp_path / "portraits", 60),
+        some_portraits("new", tmp_path / "portraits"),
         training={"steps": 10, "log_every": 5, "selection": {"selection_set": None}},
         evaluation={"limit": 48, "grid": 4},
         gate={"minimum_prompts": 8},
