@@ -10,7 +10,7 @@ EXTRAS := data,training,evaluation,registry,server,serving,avatars,cluster,conta
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine data retrain shuffled plain serve images ui lint test test-cluster test-containers test-servers servers fuzz tiny-models clean
+.PHONY: help install engine data retrain shuffled plain serve images ui lint test test-cluster test-containers test-drills test-servers servers fuzz tiny-models clean
 
 help: ## List all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -71,7 +71,10 @@ test-cluster: install ## The manifests and doctor on a real API server (KUBEBUIL
 	$(BIN)/pytest tests/apiserver tests/cluster/test_rendering.py tests/cluster/test_submit.py tests/cluster/test_golden.py
 
 test-containers: install data engine servers ## The pipeline in containers, and all that needs Debian's services
-	$(BIN)/pytest -m 'containers or servers' tests/containers tests/servers tests/serving
+	$(BIN)/pytest -m '(containers or servers) and not drill' tests/containers tests/servers tests/serving
+
+test-drills: install data engine servers ## What takes too long for every change: each step's container lost in both ways
+	$(BIN)/pytest -m drill tests/containers
 
 test-servers: install servers ## The governed MLflow server and the page of serve: SQLite, PostgreSQL, S3, a browser
 	$(BIN)/pytest -m servers tests/servers tests/serving

@@ -191,7 +191,7 @@ def test_the_champion_can_be_audited(repeated: Run, work: Path, good_configurati
 
 
 def test_the_champion_can_be_trained_again(repeated: Run, work: Path, good_configuration: Path) -> None:
-    made = triptych("reproduce", "1", "--config", good_configuration, "--work-dir", work)
+    made = triptych("reproduce", "champion", "--config", good_configuration, "--work-dir", work)
     assert made.returncode == 0, made.stdout + made.stderr
     assert made.stdout.splitlines()[-1] == "reproduced"
 
