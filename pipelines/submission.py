@@ -211,7 +211,8 @@ def news(configuration: Configuration, context: RunContext, force: bool = False)
     if held and held.expires > datetime.now(UTC).isoformat() and configuration.registry.busy == "end":
         return "busy", f"run {held.run} has {model} until {held.expires}"
     sections = {**told, "training": configuration.training.deciding()}
-    plan = make_plan(known, model, taken.digest, sections, force, leakage=False)
+    automatic = configuration.registry.mode == "auto"
+    plan = make_plan(known, model, taken.digest, sections, force, leakage=False, automatic=automatic)
     if plan.needed:
         return None, plan.reason
     with recording(context, "nothing-new", {"reason": plan.reason}) as record:

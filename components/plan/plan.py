@@ -2,7 +2,7 @@
 
 A known training key reuses that candidate; a candidate that was judged against today's incumbent on the same terms,
 or already is champion, means that nothing is new. A changed incumbent alone judges the known candidate anew, without
-training.
+training; so does a candidate whose run was approved and ended before it could promote.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def plan_run(
         return Plan(needed=False, reason=f"busy: {error}", busy=True)
     state = context.open_ledger().refresh()  # what a run that was waited for did is part of it
     check_policy(state, model, sections["evaluation"], sections["gate"])
-    return make_plan(state, model, snapshot_digest, sections, force)
+    return make_plan(state, model, snapshot_digest, sections, force, automatic=settings.mode == "auto")
 
 
 def make_plan(
@@ -77,6 +77,7 @@ def make_plan(
     sections: Sections,
     force: bool,
     leakage: bool = True,
+    automatic: bool = False,
 ) -> Plan:
     """Look into the ledger and decide.
 
@@ -84,6 +85,7 @@ def make_plan(
         state: of the ledger; the registry's tags and aliases are not asked.
         model: name of the registered model.
         force: train and judge although nothing is new.
+        automatic: a promote verdict moves the champion without a person.
         leakage: look for leakage where something has to run and a network supervises, which loads torch.
 
     Raises:
@@ -98,7 +100,7 @@ def make_plan(
     key = training_key(snapshot_digest, sections["validation"], training)
     terms = evaluation_terms(evaluation, sections["gate"])
     known = next((v for v in reversed(versions) if v.training_key == key), None)
-    needed, reason = _decide(state, versions, known, champion, incumbent_digest, terms)
+    needed, reason = _decide(state, versions, known, champion, incumbent_digest, terms, automatic)
     if leakage and (needed or force) and any(training.get(key) for key in TEACHERS):
         from training.teach.leakage import refuse_leakage  # loads torch, which other plans do without
 
@@ -126,6 +128,7 @@ def _decide(
     champion: Champion | None,
     incumbent_digest: str,
     terms: str,
+    automatic: bool,
 ) -> tuple[bool, str]:
     if known is None:
         return True, "no candidate was trained from this snapshot, code, configuration and base model yet"
@@ -137,6 +140,8 @@ def _decide(
         judged = state.verdicts[version.verdict]
         decided = (version.candidate, judged.incumbent, version.evaluation_terms)
         if decided == (known.candidate, incumbent_digest, terms):
+            if automatic and judged.decision == "promote" and version.verdict not in state.used:
+                return True, f"version {version.version} was approved, and its run ended before it became champion"
             return False, f"nothing is new: version {version.version} was judged on the same terms: {judged.decision}"
     return (
         True,

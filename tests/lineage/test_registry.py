@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from components.close_run.close import close, unclosed
 from components.plan.lease import take_lease
 from components.plan.overview import log_dataset
-from components.plan.plan import Plan, make_plan, plan_run
+from components.plan.plan import Plan, Sections, make_plan, plan_run
 from components.register.documents.candidate import Candidate
 from components.register.register import DESCRIPTION_LIMIT, describe, register_candidate
 from components.register.store import upload
@@ -312,6 +312,28 @@ def test_a_judged_candidate_is_nothing_new_and_other_terms_judge_it_anew(tmp_pat
     assert anew.needed
     assert (anew.reuse_uri, anew.reuse_digest) == (uri, digest_path(made.candidate))
     assert plan(snapshot="sha256:another").reuse_uri == "" == plan(suite="another").reuse_uri
+
+
+def test_an_approved_candidate_whose_run_ended_before_it_promoted_is_judged_anew(
+    tmp_path: Path, migrated: bytes
+) -> None:
+    base = example.weights(tmp_path, "base")
+    made = prepare(tmp_path, migrated, example.weights(tmp_path), "promote", digest_path(base))
+
+    def plan(automatic: bool, *used: str) -> Plan:
+        state, training = made.context.open_ledger().refresh(), {"base_model": str(base)}
+        state.used.update(used)
+        sections: Sections = {"validation": {}, "training": training, "evaluation": {}, "gate": {}}
+        return make_plan(state, "portraits", example.SNAPSHOT, sections, force=False, automatic=automatic)
+
+    first = plan(automatic=True)
+    keys = {**KEYS, "training_key": first.training_key, "evaluation_terms": first.evaluation_terms}
+    registered = made.register(keys=keys)
+    anew = plan(automatic=True)
+    assert anew.needed and anew.reuse_digest == digest_path(made.candidate)
+    assert "version 1 was approved, and its run ended before it became champion" in anew.reason
+    assert not plan(automatic=False).needed, "a person decides"
+    assert not plan(True, registered.verdict).needed, "it was champion, and is no more: somebody went back"
 
 
 def test_a_run_that_was_lost_is_found_and_closed(run: Run) -> None:
