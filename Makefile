@@ -10,7 +10,7 @@ EXTRAS := data,training,evaluation,registry,server,serving,avatars,cluster,conta
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine data retrain shuffled plain serve images ui lint test test-cluster test-containers test-drills test-servers servers fuzz tiny-models clean
+.PHONY: help install engine data retrain shuffled plain serve images ui lint test test-all test-cluster test-containers test-drills test-servers servers fuzz tiny-models clean
 
 help: ## List all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -64,8 +64,13 @@ lint: install ## Formatting, style, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: install data ## All tests that need no container engine and no servers
-	$(BIN)/pytest -m 'not containers and not servers' --ignore=tests/apiserver --numprocesses 2 --dist loadgroup
+HERE := not containers and not servers
+
+test: install data ## Most tests that need no container engine and no servers, in minutes
+	$(BIN)/pytest -m '$(HERE) and not slow' --ignore=tests/apiserver --numprocesses 2 --dist loadgroup
+
+test-all: install data ## All of them
+	$(BIN)/pytest -m '$(HERE)' --ignore=tests/apiserver --numprocesses 2 --dist loadgroup
 
 test-cluster: install ## The manifests and doctor on a real API server (KUBEBUILDER_ASSETS, TRIPTYCH_CRDS), submit on KFP's API
 	$(BIN)/pytest tests/apiserver tests/cluster/test_rendering.py tests/cluster/test_submit.py tests/cluster/test_golden.py
