@@ -66,7 +66,9 @@ class TestImage:
         for name in names:
             place, target = build.CHECKOUT / name, tmp_path / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(place, target, ignore=LEFT_OUT) if place.is_dir() else shutil.copy(place, target)
+            shutil.copytree(place, target, symlinks=True, ignore=LEFT_OUT) if place.is_dir() else shutil.copy(
+                place, target
+            )
         monkeypatch.setattr(build, "CHECKOUT", tmp_path)
         assert build_image("triptych-torch") == image
         (tmp_path / "lineage" / "notes.log").write_text("not installed")

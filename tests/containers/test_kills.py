@@ -48,7 +48,8 @@ def lose(client: docker.DockerClient, work: Path, configuration: Path, step: str
     return log.read_text()
 
 
-@pytest.mark.parametrize("first", ["SIGKILL", pytest.param("removal", marks=pytest.mark.drill)])
+@pytest.mark.drill
+@pytest.mark.parametrize("first", WAYS)
 def test_a_run_survives_the_loss_of_any_of_its_containers(
     image: str, client: docker.DockerClient, tmp_path: Path, first: str
 ) -> None:
