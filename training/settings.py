@@ -5,6 +5,7 @@ Read by two steps, encode features and fine-tune. Imports neither torch nor anyt
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -25,6 +26,12 @@ TEACHERS = ("teacher", "structure_model")
 """The settings that name networks which supervise."""
 AXES = ("alignment", "realism", "aesthetics")
 """What weights are compared by where one of a run's steps is chosen."""
+
+
+def teachers(training: Mapping[str, Any]) -> dict[str, Path]:
+    """Which networks supervise, by the training section: its key -> the folder."""
+    named = {key: training.get(key) for key in TEACHERS}
+    return {key: Path(place) for key, place in named.items() if place}
 
 
 class Section(BaseModel):

@@ -20,7 +20,8 @@ from components.evaluate.scoring import FeatureScorer, PictureScorer, Scorer, me
 from components.evaluate.settings import EvaluationSettings
 from lineage.pictures import manifest_rows, read_picture, trained_on
 from lineage.scores import COLUMNS, DIVERSITY, REFERENCES, Kernel, SetMeasure, write_sets
-from training.teach.leakage import ALIKE, find_leakage, likeness, probe_pictures, refusal, teacher_features, teachers
+from training.settings import teachers
+from training.teach.leakage import ALIKE, find_leakage, likeness, probe_pictures, refusal, teacher_features
 
 MANIFEST = "manifest.parquet"
 MEMORISATION = "memorisation"

@@ -19,7 +19,7 @@ from lineage.policy import by_content, changes
 from lineage.records import RunContext
 from lineage.registry import RegistrySettings
 from lineage.state import Champion, State
-from training.settings import TEACHERS
+from training.settings import teachers
 
 Sections = Mapping[str, Mapping[str, Any]]
 """Sections of the configuration by name: ``validation``, ``training`` (without what only watches the training),
@@ -101,7 +101,7 @@ def make_plan(
     terms = evaluation_terms(evaluation, sections["gate"])
     known = next((v for v in reversed(versions) if v.training_key == key), None)
     needed, reason = _decide(state, versions, known, champion, incumbent_digest, terms, automatic)
-    if leakage and (needed or force) and any(training.get(key) for key in TEACHERS):
+    if leakage and (needed or force) and teachers(training):
         from training.teach.leakage import refuse_leakage  # loads torch, which other plans do without
 
         refuse_leakage(evaluation, training)

@@ -52,11 +52,20 @@ def postgresql() -> Iterator[str]:
 
 def database(cluster: str, name: str) -> str:
     """Make a database in the cluster; gives its URL."""
+    _administer(cluster, f'CREATE DATABASE "{name}"')
+    return f"{cluster}/{name}"
+
+
+def drop(cluster: str, name: str) -> None:
+    """Remove a database, whoever is connected to it."""
+    _administer(cluster, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def _administer(cluster: str, statement: str) -> None:
     engine = sql.create_engine(f"{cluster}/postgres", isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        connection.execute(sql.text(f'CREATE DATABASE "{name}"'))
+        connection.execute(sql.text(statement))
     engine.dispose()
-    return f"{cluster}/{name}"
 
 
 @contextmanager

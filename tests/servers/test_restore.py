@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sql
 from typer.testing import CliRunner
 
 from lineage.artifacts import fetch_weights
@@ -16,7 +15,7 @@ from pipelines.audit.collect import audit
 from pipelines.audit.report import Sources
 from pipelines.cli import app
 from tests.servers.conftest import portraits_on
-from tests.servers.engines import database, program
+from tests.servers.engines import database, drop, program
 from tests.servers.governed import Server, digest_of, governed, settings, signed_in
 
 DATABASES = ("drill-ledger", "drill-mlflow")
@@ -34,13 +33,6 @@ def plain(url: str) -> str:
 
 def run(name: str, *arguments: str | Path) -> None:
     subprocess.run([program(name), *map(str, arguments)], check=True, capture_output=True)
-
-
-def drop(cluster: str, name: str) -> None:
-    engine = sql.create_engine(f"{cluster}/postgres", isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(sql.text(f'DROP DATABASE "{name}" WITH (FORCE)'))
-    engine.dispose()
 
 
 class Bucket:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from training.errors import TrainingError
-from training.settings import TEACHERS
+from training.settings import teachers
 
 LARGE = 4096
 """Fewest values of a tensor that counts."""
@@ -29,12 +29,6 @@ ALIKE = 0.99
 """Correlation of similarities from which two networks count as one."""
 OPAQUE = (".bin", ".pt", ".pth", ".ckpt", ".onnx", ".gguf", ".h5", ".msgpack", ".pkl", ".npz")
 """Formats of weights that are not looked into."""
-
-
-def teachers(training: Mapping[str, Any]) -> dict[str, Path]:
-    """Which networks supervise, by the training section: its key -> the folder."""
-    named = {key: training.get(key) for key in TEACHERS}
-    return {key: Path(place) for key, place in named.items() if place}
 
 
 def find_leakage(scorers: Sequence[tuple[str, str]], training: Mapping[str, Any]) -> list[str]:
