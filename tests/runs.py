@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
@@ -16,6 +17,32 @@ from lineage.records import RunContext
 
 AVATARS = Path("examples/avatars").resolve()
 TRIPTYCH = Path(sys.executable).with_name("triptych")
+
+
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "PlantedAccessKeyId000",
+    "AWS_SECRET_ACCESS_KEY": "PlantedSecretAccessKey",
+    "HF_TOKEN": "PlantedTokenOfTheHub00",
+    "MLFLOW_TRACKING_PASSWORD": "PlantedTrackingPassword",
+    "PGPASSWORD": "PlantedDatabasePassword",
+    "KF_PIPELINES_TOKEN": "PlantedTokenOfPipelines",
+}
+"""Variables with planted secrets, to be looked for in what is left afterwards."""
+
+
+def secrets_in(folder: Path) -> list[str]:
+    """Files below ``folder`` that hold a planted secret, as it is or in base64, each with the secret's name."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        content = path.read_bytes() if path.is_file() else b""
+        found += [f"{path}: {name}" for name, value in SECRETS.items() if any(form in content for form in forms(value))]
+    return found
+
+
+def forms(secret: str) -> list[bytes]:
+    """A secret as it may lie in a file: in plain, and in base64 at each of the three places where it may begin."""
+    shifted = [base64.b64encode(b"\0" * shift + secret.encode())[4 if shift else 0 : -4] for shift in range(3)]
+    return [secret.encode(), *shifted]
 
 
 def run_context(folder: Path, run: str = "run-1", tracking_uri: str = "unused") -> RunContext:

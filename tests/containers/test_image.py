@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import docker
@@ -14,6 +15,7 @@ import pytest
 from infra.images import build
 from infra.images.build import ContainerError, build_image
 from lineage.digests import code_digest
+from tests.runs import SECRETS, forms, secrets_in
 
 ROOMS = ("lineage", "training", "serving", "components", "pipelines", "infra", "examples")
 STRANGER = "12345:12345"
@@ -62,19 +64,55 @@ class TestImage:
 
     def test_it_follows_the_checkout(self, image: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """Equal checkouts have one image, and another line of code makes another one."""
-        names = ["LICENSE", "README.md", "constraints.txt", "pyproject.toml", "build", *ROOMS]
-        for name in names:
-            place, target = build.CHECKOUT / name, tmp_path / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(place, target, symlinks=True, ignore=LEFT_OUT) if place.is_dir() else shutil.copy(
-                place, target
-            )
+        copy_checkout(tmp_path)
         monkeypatch.setattr(build, "CHECKOUT", tmp_path)
         assert build_image("triptych-torch") == image
         (tmp_path / "lineage" / "notes.log").write_text("not installed")
         with (tmp_path / "lineage" / "digests.py").open("a") as source:
             source.write("ANOTHER = 1\n")
         assert build_image("triptych-torch") != image
+
+    def test_no_secret_of_the_builders_is_in_its_layers(
+        self, client: docker.DockerClient, engine: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """Neither of the environment, nor of files that lie in the checkout and are not the product's."""
+        checkout, layers = tmp_path / "checkout", tmp_path / "layers"
+        copy_checkout(checkout)
+        with (checkout / "lineage" / "digests.py").open("a") as source:
+            source.write("BUILT_WITH_SECRETS_AROUND = 1\n")
+        for name, value in SECRETS.items():
+            monkeypatch.setenv(name, value)
+            for place in (".env", ".triptych/lineage/keys/root.pem", "lineage/notes.log", "examples/.netrc"):
+                (checkout / place).parent.mkdir(parents=True, exist_ok=True)
+                with (checkout / place).open("a") as left:
+                    left.write(f"{name}={value}\n")
+        monkeypatch.setattr(build, "CHECKOUT", checkout)
+        made = client.images.get(build_image("triptych-data"))
+        with (tmp_path / "image.tar").open("wb") as saved:
+            saved.writelines(made.save())
+        with tarfile.open(tmp_path / "image.tar") as image:
+            image.extractall(layers / "image", filter="data")
+        unpacked = 0
+        for path in [path for path in (layers / "image").rglob("*") if path.is_file() and tarfile.is_tarfile(path)]:
+            with tarfile.open(path) as layer:
+                for member in layer:
+                    content = reader.read() if (reader := layer.extractfile(member)) else b""
+                    hits = [name for name, value in SECRETS.items() if any(form in content for form in forms(value))]
+                    assert hits == [], f"{member.name} holds {hits}"
+                    unpacked += member.name.endswith("lineage/digests.py") and b"BUILT_WITH_SECRETS_AROUND" in content
+        assert unpacked == 1, "the layer with the code was not looked into"
+        assert secrets_in(layers / "image") == []
+
+
+def copy_checkout(target: Path) -> None:
+    """What of this checkout an image is built from."""
+    for name in ("LICENSE", "README.md", "constraints.txt", "pyproject.toml", "build", *ROOMS):
+        place = build.CHECKOUT / name
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if place.is_dir():
+            shutil.copytree(place, target / name, symlinks=True, ignore=LEFT_OUT)
+        else:
+            shutil.copy(place, target / name)
 
 
 def test_without_a_checkout_no_image_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

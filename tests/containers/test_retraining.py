@@ -1,4 +1,7 @@
-"""The same pipeline in containers: steps share nothing but parameters and artifacts, and the result is the same."""
+"""The same pipeline in containers: steps share nothing but parameters and artifacts, and the result is the same.
+
+Its portraits come from a bucket, and what opens the bucket stays out of all that the runs leave.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,47 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import docker
 import pytest
+from moto.server import ThreadedMotoServer
 
 from lineage.records import StepRecord, read_records
 from pipelines.container_step import ROOT_LABEL
-from tests.runs import TRIPTYCH, cut_down, some_portraits, triptych
+from tests.runs import SECRETS, TRIPTYCH, cut_down, secrets_in, some_portraits, triptych
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
-def configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Portraits in a bucket, and in the environment what opens it, beside secrets that no step needs."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in SECRETS.items():
+            environment.setenv(name, value)
+        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.get_host_and_port()[1]}")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="portraits")
+        for path in some_portraits("new", tmp_path_factory.mktemp("bucket") / "portraits", 200).iterdir():
+            client.upload_file(str(path), "portraits", f"new/{path.name}")
+        yield "s3://portraits/new"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def configuration(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Even less work: the verdict does not matter here, that it is the same does."""
     folder = tmp_path_factory.mktemp("configuration")
     return cut_down(
         folder,
-        some_portraits("new", folder / "portraits", 200),
+        folder,
+        data={"source": bucket},
         training={"steps": 20, "log_every": 5},
         evaluation={"limit": 48, "grid": 4},
         gate={"minimum_prompts": 8},
@@ -50,6 +75,7 @@ def test_containers_give_what_processes_give(
         work = tmp_path / runner
         done = triptych("retrain", "--config", configuration, "--runner", runner, "--work-dir", work, timeout=1500)
         assert done.returncode == 0, done.stdout + done.stderr
+        assert secrets_in(work) == [] and not any(secret in done.stdout + done.stderr for secret in SECRETS.values())
         runs[runner] = records(work)
     inside, outside = runs["containers"], runs["processes"]
     assert inside["fine-tune"].outputs["candidate"] == outside["fine-tune"].outputs["candidate"]

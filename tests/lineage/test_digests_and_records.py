@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import rfc8785
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from components.close_run.close import close, outcome
 from lineage.digests import TREE, LineageError, canonical, code_digest, digest_json, digest_path, hex_of, short
@@ -75,6 +79,27 @@ def test_json_digest_ignores_key_order_and_refuses_nan() -> None:
     assert digest_json({"steps": 240}) == digest_json({"steps": 240.0}), "KFP makes numbers of integers"
     with pytest.raises(LineageError, match="canonical"):
         digest_json(float("nan"))
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters())
+JSON = st.recursive(
+    LEAVES, lambda inner: st.lists(inner) | st.tuples(inner) | st.dictionaries(st.text(st.characters()), inner)
+)
+
+
+@given(JSON)
+@example({"\ue000": 1, "\U00010000": 2})
+@example(['\x00\x1f\x7f\u2028\\"/é', 2**53 - 1, -(2**53) + 1, True, None])
+@example(2**53)
+@example("\ud800")
+def test_canonical_json_is_what_rfc_8785_says_however_it_is_written(value: Any) -> None:
+    try:
+        expected = rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError):
+        with pytest.raises(LineageError, match="no canonical JSON"):
+            canonical(value)
+    else:
+        assert canonical(value) == expected
 
 
 def test_code_digest_covers_every_source_of_an_installed_package() -> None:

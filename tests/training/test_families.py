@@ -147,6 +147,15 @@ def test_the_tap_gives_the_image_stream_of_every_block(family: Family, condition
         family.predict(backbone, noise(8, 12), torch.tensor([900.0, 300.0]), conditioning, GUIDANCE)
         stream = tap.take()
         assert stream.shape == (2, 24, 32) and stream.requires_grad
+        ran = [block.register_forward_pre_hook(lambda *_: seen.append(1)) for block in blocks_of(backbone)]
+        keys, seen = list(backbone.state_dict()), list[int]()
+        tap.arm()
+        with tap.last():
+            family.predict(backbone, noise(8, 12), torch.tensor([900.0, 300.0]), conditioning, GUIDANCE)
+        assert torch.equal(tap.take(), stream) and len(seen) == index + 1
+        assert list(backbone.state_dict()) == keys and len(blocks_of(backbone)) == count
+        for hook in ran:
+            hook.remove()
     with pytest.raises(TrainingError, match=f"blocks 0 to {count - 1}"):
         Tap(backbone, count)
 

@@ -16,6 +16,8 @@ abstract is silent, this is a choice of ours: the tap, the projector, the losses
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +28,14 @@ from training.errors import TrainingError
 from training.settings import SupervisionSettings
 
 
+_LISTS = ("transformer_blocks", "single_transformer_blocks")
+"""An MM-DiT's lists of blocks in the order in which they run; only FLUX has the second."""
+
+
 def blocks_of(backbone: Any) -> list[nn.Module]:
     """The blocks of an MM-DiT in the order in which they run, FLUX's single-stream blocks after its joint ones. All
     return ``(encoder_hidden_states, hidden_states)``: text stream, image stream."""
-    return [*backbone.transformer_blocks, *getattr(backbone, "single_transformer_blocks", ())]
+    return [block for name in _LISTS for block in getattr(backbone, name, ())]
 
 
 class Tap:
@@ -45,6 +51,7 @@ class Tap:
                 f"{setting} is {index}, but the base model has blocks 0 to {len(blocks) - 1}; "
                 "choose one of these, or leave it out"
             )
+        self._backbone, self._index = backbone, index
         self._stream: Tensor | None = None
         self._armed = False
         blocks[index].register_forward_hook(self._catch)
@@ -56,6 +63,20 @@ class Tap:
     def arm(self) -> None:
         """Catch the stream of the next forward pass."""
         self._stream, self._armed = None, True
+
+    @contextmanager
+    def last(self) -> Iterator[None]:
+        """Leave out the blocks behind the tapped one; the backbone's own output is then of no use."""
+        whole = {name: blocks for name in _LISTS if (blocks := getattr(self._backbone, name, None)) is not None}
+        left = self._index + 1
+        try:
+            for name, blocks in whole.items():
+                setattr(self._backbone, name, blocks[:left])
+                left = max(0, left - len(blocks))
+            yield
+        finally:
+            for name, blocks in whole.items():
+                setattr(self._backbone, name, blocks)
 
     def take(self) -> Tensor:
         """H, the tapped image stream, (B, T, D); the tap forgets it.

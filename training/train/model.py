@@ -158,7 +158,8 @@ class SupervisedTransformer(nn.Module):
 
     def _stream_of(self, replayed: Replayed) -> Tensor:
         self._held.arm()
-        self._predict(replayed)
+        with self._held.last():
+            self._predict(replayed)
         return self._held.take()
 
     def _taps(self, phase: Phase) -> list[Tap]:
