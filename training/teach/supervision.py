@@ -27,7 +27,6 @@ from torch.nn import functional
 from training.errors import TrainingError
 from training.settings import SupervisionSettings
 
-
 _LISTS = ("transformer_blocks", "single_transformer_blocks")
 """An MM-DiT's lists of blocks in the order in which they run; only FLUX has the second."""
 
