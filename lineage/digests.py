@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,16 +60,11 @@ def canonical(value: Any) -> bytes:
 def _same_in_json(value: Any) -> bool:
     """Whether the standard library writes ``value`` as RFC 8785 does: floats, large integers and the order of keys
     beyond ASCII are what they differ in."""
-    match value:
-        case str() | bool() | None:
-            return True
-        case int():
-            return abs(value) < 2**53
-        case dict():
-            return all(type(key) is str and key.isascii() and _same_in_json(item) for key, item in value.items())
-        case list() | tuple():
-            return all(map(_same_in_json, value))
-    return False
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and key.isascii() and _same_in_json(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_same_in_json, value))
+    return value is None or isinstance(value, str) or (isinstance(value, int) and abs(value) < 2**53)
 
 
 def hex_of(digest: str) -> str:
@@ -133,6 +129,7 @@ _row_encoder = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(
 """RFC 8785 for what manifests hold (text, whole numbers, null), many times as fast as `canonical`."""
 
 
+@cache
 def code_digest(*packages: str) -> str:
     """The digest of the Python sources of installed ``packages`` or modules, the same in a checkout and in an image.
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 from securesystemslib.dsse import Envelope
 
 from lineage.digests import LineageError, canonical, digest_bytes
+from lineage.frozen import Frozen
 from lineage.signing import Role
 
 PAYLOAD_TYPE = "application/vnd.triptych.ledger-entry+json"
@@ -31,10 +32,9 @@ class BusyError(LedgerError):
     """Another run holds the model's lease; wait for it, or end."""
 
 
-class Body(BaseModel):
+class Body(Frozen):
     """What an entry says; a key of one of ``roles`` must say it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     roles: ClassVar[tuple[Role, ...]]
 
 
@@ -182,10 +182,8 @@ AnyBody = Annotated[
 ]
 
 
-class Entry(BaseModel):
+class Entry(Frozen):
     """One signed entry. ``previous`` is the digest of the one before it, so that none can be changed or left out."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     ledger: str
     """The ledger's own name, chosen when it was opened."""

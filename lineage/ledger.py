@@ -13,10 +13,11 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from securesystemslib.signer import Key, Signer
 
+from lineage.clock import now
 from lineage.entries import Body, Entry, KeyRevoked, LedgerError, Opened, entry_digest
 from lineage.memory import WORTH, Memory
 from lineage.rules import extend, replay
@@ -190,11 +191,6 @@ def open_database(url: str, keys: Mapping[str, Key], root: Callable[[], Signer])
 
     with suppress(ConflictError):
         store.append(0, first)
-
-
-def now(ahead: timedelta = timedelta()) -> str:
-    """The time, or one ``ahead`` of it, as entries write it."""
-    return (datetime.now(UTC) + ahead).isoformat(timespec="milliseconds")
 
 
 def _signed(state: State, body: Body, signer: Signer) -> Entry:

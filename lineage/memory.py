@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -79,21 +78,16 @@ class Memory:
             found = Remembered.model_validate_json(payload)
         except (LineageError, ValidationError):
             return None  # then the whole ledger is read and checked
-        same = found.code == _rules() and digest_at(found.state.size - 1) == found.state.head
+        same = found.code == code_digest("lineage") and digest_at(found.state.size - 1) == found.state.head
         return found.state if same else None
 
     def keep(self, state: State) -> None:
         """Remember a state whose entries were all checked."""
         if self.signer is None:
             return
-        content = Remembered.model_construct(code=_rules(), state=state).model_dump_json().encode()
+        content = Remembered.model_construct(code=code_digest("lineage"), state=state).model_dump_json().encode()
         write_whole(self._state_file, sign(content, STATE_TYPE, self.signer))
 
     @property
     def _state_file(self) -> Path:
         return self.folder / f"{self.reader}.state"
-
-
-@cache
-def _rules() -> str:
-    return code_digest("lineage")

@@ -16,7 +16,6 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import fsspec
 from pydantic import BaseModel, ConfigDict, Field
 
+from lineage.clock import now
 from lineage.digests import PREFIX, TREE, LineageError, code_digest, digest_json, digest_path, packages_digest
+from lineage.frozen import Frozen
 from lineage.openlineage import emit
 from lineage.places import without_credentials
 from lineage.whereabouts import whereabouts
@@ -48,10 +49,8 @@ CLOSING = "close-run"
 """The step that closes a run; its record is no part of what the run gave."""
 
 
-class RunContext(BaseModel):
+class RunContext(Frozen):
     """What every step is told about the run it belongs to."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
     """Names the run; it comes from the pipeline job, see `of`."""
@@ -189,7 +188,7 @@ def recording(context: RunContext, step: str, parameters: Mapping[str, Any]) -> 
     record = StepRecord(
         run=context.id,
         step=step,
-        started=_now(),
+        started=now(),
         user=f"{account()}, for {context.user}" if context.user else account(),
         host={"platform": platform.platform(), "python": platform.python_version()},
         commit=context.commit,
@@ -209,7 +208,7 @@ def recording(context: RunContext, step: str, parameters: Mapping[str, Any]) -> 
         record.error = without_credentials(f"{type(error).__name__}: {error}")
         raise
     finally:
-        record.ended = _now()
+        record.ended = now()
         write_record(context.records, record)
         entry = Recorded(run=record.run, step=record.step, status=record.status, record=record.digest())
         context.open_ledger().append(entry, context.signer("run"))
@@ -290,7 +289,3 @@ def account() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return f"uid {os.getuid()}"  # a container's user need not have a name
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

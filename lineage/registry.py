@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from lineage.digests import LineageError
+from lineage.frozen import Section
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,10 +28,8 @@ TAG = "triptych."
 EVIDENCE_FOLDER = "evidence"
 
 
-class RegistrySettings(BaseModel):
+class RegistrySettings(Section):
     """Where candidates are registered and who promotes them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The registered model, such as ``portrait-avatars``. ASCII, so that no database takes it for another one."""
@@ -45,11 +44,6 @@ class RegistrySettings(BaseModel):
     """What a run does while another one has the model."""
     license: str | None = None
     """Under which the model may be used, best as an SPDX expression."""
-
-    @model_serializer(mode="wrap")
-    def _without_nulls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what is not set: a KFP parameter cannot hold a null."""
-        return {name: value for name, value in serialize(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -91,7 +85,7 @@ class Registry:
     def versions(self) -> list[Version]:
         """All versions, oldest first."""
         aliases, named = self.aliases(), f"name = '{self.model_name}'"
-        found = (self.read(version, aliases) for version in _all(self.client.search_model_versions, named))
+        found = (self.read(version, aliases) for version in all_pages(self.client.search_model_versions, named))
         return sorted(found, key=lambda version: int(version.number))
 
     def version(self, number: str) -> Version | None:
@@ -117,18 +111,6 @@ class Registry:
             source=version.source,
             created=version.creation_timestamp,
         )
-
-    def metrics(self, prefix: str, suffix: str) -> dict[str, dict[str, float]]:
-        """MLflow run -> the metrics whose name has both, by what stands between."""
-        experiment = self.client.get_experiment_by_name(self.model_name)
-        return {
-            run.info.run_id: {
-                name.removeprefix(prefix).removesuffix(suffix): float(value)
-                for name, value in run.data.metrics.items()
-                if name.startswith(prefix) and name.endswith(suffix)
-            }
-            for run in (_all(self.client.search_runs, [experiment.experiment_id]) if experiment else ())
-        }
 
     def open_run(self, run: str) -> str:
         """Make the MLflow run that shows pipeline run ``run``; gives its id, which the plan's record keeps.
@@ -177,17 +159,13 @@ class Registry:
         beside = None if database == self.tracking_uri else (Path(database).parent / "artifacts").as_uri()
         return str(self.client.create_experiment(self.model_name, artifact_location=self.artifacts or beside))
 
-    def exists(self) -> bool:
-        """Whether there is a model of this name."""
-        return bool(self.client.search_registered_models(f"name = '{self.model_name}'"))
-
     def aliases(self) -> dict[str, str]:
         """Alias -> number of the version that has it."""
         found = self.client.search_registered_models(f"name = '{self.model_name}'")
         return {alias: str(number) for model in found for alias, number in model.aliases.items()}
 
 
-def _all(search: Callable[..., Any], *asked: Any) -> Iterator[Any]:
+def all_pages(search: Callable[..., Any], *asked: Any) -> Iterator[Any]:
     """What a search of MLflow's finds, page by page."""
     page: str | None = ""
     while page is not None:

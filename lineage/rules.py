@@ -7,10 +7,11 @@ exactly these weights against exactly this incumbent is refused here, whoever as
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from lineage import entries as kinds
+from lineage.clock import written
 from lineage.digests import LineageError
 from lineage.entries import BusyError, Entry, LedgerError, Moved, StaleError, entry_digest
 from lineage.policy import policy_digest
@@ -185,10 +186,10 @@ def _lease(state: State, body: kinds.Leased, time: str) -> None:
     try:
         expires = datetime.fromisoformat(body.expires)
         length = expires - datetime.fromisoformat(time)
-    except (ValueError, TypeError) as error:
+        if written(expires) != body.expires:
+            raise ValueError("write it as entries write theirs")
+    except (ValueError, TypeError, OverflowError) as error:
         raise LedgerError(f"the lease expires at no time: {error}") from error
-    if expires.astimezone(UTC).isoformat(timespec="milliseconds") != body.expires:
-        raise LedgerError("the lease expires at no time: write it as entries write theirs")
     if length > LONGEST_LEASE:
         raise LedgerError(f"a lease of {length} is longer than {LONGEST_LEASE}")
     state.leases[body.model] = body

@@ -25,9 +25,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from lineage.digests import LineageError, digest_path
+from lineage.frozen import Frozen
 
 COLUMNS = ("prompt", "seed", "model", "measure", "value")
 MODELS = ("candidate", "incumbent", "anchor")
@@ -38,14 +39,12 @@ REFERENCES = "references"
 Features = NDArray[np.float32]
 
 
-class Kernel(BaseModel):
+class Kernel(Frozen):
     """How alike two pictures are.
 
     ``polynomial``: (x·y/d + 1)³ for features of d dimensions, of KID (Bińkowski et al., Demystifying MMD GANs, 2018).
     ``rbf``: exp(−|x−y|²/2σ²), of CMMD (Jayasumana et al., Rethinking FID, 2024).
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["polynomial", "rbf"]
     sigma: float = 0.0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field
 from securesystemslib.signer import Key
 
 from lineage.entries import Judged, Leased, LedgerError, PolicySet, Registered
@@ -24,14 +25,11 @@ class KnownKey(BaseModel):
     """Index of the entry that rotated or revoked it."""
     distrusted: int | None = None
     """Its entries from this index on never counted."""
-    _key: Key | None = PrivateAttr(default=None)
 
-    @property
+    @cached_property
     def key(self) -> Key:
         """The public key."""
-        if self._key is None:
-            self._key = read_key(self.facts)
-        return self._key
+        return read_key(self.facts)
 
     @property
     def counted(self) -> bool:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from securesystemslib.signer import Key, Signer
 
 from lineage.digests import LineageError, canonical, digest_path, digest_set
+from lineage.frozen import Frozen
 from lineage.signing import IN_TOTO, open_envelope, sign
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -21,19 +22,15 @@ VERDICT_FILE = "verdict.dsse.json"
 """The verdict's name in its folder."""
 
 
-class Subject(BaseModel):
+class Subject(Frozen):
     """What a statement is about."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     digest: dict[str, str]
 
 
-class Statement(BaseModel):
+class Statement(Frozen):
     """A claim of type ``predicateType`` about its subjects."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: str = Field(default=STATEMENT_TYPE, alias="_type")
     subject: tuple[Subject, ...] = Field(min_length=1)

@@ -15,11 +15,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from securesystemslib.signer import Key, Signer
 
+from lineage.clock import now
 from lineage.digests import LineageError, canonical, digest_bytes
 from lineage.entries import Entry, LedgerError, entry_digest
+from lineage.frozen import Frozen
 from lineage.rules import replay
 from lineage.signing import open_envelope, sign
 from lineage.state import State
@@ -35,10 +37,8 @@ class UnprovenError(LineageError):
     """Neither proof nor alarm."""
 
 
-class Checkpoint(BaseModel):
+class Checkpoint(Frozen):
     """How long a ledger was at a time, and its head."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     ledger: str
     size: int
@@ -48,8 +48,7 @@ class Checkpoint(BaseModel):
     @classmethod
     def of(cls, state: State) -> Checkpoint:
         """How long a ledger is now."""
-        time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        return cls(ledger=state.ledger, size=state.size, head=state.head, time=time)
+        return cls(ledger=state.ledger, size=state.size, head=state.head, time=now())
 
     @property
     def stem(self) -> str:

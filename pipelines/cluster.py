@@ -11,8 +11,9 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from lineage.frozen import Frozen
 from lineage.records import RunContext
 from lineage.signing import SCHEME
 
@@ -38,13 +39,7 @@ def _told(variables: Mapping[str, str]) -> dict[Any, str]:
     return {name: told for name, variable in variables.items() if (told := os.environ.get(variable))}
 
 
-class Section(BaseModel):
-    """Unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Toleration(Section):
+class Toleration(Frozen):
     """As Kubernetes has it."""
 
     key: str
@@ -53,7 +48,7 @@ class Toleration(Section):
     effect: Literal["NoExecute", "NoSchedule", "PreferNoSchedule"] | None = None
 
 
-class Needs(Section):
+class Needs(Frozen):
     """What a step needs; what a row leaves out is as in the row ``default``."""
 
     image: str = ""
@@ -65,21 +60,21 @@ class Needs(Section):
     """The resource that is counted by ``accelerators``."""
     shared_memory: str = ""
     """Size of ``/dev/shm``, such as 8Gi; empty: the runtime's 64 MB."""
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
     """Of the step's pod; Kueue takes its queue from ``kueue.x-k8s.io/queue-name``."""
-    node_selector: dict[str, str] = {}
+    node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
-    volumes: dict[str, str] = {}
+    volumes: dict[str, str] = Field(default_factory=dict)
     """PersistentVolumeClaim -> where it is mounted."""
-    secrets: dict[str, str] = {}
+    secrets: dict[str, str] = Field(default_factory=dict)
     """Secret -> where it is mounted."""
-    environment: dict[str, str] = {}
+    environment: dict[str, str] = Field(default_factory=dict)
     """Variable -> value; no secrets."""
-    secret_environment: dict[str, str] = {}
+    secret_environment: dict[str, str] = Field(default_factory=dict)
     """Variable -> ``secret/key``."""
 
 
-class ClusterSettings(Section):
+class ClusterSettings(Frozen):
     """A cluster with Kubeflow Pipelines, and the places that its steps share."""
 
     endpoint: str = Field(pattern=r"^https?://")
@@ -111,7 +106,7 @@ class ClusterSettings(Section):
     """Secret with ``run.pem`` and ``run.pub``."""
     gate_key: str = "triptych-gate-key"
     """Secret with ``gate.pem`` and ``gate.pub``."""
-    steps: dict[str, dict[str, Any]] = {}
+    steps: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Step, or ``default`` -> its row, see `Needs`."""
 
     @model_validator(mode="after")

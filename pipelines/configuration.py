@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ValidationError, create_model
 
 from components.evaluate.settings import EvaluationSettings
 from components.fine_tune.settings import TrainJobSettings
@@ -21,6 +21,7 @@ from components.gate.settings import GateSettings, missing_axes
 from components.snapshot_data.settings import DataSettings
 from components.validate_data.settings import ValidationSettings
 from lineage.digests import LineageError
+from lineage.frozen import Frozen
 from lineage.policy import by_content
 from lineage.registry import RegistrySettings
 from pipelines.cluster import ClusterSettings
@@ -48,19 +49,15 @@ SCORERS = (("evaluation", "scorers"), ("training", "selection", "scorers"))
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class LineageSettings(BaseModel):
+class LineageSettings(Frozen):
     """Settings of the OpenLineage events that a run emits."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     openlineage: str | None = None
     """Where OpenLineage events go: an ``http(s)://`` address or a file. None: a file in the work folder."""
 
 
-class Configuration(BaseModel):
+class Configuration(Frozen):
     """Everything a retraining is told."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: DataSettings
     validation: ValidationSettings

@@ -18,10 +18,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from lineage.digests import LineageError
 from lineage.files import write_whole
+from lineage.frozen import Frozen
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,10 +48,8 @@ class CredentialsError(LineageError):
     """A picture cannot be signed, or has no credentials that hold; the message says why."""
 
 
-class Origin(BaseModel):
+class Origin(Frozen):
     """What drew a picture, and how: enough to draw it again, but for the prompt."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
     version: str

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
+
+from lineage.frozen import Section
 
 Granularity = Literal["phrase", "clause", "caption"]
 Part = Literal["latents", "text", "teacher", "structure"]
@@ -32,17 +30,6 @@ def teachers(training: Mapping[str, Any]) -> dict[str, Path]:
     """Which networks supervise, by the training section: its key -> the folder."""
     named = {key: training.get(key) for key in TEACHERS}
     return {key: Path(place) for key, place in named.items() if place}
-
-
-class Section(BaseModel):
-    """A section of the configuration, which is also a KFP parameter."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_serializer(mode="wrap")
-    def _without_nulls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what is not set: a KFP parameter cannot hold a null."""
-        return {name: value for name, value in serialize(self).items() if value is not None}
 
 
 def _as_tuple(value: Any) -> Any:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from lineage.digests import LineageError, digest_bytes, digest_path
+from lineage.frozen import Frozen
 from lineage.pictures import FORMATS
 
 TRIES = 30
@@ -28,10 +29,8 @@ class EvaluationError(LineageError):
     """An evaluation set, a model or a scorer cannot be used; the message says which and what to do."""
 
 
-class Prompt(BaseModel):
+class Prompt(Frozen):
     """One prompt; every seed gives one picture."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     text: str = Field(min_length=1)
@@ -41,10 +40,8 @@ class Prompt(BaseModel):
     """Looked at only to confirm what the other prompts would promote."""
 
 
-class Sampling(BaseModel):
+class Sampling(Frozen):
     """How pictures are drawn; ``height`` and ``width`` in pixels."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_inference_steps: int = Field(ge=1)
     guidance_scale: float

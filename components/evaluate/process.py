@@ -26,18 +26,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError
 
 from components.evaluate.evaluation_set import EvaluationError, Prompt
 from lineage.digests import digest_file, digest_json, digest_path
+from lineage.frozen import Frozen
 
 CONTRACT: Literal["triptych.scorer/1"] = "triptych.scorer/1"
 
 
-class Response(BaseModel):
+class Response(Frozen):
     """What it has to answer."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     contract: Literal["triptych.scorer/1"]
     scores: dict[str, list[FiniteFloat]] = Field(min_length=1)

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lineage.frozen import Frozen
 
-class ScorerSettings(BaseModel):
+
+class ScorerSettings(Frozen):
     """One scorer: a name of the entry-point group ``triptych.scorers`` and the weights it loads."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     scorer: str
     weights: str
@@ -19,10 +19,8 @@ class ScorerSettings(BaseModel):
     """Keyword arguments of the scorer's class."""
 
 
-class DrawingSettings(BaseModel):
+class DrawingSettings(Frozen):
     """How models are loaded for drawing; a large one does not fit in fp32, or not on one GPU."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """The number format of the weights; the version is registered with it, and served in it."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from training.settings import Section
+from lineage.frozen import Section
 
 
 class TrainJobSettings(Section):

@@ -7,20 +7,18 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from components.gate.distances import Distances
 from components.gate.resampling import Floats, Resampling, lower_bound, mean, upper_bound
 from components.gate.settings import GateSettings
 from components.gate.slices import Group, Kind
+from lineage.frozen import Frozen
 
 POWER = 0.8
 
 
-class Figure(BaseModel):
+class Figure(Frozen):
     """What one axis, slice or constraint showed, in score units (higher is better)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     measure: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -11,7 +12,7 @@ from components.gate.figures import Figure
 from components.gate.settings import AXES, axis_of
 from components.gate.verdict import Ruling
 from lineage.figures import METRICS
-from lineage.registry import Registry
+from lineage.registry import Registry, all_pages
 from lineage.state import State
 
 if TYPE_CHECKING:
@@ -32,9 +33,19 @@ def past_versions(state: State, tracking_uri: str, model: str, evaluation: str) 
         for registered in state.versions.get(model, {}).values()
         if state.verdicts[registered.verdict].evaluation == evaluation != ""
     }
-    # Only where it is asked: MLflow takes seconds to load.
-    metrics = Registry(tracking_uri, model).metrics(METRICS, "/candidate") if judged else {}
-    return {version: metrics[run] for version, run in judged.items() if run in metrics}
+    if not judged:
+        return {}  # MLflow takes seconds to load
+    client = Registry(tracking_uri, model).client
+    experiment = client.get_experiment_by_name(model)
+    runs = all_pages(client.search_runs, [experiment.experiment_id]) if experiment else ()
+    means = {run.info.run_id: _candidates(run.data.metrics) for run in runs}
+    return {version: means[run] for version, run in judged.items() if means.get(run)}
+
+
+def _candidates(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Measure -> mean of the candidate, of a run's metrics."""
+    pattern = re.compile(rf"{re.escape(METRICS)}(.+)/candidate")
+    return {found[1]: value for name, value in metrics.items() if (found := pattern.fullmatch(name))}
 
 
 def draw_pareto(ruling: Ruling, past: Past, target: Path) -> None:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterable
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, model_validator
+
+from lineage.frozen import Frozen
 
 AXES = ("alignment", "realism", "aesthetics")
 RANGES = {"alignment": (0.0, 1.0), "memorisation": (-1.0, 0.0), "diversity": (0.0, 1.0)}
@@ -28,10 +30,8 @@ def axis_of(measure: str) -> str:
     return measure.split("/", 1)[0]
 
 
-class Slice(BaseModel):
+class Slice(Frozen):
     """A group of prompts whose figure may not get worse, so that an average cannot hide harm to it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     measure: str
     """An axis, or a part of one such as ``alignment/glasses``; not a set-level measure."""
@@ -40,10 +40,8 @@ class Slice(BaseModel):
     margin: Margin
 
 
-class Constraint(BaseModel):
+class Constraint(Frozen):
     """A fault that no gain makes good: a share of pictures (−1 a picture that has it), or too little diversity."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     measure: str = "memorisation"
     margin: Margin
@@ -52,10 +50,8 @@ class Constraint(BaseModel):
     """The largest share at all, whatever the incumbent's."""
 
 
-class GateSettings(BaseModel):
+class GateSettings(Frozen):
     """The rules of the verdict; see `components.gate.verdict`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     margins: dict[str, Margin]
     """Measure -> the largest loss that still counts as holding. A measure with a margin decides: an axis, or a part of

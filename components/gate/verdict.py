@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from components.gate.distances import Distances
 from components.gate.figures import Figure, per_prompt_figures, set_level_figures
@@ -28,14 +27,13 @@ from components.gate.resampling import Resampling
 from components.gate.scores import Scores, UnusableScores, check_sets, prompt_means
 from components.gate.settings import RANGES, GateSettings, axis_of, missing_axes
 from components.gate.slices import Group, make_groups
+from lineage.frozen import Frozen
 
 Decision = Literal["promote", "hold", "reject", "invalid"]
 
 
-class Ruling(BaseModel):
+class Ruling(Frozen):
     """A decision with its reasons and every figure it rests on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     decision: Decision
     reasons: tuple[str, ...]

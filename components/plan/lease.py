@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
+from lineage.clock import now
 from lineage.entries import BusyError, Leased
 from lineage.records import RunContext
 
@@ -23,9 +24,8 @@ def take_lease(context: RunContext, model: str, hours: float, wait: bool) -> Non
     """
     ledger, signer = context.open_ledger(), context.signer("run")
     while True:
-        expires = (datetime.now(UTC) + timedelta(hours=hours)).isoformat(timespec="milliseconds")
         try:
-            ledger.append(Leased(model=model, run=context.id, expires=expires), signer)
+            ledger.append(Leased(model=model, run=context.id, expires=now(timedelta(hours=hours))), signer)
             return
         except BusyError as error:
             if not wait:

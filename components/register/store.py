@@ -41,7 +41,7 @@ def upload(
 
 def create(store: Registry, mlflow_run: str, source: str, tags: Mapping[str, str], description: str) -> Version:
     """Make a new version of the model folder at ``source``."""
-    if not store.exists():
+    if not store.client.search_registered_models(f"name = '{store.model_name}'"):
         store.client.create_registered_model(store.model_name)
     made = store.client.create_model_version(
         store.model_name,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from lineage.frozen import Frozen
 
 
-class ValidationSettings(BaseModel):
+class ValidationSettings(Frozen):
     """What the data must hold; see `components.validate_data.suite` for how a suite is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     suite: str = Field(min_length=1)
     """Path of a Great Expectations suite as JSON, about the columns of `components.validate_data.facts`."""

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Self
 
 from flask import Blueprint, Response, jsonify, request
 from mlflow.server.handlers import _add_static_prefix
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.responses import Response as Served
@@ -33,6 +33,7 @@ from infra.governed.identity import current_user, require_officer, require_updat
 from lineage.channel.places import open_place, read
 from lineage.digests import LineageError
 from lineage.entries import Action, PolicySet, read_entry
+from lineage.frozen import Frozen
 from lineage.policy import policy_digest
 from lineage.stores import API, ConflictError, export
 
@@ -45,10 +46,8 @@ FILE = re.compile(r"(metadata|targets)(/[A-Za-z0-9_][A-Za-z0-9_. -]{0,200}){1,9}
 """Names of files in a channel: no part of one is empty or begins with a dot."""
 
 
-class Asked(BaseModel):
+class Asked(Frozen):
     """What is asked for in a request."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Range(Asked):

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from lineage.channel.errors import ChannelError
 from lineage.digests import canonical, digest_json
+from lineage.frozen import Frozen
 
 CHAMPION = "champion.json"
 """The document of a model that says who its champion is."""
@@ -29,10 +30,8 @@ class File(BaseModel):
     digest: Digest
 
 
-class Champion(BaseModel):
+class Champion(Frozen):
     """Who is champion of a model, as the ledger says; or that nobody is, where ``version`` is empty."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Name
     version: str = ""

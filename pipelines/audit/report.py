@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import Field, computed_field
 
 from lineage.entries import Entry, Judged, Registered
+from lineage.frozen import Frozen
 from lineage.memory import Memory
 from lineage.records import StepRecord
 
@@ -42,10 +43,8 @@ class Sources:
     """Whether evidence and images that do not lie on this machine are fetched."""
 
 
-class Fact(BaseModel):
+class Fact(Frozen):
     """Part of a report."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Finding(Fact):

@@ -11,9 +11,9 @@ from securesystemslib.signer import CryptoSigner
 from lineage import signing
 from lineage.channel.client import Channel
 from lineage.channel.publisher import Publisher
-from lineage.digests import LineageError
+from lineage.digests import LineageError, code_digest
 from lineage.embedded import Embedded
-from lineage.memory import STATE_TYPE, Remembered, _rules
+from lineage.memory import STATE_TYPE, Remembered
 from lineage.moves import CHANNEL_LIFE
 from lineage.signing import key_facts, sign, write_public
 from lineage.state import KnownKey
@@ -94,7 +94,7 @@ def _poison(world: World, thief: CryptoSigner, **more: str) -> None:
         state.keys[signer.public_key.keyid] = KnownKey(role=role, facts=key_facts(signer.public_key), since=0)
     (home.keys / "run.pem").write_bytes(thief.private_bytes)
     write_public(thief.public_key, home.keys / "run.pub")
-    content = Remembered.model_construct(code=_rules(), state=state).model_dump_json().encode()
+    content = Remembered.model_construct(code=code_digest("lineage"), state=state).model_dump_json().encode()
     for reader in ("pipeline", "command line"):
         (home.marks / f"{reader}.state").write_bytes(sign(content, STATE_TYPE, thief))
 

@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from securesystemslib.signer import CryptoSigner
 
+from lineage.clock import now
 from lineage.digests import LineageError
 from lineage.embedded import Embedded
 from lineage.entries import (
@@ -31,7 +32,7 @@ from lineage.entries import (
     StaleError,
     entry_digest,
 )
-from lineage.ledger import Ledger, now
+from lineage.ledger import Ledger
 from lineage.memory import WORTH
 from lineage.policy import policy_digest
 from lineage.rules import replay

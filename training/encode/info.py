@@ -10,9 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from lineage.digests import code_digest, digest_file, digest_json, digest_path, hex_of
+from lineage.frozen import Frozen
 from lineage.policy import differences
 from training.encode.store import check_segment, digest_rows, find_rows
 from training.errors import TrainingError
@@ -35,10 +36,8 @@ _DECIDED_BY: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 family's."""
 
 
-class FeaturesInfo(BaseModel):
+class FeaturesInfo(Frozen):
     """``features.json``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[5] = 5
     made_of: dict[str, Any]

@@ -18,9 +18,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from lineage.digests import code_digest, digest_path
+from lineage.frozen import Frozen
 from lineage.policy import differences
 from training.encode.info import features_digest
 from training.errors import TrainingError
@@ -33,10 +32,8 @@ REQUEST, CANDIDATE, CURVES, CHECKPOINTS = "request.json", "candidate", "curves.j
 PICTURES = pictures_beside(Path(CURVES)).name
 
 
-class TrainingRequest(BaseModel):
+class TrainingRequest(Frozen):
     """``request.json``: what to train, and what it has to be trained from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     settings: TrainingSettings
     features: str

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lineage.digests import LineageError, digest_file
+from lineage.frozen import Frozen
 from lineage.policy import differences
 from training.errors import Stopped, TrainingError
 from training.train.job import PICTURE, RunIdentity, TrainingJob, pictures_beside
@@ -41,10 +42,8 @@ MANIFEST, CURVES = "manifest.json", "curves.jsonl"
 PREFIX, PARTIAL, DAMAGED = "step-", ".partial", ".damaged"
 
 
-class Manifest(BaseModel):
+class Manifest(Frozen):
     """``manifest.json``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
     run: RunIdentity

@@ -7,13 +7,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from lineage.frozen import Frozen
 
 
-class CurvePoint(BaseModel):
+class CurvePoint(Frozen):
     """Means over the steps since the last point."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     step: int
     """Optimizer steps done."""

@@ -12,9 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from lineage.digests import digest_file
+from lineage.frozen import Frozen
 from training.settings import TrainingSettings
 from training.train.curves import CurvePoint
 
@@ -46,10 +45,8 @@ def marks_in(folder: Path, settings: TrainingSettings) -> dict[str, str]:
     return {path.name: digest_file(path) for step in settings.marked if (path := folder / mark_name(step)).is_file()}
 
 
-class RunIdentity(BaseModel):
+class RunIdentity(Frozen):
     """What decides the weights that a run gives: a checkpoint fits only the same run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     processes: int
     settings: dict[str, Any]
@@ -64,10 +61,8 @@ class RunIdentity(BaseModel):
     """Digest of the names and versions of everything installed."""
 
 
-class TrainingJob(BaseModel):
+class TrainingJob(Frozen):
     """``job.json``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     settings: TrainingSettings
     features: Path
@@ -91,10 +86,8 @@ class TrainingJob(BaseModel):
         print(POINT + line, flush=True)
 
 
-class TrainingResult(BaseModel):
+class TrainingResult(Frozen):
     """``result.json``: what the processes measured together."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     final: CurvePoint
     """Last point of the loss curves."""
