@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +27,11 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from torch.nn import functional
 
 from benchmarks.supervision_report import BASE, RANDOM, STARTS, write_report
 from training.settings import SupervisionSettings, TrainingSettings
+from training.teach import targets
 
 AVATARS = Path(__file__).parents[1] / "examples" / "avatars"
 NEW, EVALUATION, MODELS = AVATARS / "data" / "new", AVATARS / "evaluation", AVATARS / "models"
@@ -61,13 +64,15 @@ ARMS: dict[str, dict[str, Any]] = {
     "throughout": THROUGHOUT,
     "throughout-vision": THROUGHOUT | {"target": "vision"},
     "throughout-shuffled": THROUGHOUT | {"target": "shuffled-text"},
+    "throughout-uncentred": THROUGHOUT,
 }
 """What each arm changes of `OURS`; the weights at the start are the first point of every arm.
 
 The arms called noisy weigh a sample's supervision by σ², at mean one: where little of the picture is left to see, the
 image stream can hold what the caption says only by way of the text. Those called fast-projector train the projector,
 which starts from nothing, at five times the learning rate. Those called throughout supervise a deep block from the
-first step to the last, twice as strongly.
+first step to the last, twice as strongly. The one called uncentred is pulled towards what the teacher says of the text
+as it is, not less its mean over the corpus.
 """
 FAST = 5.0
 
@@ -109,6 +114,21 @@ def encode_new(data: Path, features: Path) -> None:
     print(json.dumps(info.alignment))
 
 
+def encode_asked(asked: argparse.Namespace) -> None:
+    """Encode the data that was asked for."""
+    if not asked.wide:
+        return encode_new(asked.data, asked.features)
+    from examples.avatars.splits import portraits
+
+    with tempfile.TemporaryDirectory() as folder:
+        rows = []
+        for number, portrait in enumerate(portraits("new", asked.wide)):
+            rows.append({"file_name": f"{number:04d}.png", "text": portrait.caption()})
+            portrait.draw().save(Path(folder) / rows[-1]["file_name"])
+        (Path(folder) / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        encode_new(Path(folder), asked.features)
+
+
 class Run:
     """One arm with one seed, from the base model or from random weights."""
 
@@ -118,6 +138,8 @@ class Run:
         from training.train.model import Batches, SupervisedTransformer, parameter_groups
 
         self.settings, self.device, self.noisy = settings, device, arm.startswith("noisy")
+        if arm.endswith("-uncentred"):
+            targets.centred = lambda features, _: functional.normalize(features, dim=-1)
         read = Features(features, settings)
         family = family_of(settings.base_model)
         self.batches = Batches(read, settings, family, rank=0, world=1)
@@ -248,7 +270,8 @@ def main() -> None:
     encode = commands.add_parser("encode", help="encode the new data, once for all arms")
     encode.add_argument("features", type=Path)
     encode.add_argument("--data", type=Path, default=NEW, help="folder with metadata.jsonl (make data)")
-    encode.set_defaults(do=lambda asked: encode_new(asked.data, asked.features))
+    encode.add_argument("--wide", type=int, help="instead, so many portraits of every kind, drawn for this")
+    encode.set_defaults(do=encode_asked)
     run = commands.add_parser("run", help="one arm with one seed")
     run.add_argument("results", type=Path)
     run.add_argument("--features", type=Path, required=True)

@@ -27,6 +27,7 @@ from components.gate.resampling import Resampling
 from components.gate.scores import Scores, UnusableScores, check_sets, prompt_means
 from components.gate.settings import RANGES, GateSettings, axis_of, missing_axes
 from components.gate.slices import Group, make_groups
+from lineage.figures import cells
 from lineage.frozen import Frozen
 
 Decision = Literal["promote", "hold", "reject", "invalid"]
@@ -128,10 +129,8 @@ def _unproven(figure: Figure) -> str:
 
 
 def _interval(figure: Figure) -> str:
-    return (
-        f"{figure.name} {figure.incumbent:.3f} -> {figure.candidate:.3f} "
-        f"({figure.difference:+.3f}, interval {figure.lower:+.3f} to {figure.upper:+.3f})"
-    )
+    name, incumbent, candidate, difference, interval, _ = cells(figure.model_dump())
+    return f"{name} {incumbent} -> {candidate} ({difference}, interval {interval})"
 
 
 def compare(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
-from securesystemslib.signer import CryptoSigner
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, CryptoSigner, Key, Signature, Signer
 
 from lineage.clock import now
 from lineage.digests import LineageError
@@ -33,10 +35,12 @@ from lineage.entries import (
     entry_digest,
 )
 from lineage.ledger import Ledger
-from lineage.memory import WORTH
+from lineage.memory import WORTH, Memory
 from lineage.policy import policy_digest
-from lineage.rules import replay
+from lineage.records import _ledger, recording
+from lineage.rules import extend, replay
 from lineage.signing import Role, key_facts, open_signer, sign_bytes
+from lineage.state import State
 from lineage.stores import export, read_export
 from lineage.witness import Checkpoint, FileWitness, WitnessWriter, check_against, hear
 
@@ -352,7 +356,8 @@ def test_a_ledger_of_another_root_is_refused(home: Embedded) -> None:
 
 def append_many(folder: str, name: str, count: int) -> None:
     home = Embedded(Path(folder))
-    ledger, signer = Ledger.open(home.url), open_signer(home.uri("run"))
+    memory = Memory(home.marks, "writers")
+    ledger, signer = Ledger.open(home.url, home.root, memory), open_signer(home.uri("run"))
     for number in range(count):
         ledger.append(Recorded(run=name, step=f"s{number}", status="complete", record=BASE), signer)
 
@@ -488,6 +493,27 @@ def test_a_long_ledger_is_remembered_and_not_believed_from_a_stranger(home: Embe
     assert home.open("reader").state.size == ledger.state.size + 2, "a former key's memory is not believed"
 
 
+def test_a_run_checks_a_long_ledger_once(home: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its steps is a process of its own, which opens the ledger and appends to it."""
+    ledger, steps = home.open("writer"), 12
+    for number in range(3 * WORTH):
+        ledger.append(recorded(f"s{number}"), open_signer(home.uri("run")))
+    checked: list[Entry] = []
+
+    def counted(state: State, entries: Iterable[Entry], *more: Any) -> None:
+        entries = list(entries)
+        checked.extend(entries)
+        extend(state, entries, *more)
+
+    monkeypatch.setattr("lineage.ledger.extend", counted)
+    context = home.context("the-run", str(tmp_path / "records"), "unused")
+    for number in range(steps):
+        _ledger.cache_clear()
+        context.open_ledger().append(recorded(f"step-{number}"), context.signer("run"))
+    length = ledger.refresh().size
+    assert length < len(checked) < 1.2 * length, "the whole of it once, and what is new"
+
+
 def test_what_is_remembered_is_of_this_ledger(home: Embedded, tmp_path: Path) -> None:
     ledger = home.open("writer")
     for number in range(WORTH + 20):
@@ -498,3 +524,45 @@ def test_what_is_remembered_is_of_this_ledger(home: Embedded, tmp_path: Path) ->
         database.execute("DELETE FROM triptych_ledger WHERE position > 100")
     with pytest.raises(LedgerError, match="were taken off its end"):
         home.open("reader")
+
+
+class Vault(Signer):
+    """A key service of this process: it signs, and no private key leaves it."""
+
+    keys: dict[str, CryptoSigner] = {}  # noqa: RUF012
+
+    def __init__(self, name: str, public: Key) -> None:
+        self.name, self._public = name, public
+
+    @property
+    def public_key(self) -> Key:
+        return self._public
+
+    @classmethod
+    def from_priv_key_uri(cls, priv_key_uri: str, public_key: Key, secrets_handler: Any = None) -> Vault:
+        return cls(priv_key_uri.removeprefix("vault:"), public_key)
+
+    def sign(self, payload: bytes) -> Signature:
+        return self.keys[self.name].sign(payload)
+
+
+def test_keys_may_be_kept_in_a_key_service(home: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.open()
+    monkeypatch.setitem(SIGNER_FOR_URI_SCHEME, "vault", Vault)
+    roles = ("run", "gate", "promotion", "witness")
+    for role in roles:
+        private = home.keys / f"{role}.pem"
+        key = load_pem_private_key(private.read_bytes(), None)
+        monkeypatch.setitem(Vault.keys, role, CryptoSigner(key))
+        private.unlink()
+    keys = {role: f"vault:{role}" for role in roles}
+    context = home.context("the-run", str(tmp_path / "records"), "unused").model_copy(update={"keys": keys})
+    with recording(context, "plan", {}):
+        pass
+    context.open_ledger().append(judgement(ONE, BASE), context.signer("gate"))
+    for role in ("promotion", "witness"):
+        assert context.signer(role).public_key == home.open().state.key_of(role)
+    assert list(home.open().state.records["the-run"]) == ["plan"]
+    monkeypatch.setitem(Vault.keys, "run", CryptoSigner.generate_ecdsa())
+    with pytest.raises(LedgerError, match="its signature does not hold"):
+        context.open_ledger().append(recorded("another"), context.signer("run"))
