@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import http.client
+import time
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 
 from lineage.embedded import Embedded
 from lineage.entries import Entry, Judged, LedgerError, Moved, read_entry
@@ -21,6 +24,7 @@ from tests.servers.governed import (
     EVALUATION,
     GATE,
     OFFICER,
+    PASSWORD,
     READER,
     Pipeline,
     Server,
@@ -45,6 +49,33 @@ def test_setting_the_alias_promotes_and_the_ledger_says_who(basic_server: Server
     assert made.verdict == portraits.next.tags["verdict"]
     assert [entry.body for entry in basic_server.ledger().entries(before)] == [made]
     assert basic_server.champion("edited") == portraits.next.number
+
+
+@pytest.mark.parametrize("way", ["alias", "move"])
+def test_a_client_that_gave_up_waiting_finds_its_move_made_once(
+    basic_server: Server, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the server reads large weights for longer than a client waits, which then asks again."""
+    portraits = portraits_on(basic_server, f"impatient-{way}")
+    wanted, before = portraits.next.number, len(basic_server.moves(portraits.model))
+    with signed_in(basic_server, EDITOR):
+        if way == "alias":
+            with suppress(requests.Timeout):
+                body = {"name": portraits.model, "version": wanted, "alias": "champion"}
+                path = f"{basic_server.url}/api/2.0/mlflow/registered-models/alias"
+                requests.post(path, json=body, auth=(EDITOR, PASSWORD), timeout=(30, 0.01))
+                pytest.fail("the server was faster than any client gives up")
+        else:
+            monkeypatch.setattr("lineage.moves.MOVE_PATIENCE", 0.01)
+            with pytest.raises(LedgerError, match="does not answer"):
+                ServerMover(basic_server.url, portraits.model).move("promote", wanted)
+            monkeypatch.undo()
+        until = time.monotonic() + 60
+        while basic_server.champion(portraits.model) != wanted:
+            assert time.monotonic() < until, "the move was not made"
+            time.sleep(0.1)
+    assert basic_server.set_alias(portraits.model, wanted, user=EDITOR).ok
+    assert len(basic_server.moves(portraits.model)) == before + 1
 
 
 def test_a_pipeline_asks_for_a_promotion_and_need_not_set_the_alias(basic_server: Server) -> None:
