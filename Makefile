@@ -43,10 +43,10 @@ $(DATA)/shuffled/metadata.jsonl: | $(VENV)/.installed
 retrain: install data ## Run the main job on the embedded default: avatars
 	$(BIN)/triptych retrain --config examples/avatars/retrain.yaml
 
-shuffled: install data ## The same on shuffled captions: the gate must reject it
+shuffled: install data ## The same on shuffled captions, after retrain: the gate must reject it
 	$(BIN)/triptych retrain --config examples/avatars/shuffled-captions.yaml
 
-plain: install data ## The same without replay and selection: the gate must not promote what forgets
+plain: install data ## The same without replay and selection, after retrain: the gate must not promote what forgets
 	$(BIN)/triptych retrain --config examples/avatars/plain.yaml
 
 images: install ## Build both images of the steps, on the Docker engine that runs

@@ -99,8 +99,9 @@ class ReplaySettings(Section):
     held to the base model's. What the base model knows is kept so, and no pictures are needed for it."""
 
     captions: Path | None = None
-    """The captions: a text file with one a line, or a ``metadata.jsonl`` of an earlier snapshot. They should speak of
-    what the model is to keep, and must not be the evaluation set's. None: nothing is held."""
+    """The captions: a text file with one a line, a ``metadata.jsonl``, or the ``manifest.parquet`` of an earlier
+    snapshot. They should speak of what the model is to keep, and must not be the evaluation set's. None: nothing is
+    held."""
     batch_size: int = Field(default=16, ge=1)
     """Replayed inputs in one optimizer step, over all processes, beside the ``batch_size`` pictures."""
     draws: int = Field(default=256, ge=1)

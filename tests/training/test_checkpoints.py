@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from tests.training.conftest import World
 from tests.training.forked import Run, run_all
 from training.errors import TrainingError
 from training.launch.launch import run_identity
-from training.settings import TrainingSettings
+from training.settings import LoraSettings, TrainingSettings
 from training.train.checkpoints import Manifest, begin, finish, newest, newest_whole
 from training.train.curves import read_points
 
@@ -28,6 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "zero 3 in bf16": {"zero_stage": 3, "precision": "bf16"},
     "alone, two parts": {"processes": 1, "gradient_accumulation": 2},
     "zero 2 in bf16, two parts": {"zero_stage": 2, "precision": "bf16", "gradient_accumulation": 2},
+    "an adapter": {"method": "lora", "lora": LoraSettings(rank=4, alpha=16)},
 }
 EPOCH = 6
 """Steps: 24 pictures, 4 a step."""
@@ -90,6 +92,17 @@ def test_a_killed_run_ends_bit_by_bit_where_the_uninterrupted_one_does(
     assert resumed[name].result()["resumed_from"] == EPOCH
     assert digest_path(resumed[name].candidate) == digest_path(whole.candidate)
     assert _points(resumed[name]) == _points(whole), "the curves tell the whole run"
+
+
+def test_a_run_killed_again_and_again_ends_in_the_same_bits(runs: Mapping[str, Run], tmp_path: Path) -> None:
+    """Four times in all: twice between the same checkpoints, and once after the next one."""
+    run = runs["zero 2, between checkpoints"]
+    for number, after in enumerate((EPOCH + 1, EPOCH + 2, EPOCH + 3, -1)):
+        (tmp_path / str(number)).mkdir()
+        run = dataclasses.replace(_again(run, tmp_path / str(number)), kill_after=after)
+        assert set(run_all(run)[0]) == ({-signal.SIGKILL} if after > 0 else {0})
+    assert run.result()["resumed_from"] == EPOCH + 3
+    assert digest_path(run.candidate) == digest_path(runs["zero 2"].candidate)
 
 
 def test_only_the_newest_checkpoints_are_kept(runs: Mapping[str, Run]) -> None:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -132,8 +134,9 @@ def test_held_training_drifts_less(world: World, tmp_path: Path, method: str) ->
     assert drift(world, held, runs[0].candidate) < 0.5 * drift(world, held, runs[1].candidate)
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("save", [save_sd3_with_t5, save_flux, save_qwen_image])
-def test_every_family_can_be_held(save: Any, tmp_path: Path, world: World) -> None:
+def test_every_family_can_be_held(save: Any, method: Any, tmp_path: Path, world: World) -> None:
     from components.encode_features.pictures import encode_pictures
 
     base = save(tmp_path / "base")
@@ -143,6 +146,8 @@ def test_every_family_can_be_held(save: Any, tmp_path: Path, world: World) -> No
         processes=1,
         max_sequence_length=12,
         buckets=((32, 32),),
+        method=method,
+        lora=LoraSettings(rank=4, alpha=16),
         replay=ReplaySettings(captions=world.root / "replayed.txt", batch_size=2, draws=4),
     )
     encode_pictures(settings, world.validated, tmp_path / "features")
@@ -158,14 +163,27 @@ def test_every_family_can_be_held(save: Any, tmp_path: Path, world: World) -> No
     assert (
         isinstance(losses, Losses) and losses.loss_replay is not None and abs(float(losses.loss_replay.detach())) < 1e-5
     )
+    held = batch._replace(replayed=batch.replayed._replace(held=stream))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    course = []
+    for _ in range(4):
+        losses = model(held, NOTHING)
+        course.append((float(losses.loss_flow.detach()), float(losses.loss_replay.detach())))
+        optimizer.zero_grad()
+        losses.loss.backward()
+        optimizer.step()
+    assert course[-1][0] < course[0][0], "it learns the pictures"
+    assert 0 < course[-1][1] < 0.5, "and stays near what it is held to"
 
 
-def test_captions_are_read_from_text_and_from_a_snapshots_metadata(tmp_path: Path) -> None:
+def test_captions_are_read_from_text_and_from_snapshots(tmp_path: Path) -> None:
     (tmp_path / "some.txt").write_text("one\n\n two \none\n", "utf-8")
     rows = [{"file_name": "a.png", "text": "one"}, {"file_name": "b.png", "text": "two"}]
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     assert replayed_captions(tmp_path / "some.txt") == ["one", "two"]
     assert replayed_captions(tmp_path / "metadata.jsonl") == ["one", "two"]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "manifest.parquet")
+    assert replayed_captions(tmp_path / "manifest.parquet") == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -175,6 +193,7 @@ def test_captions_are_read_from_text_and_from_a_snapshots_metadata(tmp_path: Pat
         ("bad.jsonl", '{"file_name": "a.png"}\n', r"cannot be read: KeyError\('text'\); give a text file"),
         ("bad.jsonl", '{"text": 3}\n', "has a row without a caption"),
         ("bad.jsonl", "no json\n", "cannot be read"),
+        ("bad.parquet", "no table", "cannot be read"),
     ],
 )
 def test_captions_that_are_none_are_refused(tmp_path: Path, name: str, content: str, reason: str) -> None:
