@@ -45,6 +45,18 @@ def server_command(place: Workspace, port: int) -> list[str]:
     return [sys.executable, "-m", "mlflow", "server", *options, *stores]
 
 
+def pages(place: Workspace, port: int) -> list[str]:
+    """The addresses of each experiment's runs, once there are some."""
+    from mlflow import MlflowClient
+
+    from components.plan.overview import page
+
+    if not (place.root / "mlflow.db").exists():
+        return []
+    found = MlflowClient(place.database).search_experiments(filter_string="tags.`mlflow.experimentKind` != ''")
+    return [page(f"http://127.0.0.1:{port}", str(experiment.experiment_id)) for experiment in found]
+
+
 @contextmanager
 def tracking_server(place: Workspace) -> Iterator[str]:
     """Run an MLflow server as long as the block lasts; gives its URI.

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lineage.digests import hex_of
+from lineage.figures import METRICS
 from lineage.records import RunContext
 from lineage.registry import Registry
 
@@ -16,13 +17,28 @@ SHOWN = (
     *("training.batch_size", "training.gradient_accumulation", "training.learning_rate", "training.ema_decay"),
     *("training.caption_dropout", "training.seed", "training.supervision.enabled", "training.supervision.target"),
     *("training.supervision.weight", "training.supervision.structure_weight"),
+    *("training.replay.captions", "training.replay.weight", "training.selection.selection_set"),
     *("evaluation.evaluation_set", "evaluation.limit", "gate.margins", "gate.alpha"),
 )
 """Settings that decide what comes of a run, by section. The records hold all of them."""
-PLACES = ("data.source", "training.base_model", "evaluation.evaluation_set")
+PLACES = (
+    *("data.source", "training.base_model", "evaluation.evaluation_set"),
+    *("training.replay.captions", "training.selection.selection_set"),
+)
 """Of these the last part is shown; they are pinned by digest elsewhere."""
-EXPERIMENT_KIND = "custom_model_development"
-"""Has MLflow open the experiment on its runs, not on traces of language models."""
+VIEW = "verdicts"
+"""A view of MLflow's: which columns its list of runs has at the address of `page`."""
+COLUMNS = ("data.source", "training.steps", "training.replay.captions")
+"""Settings that the view shows, beside the decision and each axis."""
+KIND = "mlflow.experimentKind"
+
+
+def page(server: str, experiment_id: str) -> str:
+    """The address of an experiment's runs with their verdicts, on the MLflow server at ``server``.
+
+    MLflow 3.17 opens every experiment on traces of language models, whatever its kind, unless the address says so.
+    """
+    return f"{server}/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
 
 
 def show_run(store: Registry, mlflow_run: str, context: RunContext, sections: Mapping[str, Mapping[str, Any]]) -> None:
@@ -41,7 +57,11 @@ def show_run(store: Registry, mlflow_run: str, context: RunContext, sections: Ma
         tags=[RunTag(name, value) for name, value in tags.items() if value],
     )
     experiment = store.client.get_run(mlflow_run).info.experiment_id
-    store.client.set_experiment_tag(experiment, "mlflow.experimentKind", EXPERIMENT_KIND)
+    axes = sections.get("gate", {}).get("margins", {})
+    columns = ["tags.`triptych.decision`", *(f"metrics.`{METRICS}{axis}/candidate`" for axis in axes)]
+    view = {"selectedColumns": columns + [f"params.`{name}`" for name in COLUMNS]}
+    store.client.set_experiment_tag(experiment, KIND, "custom_model_development")
+    store.client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
 
 
 def parameters(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

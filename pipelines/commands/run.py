@@ -79,10 +79,11 @@ def compile_pipeline(
 @about("work_dir")
 def ui(subject: Subject, port: Annotated[int, typer.Option(help="On the loopback address.")] = 5000) -> None:
     """Start MLflow's pages on the local store."""
-    from pipelines.server import server_command, server_environment
+    from pipelines.server import pages, server_command, server_environment
 
     command, told = server_command(subject.place, port), server_environment(subject.place)
-    typer.echo(f"MLflow on http://127.0.0.1:{port}; Ctrl-C ends it")
+    for address in pages(subject.place, port) or [f"http://127.0.0.1:{port}"]:
+        typer.echo(f"MLflow on {address}; Ctrl-C ends it")
     os.execve(command[0], command, told)
 
 

@@ -31,3 +31,4 @@ def test_a_run_says_who_started_it_from_which_commit(tmp_path: Path, migrated: b
     assert (told["user"], told["source.git.commit"], told["source.name"]) == ("ada", "abc", "schedule nightly")
     experiment = store.client.get_experiment(found.info.experiment_id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert "triptych.decision" in experiment.tags["mlflow.sharedViewState.verdicts"]
