@@ -64,7 +64,7 @@ lint: install ## Formatting, style, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-HERE := not containers and not servers
+HERE := not containers and not servers and not drill
 
 test: install data ## Most tests that need no container engine and no servers, in minutes
 	$(BIN)/pytest -m '$(HERE) and not slow' --ignore=tests/apiserver --numprocesses 2 --dist loadgroup

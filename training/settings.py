@@ -106,7 +106,7 @@ class ReplaySettings(Section):
     """Replayed inputs in one optimizer step, over all processes, beside the ``batch_size`` pictures."""
     draws: int = Field(default=256, ge=1)
     """Inputs in all: captions with a noise and a noise level each, fixed for a run. The base model's stream for them is
-    taken once, before the first step, and kept in each process's memory."""
+    taken once, before the first step, into a file that the processes of a machine share."""
     weight: float = Field(default=2.0, ge=0)
     """The weight of L_replay beside the velocity loss."""
     tap: int | None = Field(default=None, ge=0)

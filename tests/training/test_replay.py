@@ -130,6 +130,7 @@ def test_held_training_drifts_less(world: World, tmp_path: Path, method: str) ->
     assert run_all(*runs) == [[0], [0]]
     points = read_points(runs[0].curves)
     assert points[0].loss_replay == pytest.approx(0, abs=1e-5), "nothing has moved before the first step"
+    assert not list(runs[0].place.glob("*.held")), "what the processes shared has no name any more"
     assert all(point.loss_replay is None for point in read_points(runs[1].curves))
     assert drift(world, held, runs[0].candidate) < 0.5 * drift(world, held, runs[1].candidate)
 

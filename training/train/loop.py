@@ -9,8 +9,10 @@ import resource
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -220,23 +222,34 @@ def prepare(job: TrainingJob, accelerator: Any) -> tuple[Batches, Any]:
     if accelerator.num_processes == 1 and not settings.stage:
         engine.enable_backward_allreduce = False  # it would copy all gradients to and fro for nobody
     if settings.replay.captions:
-        batches = dataclasses.replace(batches, held=base_streams(batches, engine, accelerator))
+        shared = job.candidate.with_name(f"{job.candidate.name}.held")
+        batches = dataclasses.replace(batches, held=base_streams(batches, engine, accelerator, shared))
     return batches, engine
 
 
 @torch.no_grad()
-def base_streams(batches: Batches, engine: Any, accelerator: Any) -> Tensor:
+def base_streams(batches: Batches, engine: Any, accelerator: Any, shared: Path) -> Tensor:
     """The base model's image stream for each replayed draw, (draws, T, D), on the CPU.
 
     The model that is going to train gives it, before its first step: its weights are the base model's then, and an
-    adapter changes nothing yet. No second model is needed.
+    adapter changes nothing yet. No second model is needed. The processes of a machine map one file, ``shared``, which
+    has no name any more when this returns.
     """
-    replay, found = batches.settings.replay, []
-    for start in range(0, replay.draws, replay.batch_size):
-        numbers = [(start + n) % replay.draws for n in range(replay.batch_size)]
-        mine = send_to_device(batches.replay(numbers), accelerator.device)
-        found.append(accelerator.gather(engine(mine, NOTHING)).cpu())
-    return torch.cat(found)[: replay.draws]
+    replay = batches.settings.replay
+    with shared.open("wb") if accelerator.is_local_main_process else nullcontext() as file:
+        for start in range(0, replay.draws, replay.batch_size):
+            numbers = [(start + n) % replay.draws for n in range(replay.batch_size)]
+            mine = send_to_device(batches.replay(numbers), accelerator.device)
+            streams = accelerator.gather(engine(mine, NOTHING)).cpu().contiguous()
+            if file:
+                file.write(streams.view(torch.uint8).numpy().tobytes())
+    accelerator.wait_for_everyone()
+    shape = (replay.draws, *streams.shape[1:])
+    held = torch.from_file(str(shared), size=math.prod(shape), dtype=streams.dtype).view(shape)
+    accelerator.wait_for_everyone()
+    if file:
+        shared.unlink()
+    return held
 
 
 def _ahead(batches: Batches, first: int, steps: int, device: torch.device) -> Iterator[tuple[int, Batch]]:
