@@ -13,6 +13,10 @@ class TrainingError(Exception):
     """Training cannot go on; the message says what is wrong, where, and what to do."""
 
 
+class ProcessLostError(TrainingError):
+    """A training process was killed, or ended with an error not its own, as where its peer was killed."""
+
+
 class StorageError(TrainingError):
     """A place cannot be read or written now; what lies there may be as it should be."""
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
@@ -67,6 +68,25 @@ def test_a_launcher_that_is_ended_leaves_no_process_and_saves_where_it_was_asked
     if how == signal.SIGTERM:
         found, _ = newest_whole(kept, run_identity(settings, world.features))
         assert found and len(read_points(curves)) == read_manifest(found).step
+
+
+def test_a_process_that_is_lost_is_begun_again_from_the_last_checkpoint(world: World, tmp_path: Path) -> None:
+    settings = world.settings(steps=120, log_every=5, checkpoint_every=10)
+    whole = fine_tune(settings, world.features, tmp_path / "whole" / "candidate", tmp_path / "whole" / "curves.jsonl")
+    candidate, curves, kept = tmp_path / "candidate", tmp_path / "curves.jsonl", tmp_path / "kept"
+
+    def kill() -> None:
+        while not list(kept.glob("step-????????")):
+            time.sleep(0.01)
+        [torchrun] = psutil.Process().children()
+        torchrun.children()[1].kill()
+
+    killing = Thread(target=kill, daemon=True)
+    killing.start()
+    record = fine_tune(settings, world.features, candidate, curves, checkpoints=kept)
+    assert record.resumed_from >= 10, "it was not killed"
+    assert record.candidate == whole.candidate
+    assert [p.step for p in read_points(curves)] == list(range(5, 125, 5))
 
 
 @pytest.mark.parametrize("begun", ["torch.distributed.run", "training.train.process"])

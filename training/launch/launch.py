@@ -14,6 +14,7 @@ import operator
 import os
 import platform
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -26,11 +27,12 @@ from pydantic import Field
 
 from lineage.digests import code_digest, digest_path, packages_digest
 from training.encode.info import check_features, features_digest
-from training.errors import STOP_FILE, Stopped, TrainingError
+from training.errors import STOP_FILE, ProcessLostError, Stopped, TrainingError
 from training.families import family_of
 from training.launch.processes import child, python_environment, termination_as_exit
 from training.launch.watching import MlflowCurves, MlflowRun, show
 from training.settings import TrainingSettings
+from training.train.checkpoints import newest
 from training.train.curves import CurvePoint
 from training.train.deepspeed_config import deepspeed_config
 from training.train.job import CODE, JOB, PICTURE, POINT, RESULT, RunIdentity, TrainingJob, TrainingResult, marks_in
@@ -130,7 +132,7 @@ def fine_tune(
     job = _job(settings, features_dir, candidate_dir, curves_path, checkpoints)
     curves = MlflowCurves(mlflow)
     curves.log({f"target_{name}": value for name, value in info.alignment.items()}, step=0)
-    result = run_processes(job, nodes, curves)
+    result = _run(job, nodes, curves)
     curves.close()
     assert result is not None
     record = TrainingRecord(
@@ -212,11 +214,25 @@ def launcher_environment(threads: int, nodes: Nodes = ALONE) -> dict[str, str]:
     return kept | {"GLOO_SOCKET_IFNAME": "lo"}
 
 
+def _run(job: TrainingJob, nodes: Nodes, curves: MlflowCurves) -> TrainingResult | None:
+    """`run_processes`; again where a process of this machine was lost and a checkpoint came since the last try."""
+    while True:
+        before = newest(job.checkpoints)
+        try:
+            return run_processes(job, nodes, curves)
+        except ProcessLostError as error:
+            if nodes.machines > 1 or newest(job.checkpoints) == before:
+                raise
+            shutil.rmtree(job.candidate, ignore_errors=True)
+            print(f"{error}\n{newest(job.checkpoints)}; training goes on from it", flush=True)
+
+
 def run_processes(job: TrainingJob, nodes: Nodes, curves: MlflowCurves) -> TrainingResult | None:
     """Start the processes and pass on what they print until they end; the first machine gives what they measured.
 
     Raises:
-        TrainingError: a training process failed.
+        ProcessLostError: a training process was lost.
+        TrainingError: training cannot go on.
         Stopped: this process got SIGTERM, and a checkpoint was saved.
     """
     lines = deque[str](maxlen=LINES_KEPT)
@@ -254,11 +270,11 @@ def _failure(folder: Path, status: int, lines: deque[str]) -> TrainingError | St
     for error in sorted(errors, key=lambda e: e["kind"] not in kinds):
         if error["kind"] in kinds:
             return kinds[error["kind"]](error["message"])
-        return TrainingError(f"training stopped with {error['kind']}: {error['message']}\n{error['traceback']}")
+        return ProcessLostError(f"training stopped with {error['kind']}: {error['message']}\n{error['traceback']}")
     tail = "\n".join(lines)
     hint = ""
     if re.search(r"exitcode\s*: -9\b|Signal 9\b", tail):  # torchrun's words
         hint = " (a process was killed with signal 9, as the kernel does when the host's memory is full)"
-    return TrainingError(
+    return ProcessLostError(
         f"the training processes ended with status {status} and no candidate{hint}; last lines:\n{tail}"
     )
