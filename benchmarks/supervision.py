@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from benchmarks.supervision_report import BASE, RANDOM, STARTS, write_report
 from training.settings import SupervisionSettings, TrainingSettings
-from training.teach import targets
+from training.teach.targets import Target, assign
 
 AVATARS = Path(__file__).parents[1] / "examples" / "avatars"
 NEW, EVALUATION, MODELS = AVATARS / "data" / "new", AVATARS / "evaluation", AVATARS / "models"
@@ -64,15 +64,15 @@ ARMS: dict[str, dict[str, Any]] = {
     "throughout": THROUGHOUT,
     "throughout-vision": THROUGHOUT | {"target": "vision"},
     "throughout-shuffled": THROUGHOUT | {"target": "shuffled-text"},
-    "throughout-uncentred": THROUGHOUT,
+    "throughout-centred": THROUGHOUT,
 }
 """What each arm changes of `OURS`; the weights at the start are the first point of every arm.
 
 The arms called noisy weigh a sample's supervision by σ², at mean one: where little of the picture is left to see, the
 image stream can hold what the caption says only by way of the text. Those called fast-projector train the projector,
 which starts from nothing, at five times the learning rate. Those called throughout supervise a deep block from the
-first step to the last, twice as strongly. The one called uncentred is pulled towards what the teacher says of the text
-as it is, not less its mean over the corpus.
+first step to the last, twice as strongly. The one called centred is pulled towards the text's features less their mean
+over the corpus, as all were before.
 """
 FAST = 5.0
 
@@ -138,9 +138,9 @@ class Run:
         from training.train.model import Batches, SupervisedTransformer, parameter_groups
 
         self.settings, self.device, self.noisy = settings, device, arm.startswith("noisy")
-        if arm.endswith("-uncentred"):
-            targets.centred = lambda features, _: functional.normalize(features, dim=-1)
         read = Features(features, settings)
+        if arm.endswith("-centred"):
+            _centre(read.targets)
         family = family_of(settings.base_model)
         self.batches = Batches(read, settings, family, rank=0, world=1)
         self.model = SupervisedTransformer(family, read, settings).to(device)
@@ -183,6 +183,21 @@ class Run:
             kept = parameter.data.clone()
             parameter.data.copy_(average)
             average.copy_(kept)
+
+
+def _centre(targets: Any) -> None:
+    """Have targets pull towards the text less its mean; what patches are assigned by stays."""
+    spoken, of = targets._spoken, targets.of
+    pulled = functional.normalize(spoken - spoken.mean(dim=0), dim=-1)
+    targets._captions = functional.normalize(targets._captions - targets._captions[1:].mean(dim=0), dim=-1)
+
+    def centred(samples: list[int], patches: torch.Tensor) -> Target:
+        parts = targets._parts[targets._rows[list(samples)]]
+        seen, said = functional.normalize(patches.float(), dim=-1), parts.clamp(min=0)
+        assignment = assign(seen, spoken[said], targets._temperature, parts >= 0)
+        return of(samples, patches)._replace(local=assignment @ pulled[said])
+
+    targets.of = centred
 
 
 def _apart(groups: list[dict[str, Any]], projector: set[int]) -> list[dict[str, Any]]:

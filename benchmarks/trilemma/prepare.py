@@ -213,10 +213,13 @@ def _write_world(world: int, place: Path, frozen: Frozen) -> None:
     save_file(tensors, place, metadata={"facts": json.dumps(facts)})
 
 
+def centred(features: Tensor, mean: Tensor) -> Tensor:
+    """``features`` (..., d) less ``mean`` (d,), scaled to length one: the targets of all arms were made so."""
+    return functional.normalize(features - mean, dim=-1)
+
+
 def _vocabulary(read: _Reader) -> tuple[Tensor, Tensor]:
     """Phrases, centred by the mean of those that the replayed captions use, and the mean of the captions as wholes."""
-    from training.teach.targets import centred
-
     strings = [p.caption() for p in replayed()]
     used = sorted({number for row in read.rows(strings, GRANULARITY) for number in row[1:]})
     return centred(read.spoken, read.spoken[used].mean(0)), read.whole(strings).mean(0)
@@ -226,7 +229,7 @@ def _set_targets(read: _Reader, patches: Tensor, strings: list[str], seed: int) 
     """Assignments A (n, 64, S) and what they choose from, of one set: as shipped, by raw cosines, and shuffled."""
     from training.settings import SupervisionSettings
     from training.teach.phrases import Phrasebook
-    from training.teach.targets import Targets, centred, partners
+    from training.teach.targets import Targets, partners
 
     width = 10
     parts = read.parts(strings, width)
@@ -243,13 +246,13 @@ def _set_targets(read: _Reader, patches: Tensor, strings: list[str], seed: int) 
     settings = SupervisionSettings(enabled=True, structure_weight=0, projector_hidden=256)
     spoken = read.spoken[[read.book.strings.index(string) for string in book.strings]]
     rows, temperature = [distinct.index(s) for s in strings], read.teacher.temperature
-    targets = Targets(settings, rows, book, spoken, mean, temperature, seed)
-    product = targets.of(list(range(len(strings))), patches)
-    mine = raw @ own[parts.clamp(min=0)]
-    if not torch.allclose(mine, product.local, atol=1e-5):
-        raise ValueError("the target of raw cosines is not what training.teach.targets makes")
+    targets = Targets(settings, rows, book, spoken, temperature, seed)
+    mine = raw @ raw_phrases[parts.clamp(min=0)]
+    if not torch.allclose(mine, targets.of(list(range(len(strings))), patches).local, atol=1e-5):
+        raise ValueError("the assignment by raw cosines is not what training.teach.targets makes")
     vocabulary, whole_mean = _vocabulary(read)
-    whole = centred(read.whole(strings), whole_mean)
+    said = read.whole(strings)
+    whole = centred(said, whole_mean)
 
     return {
         "parts": parts,
@@ -257,7 +260,7 @@ def _set_targets(read: _Reader, patches: Tensor, strings: list[str], seed: int) 
         "A.shipped": shipped,
         "A.raw": raw,
         "A.shuffled": shuffled,
-        "z.own": product.caption,
+        "z.own": centred(said, read.whole(distinct[1:]).mean(0)),
         "z.vocabulary": whole,
         "phrases.own": own[_phrase_rows(parts)],
         "phrases.vocabulary": vocabulary[_phrase_rows(parts)],
@@ -271,7 +274,7 @@ def _phrase_rows(parts: Tensor) -> Tensor:
 
 def _replay_tensors(world: int, read: _Reader, frozen: Frozen) -> dict[str, Tensor]:
     """Pictures of replayed captions as base′ was shown them, read by the teacher: what projectors are fitted to."""
-    from training.teach.targets import centred, partners
+    from training.teach.targets import partners
 
     portraits, rng = replayed()[:SAMPLED], np.random.default_rng(70 + world)
     strings = [p.caption() for p in portraits]

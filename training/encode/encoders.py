@@ -73,7 +73,7 @@ class Encoders:
           (B, C, h, w);
         - ``text`` of captions: ``embeddings`` (B, L, D), ``pooled`` (B, P), ``mask`` (B, L), as far as the family has
           them, and ``truncated`` (B,), whether a caption was longer than is read;
-        - ``teacher`` of pictures: ``patches`` V, (B, T_v, d) fp16, and their ``sum`` over patches, (B, d) fp64;
+        - ``teacher`` of pictures: ``patches`` V, (B, T_v, d) fp16;
         - ``structure`` of pictures: ``similarities``, G(F_m) above the diagonal, (B, layers, pairs) fp16;
         - ``strings``: ``features``, the teacher's embedding of each string as it stands, (B, d) fp32.
 
@@ -86,8 +86,7 @@ class Encoders:
             filled = some + [some[-1]] * (most - len(some) if self.whole_batches else 0)
             made = getattr(self, f"_{part}")(filled)
             batches.append({name: tensor[: len(some)].cpu() for name, tensor in made.items()})
-        kept = self._rounded(part, joined(batches))
-        return kept | ({"sum": kept["patches"].double().sum(dim=1)} if part == "teacher" else {})
+        return self._rounded(part, joined(batches))
 
     def _at_once(self, part: str, what: Sequence[Any]) -> int:
         if part in ("text", "strings"):

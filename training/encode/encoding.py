@@ -26,7 +26,7 @@ from training.encode.encoders import Encoders, Tensors, fitted, pictures_at_once
 from training.encode.features import Features
 from training.encode.info import CORPUS, FeaturesInfo, made_of, needed_parts, part_folder, text_key, write_info
 from training.encode.pictures import corpus_digest
-from training.encode.store import PartStore, Rows, digest_rows, links
+from training.encode.store import PartStore, digest_rows, links
 from training.errors import TrainingError
 from training.settings import TrainingSettings
 from training.teach.phrases import Phrasebook
@@ -92,22 +92,22 @@ class _Encoding:
         self.texts = {"text": self.captions} if "text" in self.cached else {}
         self.texts |= {"strings": self.book.strings} if self.book.strings else {}
         self.keys = {part: [text_key(text) for text in texts] for part, texts in self.texts.items()}
-        # The target is centred by the mean patch of the whole corpus, also where patches are not kept.
-        of_pictures = [part for part in needed if part == "teacher" or (part in self.cached and part != "text")]
-        self.keys |= dict.fromkeys(of_pictures, named)
+        self.keys |= dict.fromkeys((part for part in self.cached if part != "text"), named)
         self.pictures = named
-        self.read_again = bool(set(needed) - {"text"} - set(self.cached))
+        self.read_again = set(needed) - {"text"} - set(self.cached)
 
     def run(self) -> FeaturesInfo:
         stores = {part: PartStore(self._place(part)) for part in self.keys}
         missing = {part: set(self.keys[part]) - store.rows.keys() for part, store in stores.items()}
-        self._check_grids({part for part, keys in missing.items() if keys})
+        self._check_grids({part for part, keys in missing.items() if keys} | self.read_again)
         self._check_room(missing)
         self.encoders.whole_batches = True
         for part, texts in self.texts.items():
             lacking = [both for both in zip(self.keys[part], texts, strict=True) if both[0] in missing[part]]
             for some in _runs(lacking, TEXTS):
-                for (key, _), row in zip(some, rows_of(self._encode(part, [text for _, text in some])), strict=True):
+                for (key, _), row in zip(
+                    some, rows_of(self.encoders.encode(part, [text for _, text in some])), strict=True
+                ):
                     stores[part].add(key, row)
             stores[part].flush()
         self._encode_pictures(stores, {part: keys for part, keys in missing.items() if part not in self.texts})
@@ -155,16 +155,12 @@ class _Encoding:
         and most characters do, where rows have the length of their text."""
         if part not in self.texts:
             blank = [Image.new("RGB", max(self.sizes, key=lambda size: size[0] * size[1]))]
-            return len(missing) * (_size(self._encode(part, blank)) + ROW)
+            return len(missing) * (_size(self.encoders.encode(part, blank)) + ROW)
         lengths = [len(text) for text in self.texts[part] if text_key(text) in missing]
         ends = [choose(self.texts[part], key=len) for choose in (min, max)]
-        least, most = (_size(row) for row in rows_of(self._encode(part, ends)))
+        least, most = (_size(row) for row in rows_of(self.encoders.encode(part, ends)))
         character = (most - least) / max(len(ends[1]) - len(ends[0]), 1)
         return sum(int(least + character * (length - len(ends[0]))) + ROW for length in lengths)
-
-    def _encode(self, part: str, what: Sequence[Any]) -> Tensors:
-        made = self.encoders.encode(part, what)
-        return {"sum": made["sum"]} if part == "teacher" and part not in self.cached else made
 
     def _encode_pictures(self, stores: dict[str, PartStore], missing: dict[str, set[str]]) -> None:
         """Each picture is read once, for all parts that lack its row; runs of pictures of one size go through a model
@@ -177,7 +173,7 @@ class _Encoding:
             for part, keys in missing.items():
                 wanted = [(k, image) for n, image in zip(batch, images, strict=True) if (k := self.pictures[n]) in keys]
                 if wanted:
-                    rows = rows_of(self._encode(part, [image for _, image in wanted]))
+                    rows = rows_of(self.encoders.encode(part, [image for _, image in wanted]))
                     for (key, _), row in zip(wanted, rows, strict=True):
                         stores[part].add(key, row)
 
@@ -186,7 +182,7 @@ class _Encoding:
         if self.cache:
             for part, store in stores.items():
                 store.link(self.keys[part], self.folder / part)
-        (self.folder / CORPUS).write_text(json.dumps(self._corpus(stores), ensure_ascii=False), "utf-8")
+        (self.folder / CORPUS).write_text(json.dumps(self._corpus(), ensure_ascii=False), "utf-8")
         teacher = self.settings.teacher if self.book.strings else None
         info = FeaturesInfo(
             made_of=self.made,
@@ -208,13 +204,11 @@ class _Encoding:
         write_info(self.folder, info)
         return info
 
-    def _corpus(self, stores: dict[str, PartStore]) -> dict[str, Any]:
+    def _corpus(self) -> dict[str, Any]:
         numbers = {caption: number for number, caption in enumerate(self.captions)}
         corpus: dict[str, Any] = {"captions": self.captions, "strings": self.book.strings, "parts": self.book.parts}
         corpus |= {"rows": [numbers[row["text"]] for row in self.rows], "keys": self.pictures}
         corpus["replayed"] = [numbers[caption] for caption in self.replayed]
-        if "teacher" in stores:
-            corpus["patch_sum"] = Rows(stores["teacher"].folder, self.pictures).whole("sum").sum(dim=0).tolist()
         if self.read_again:
             # Where pictures lie is named only if training has to read them: it changes nothing else.
             corpus["pictures"] = [{name: row[name] for name in ("file_name", "sha256", "uri")} for row in self.rows]

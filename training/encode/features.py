@@ -53,7 +53,6 @@ class Features:
         self._rows: list[int] = listed["rows"]
         self._replayed: list[int] = listed["replayed"]
         self._pictures: list[dict[str, str]] = listed.get("pictures", [])
-        self._patch_sum: list[float] = listed.get("patch_sum", [])
         self._part = cache(lambda part: Rows(folder / part, keys_of(listed, part)))
         self._opened: tuple[list[int], list[Image.Image]] = ([], [])
         self._sizes = list(accumulate(count for count, _, _ in self.info.sizes))
@@ -81,13 +80,11 @@ class Features:
             return None
         if self.info.temperature is None:
             raise TrainingError(f"{self.folder} has no teacher features; encode it with supervision enabled")
-        patches = len(self) * self.teacher_grid[0] * self.teacher_grid[1]
         return Targets(
             self.settings.supervision,
             rows=self._rows,
             book=self._book,
             string_features=self._part("strings").whole("features"),
-            patch_mean=(torch.tensor(self._patch_sum, dtype=torch.float64) / patches).float(),
             temperature=self.info.temperature,
             seed=self.settings.seed,
         )

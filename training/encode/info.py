@@ -125,8 +125,6 @@ def part_folder(part: str, made: Mapping[str, Any], settings: TrainingSettings) 
         recipe["precision"] = made["cache_precision"]
     if part == "text":
         recipe["longest"] = made["max_sequence_length"]
-    if part == "teacher":
-        recipe["patches"] = "teacher" in settings.cached  # otherwise only their sum is kept
     recipe["code"] = code_digest("training.encode.encoders", *modules)
     recipe["packages"] = {name: version(name) for name in packages}
     return f"{part}-{hex_of(digest_json(recipe))[:16]}"

@@ -1,11 +1,10 @@
 """The vision-aligned text target: which part of the caption each patch shows, in the teacher's eyes.
 
-    A = softmax(V̂ · Ŝᵀ / τ)        C = A · S̄
+    A = softmax(V̂ · Ŝᵀ / τ)        C = A · Ŝ
 
 V̂ are a picture's patches (`Teacher.patch_features`), Ŝ the parts of its caption and a null row (the empty
-string: nothing that was said), both of length one; S̄ are the parts less their mean over the corpus, of length one;
-τ is the teacher's temperature. What patches are assigned by is not centred: that harmed (docs/method.md). No
-parameters, no gradient.
+string: nothing that was said), both of length one; τ is the teacher's temperature. Nothing is centred: in the
+assignment that harmed (docs/method.md), in the target it did not help (docs/training.md). No parameters, no gradient.
 """
 
 from __future__ import annotations
@@ -24,11 +23,6 @@ from training.teach.phrases import Phrasebook
 
 _PARTNERS = 4
 """The stream of draws that partners come from; `training.train.draws` has the others."""
-
-
-def centred(features: Tensor, mean: Tensor) -> Tensor:
-    """``features`` (..., d) less ``mean`` (d,), scaled to length one."""
-    return functional.normalize(features - mean, dim=-1)
 
 
 def assign(patches: Tensor, phrases: Tensor, temperature: float, said: Tensor | None = None) -> Tensor:
@@ -67,24 +61,19 @@ class Targets:
         rows: Sequence[int],
         book: Phrasebook,
         string_features: Tensor,
-        patch_mean: Tensor,
         temperature: float,
         seed: int,
     ) -> None:
         """Args:
         rows: for each sample the number of its caption in ``book``, in which the first is that of dropped captions.
         string_features: the teacher's embeddings of ``book.strings``, (P, d).
-        patch_mean: the teacher's mean patch over the corpus, (d,).
         """
-        self._settings, self._temperature, self._patch_mean = settings, temperature, patch_mean
+        self._settings, self._temperature = settings, temperature
         parts = book.rows(settings.granularity)
         width = max(len(row) for row in parts)
         self._parts = torch.tensor([row + [-1] * (width - len(row)) for row in parts])
-        used = sorted({number for row in parts for number in row[1:]})
         self._spoken = functional.normalize(string_features, dim=-1)
-        self._phrases = centred(string_features, string_features[used or [0]].mean(dim=0))
-        whole = [numbers[-1] for numbers in book.rows(["caption"])]
-        self._captions = centred(string_features[whole], string_features[whole[1:] or [0]].mean(dim=0))
+        self._captions = self._spoken[[numbers[-1] for numbers in book.rows(["caption"])]]
         shuffled = settings.target == "shuffled-text"
         shown = torch.tensor(rows)
         self._rows = shown[torch.from_numpy(partners(seed, len(rows)))] if shuffled else shown
@@ -92,16 +81,16 @@ class Targets:
     @torch.no_grad()
     def of(self, samples: Sequence[int], patches: Tensor) -> Target:
         """The targets of ``samples``; ``patches`` is their V, raw, (B, T_v, d)."""
+        seen = functional.normalize(patches.float(), dim=-1)
         if self._settings.target == "vision":
-            seen = centred(patches.float(), self._patch_mean)
             nothing = torch.zeros(len(samples))
             whole = functional.normalize(seen.mean(dim=1), dim=-1)
             return Target(seen, whole, nothing, _variance(seen), nothing)
         rows = self._rows[list(samples)]
         parts = self._parts[rows]
-        seen, said = functional.normalize(patches.float(), dim=-1), parts.clamp(min=0)
-        assignment = assign(seen, self._spoken[said], self._temperature, parts >= 0)
-        local = assignment @ self._phrases[said]
+        spoken = self._spoken[parts.clamp(min=0)]
+        assignment = assign(seen, spoken, self._temperature, parts >= 0)
+        local = assignment @ spoken
         entropy = torch.special.entr(assignment).sum(-1).mean(-1)
         return Target(local, self._captions[rows], entropy, _variance(local), assignment[..., 0].mean(-1))
 
