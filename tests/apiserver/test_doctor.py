@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.apiserver.apiserver import ApiServer, definitions, free_port
+from tests.apiserver.apiserver import HOW_CRDS, ApiServer, definitions, free_port
 from tests.apiserver.objects import deployment, held, mend, put
 from tests.runs import TRIPTYCH
 
@@ -74,6 +74,7 @@ def test_everything_that_is_missing_is_told_at_once(api: ApiServer, kubeconfig: 
     print(f"{len(told)} faults in {took:.1f} s, start of the program included")
     wanted = [one for one in MISSING if definitions() or ("CRDs" not in one and "LocalQueue" not in one)]
     assert done.returncode == 1, done.stderr
+    assert took <= 10
     assert [one for one in wanted if not any(one in fault for fault in told)] == [], done.stdout
     assert len(told) >= 25 and len(set(told)) == len(told)
     remedies = [line for line in done.stdout.splitlines() if line.strip().startswith("->")]
@@ -114,9 +115,7 @@ def mended(api: ApiServer, kubeconfig: Path) -> ApiServer:
     return api
 
 
-@pytest.mark.skipif(
-    not definitions(), reason="TRIPTYCH_CRDS names no folder; tests/apiserver/crds.json lists the files"
-)
+@pytest.mark.skipif(not definitions(), reason=HOW_CRDS)
 def test_what_was_mended_is_told_no_more(mended: ApiServer, kubeconfig: Path) -> None:
     done = doctor(kubeconfig)
     left = faults(done.stdout)
@@ -212,9 +211,7 @@ def the_configuration_is_wrong(api: ApiServer) -> None:
     change(api, path, {"data": {"retrain.yaml": "cluster: {endpoint: nowhere}"}})
 
 
-@pytest.mark.skipif(
-    not definitions(), reason="TRIPTYCH_CRDS names no folder; tests/apiserver/crds.json lists the files"
-)
+@pytest.mark.skipif(not definitions(), reason=HOW_CRDS)
 def test_what_breaks_is_told(mended: ApiServer, kubeconfig: Path) -> None:
     """Broken one after the other, told all together: the last test here, since it leaves things broken."""
     broken = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import copy
 import json
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +22,7 @@ from tests.apiserver.conftest import rendered
 from tests.apiserver.objects import held, mend, put
 from tests.cluster.answers import Answers, AnswersServer
 from tests.cluster.conftest import use
-
-pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed; it renders manifests")
+from tests.cluster.test_rendering import pytestmark as pytestmark
 
 HERE = "/api/v1/namespaces/triptych"
 BATCH, APPS = "/apis/batch/v1/namespaces/triptych", "/apis/apps/v1/namespaces"
