@@ -16,6 +16,7 @@ import yaml
 from pipelines.errors import RequestError
 
 EXPECTED: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "faults.yaml").read_text())
+THREADS = 16
 PATIENCE = (2.0, 4.0)
 """Seconds to wait for the API server: to connect, and for its answer."""
 Fault = tuple[str, dict[str, Any]]
@@ -54,7 +55,7 @@ class Cluster:
         except (config.ConfigException, OSError) as error:
             raise RequestError(f"no cluster to ask: {error}; kubectl config get-contexts lists yours") from error
         settings = client.Configuration.get_default_copy()
-        settings.retries = 0
+        settings.retries, settings.connection_pool_maxsize = 0, THREADS
         return cls(client.ApiClient(settings), namespace, kfp, server)
 
     def greet(self) -> Any:
@@ -178,7 +179,7 @@ def examine(cluster: Cluster) -> list[tuple[str, str]]:
     from pipelines.doctor import checks, needs
 
     cluster.greet()
-    with ThreadPoolExecutor(16) as pool:  # whose threads end, since no question is asked after `MOST` seconds
+    with ThreadPoolExecutor(THREADS) as pool:  # whose threads end, since no question is asked after `MOST` seconds
         asked = pool.map(functools.partial(_told, cluster), (*checks.CHECKS, *needs.CHECKS))
     found = [fault for faults in asked for fault in faults]
     found += [("unread", {"path": path}) for path in sorted(cluster.refused)]

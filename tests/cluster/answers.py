@@ -161,7 +161,7 @@ class AnswersServer:
             "current-context": "test",
         }
         self.kubeconfig.write_text(yaml.safe_dump(content))
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
         self.server.shutdown()
