@@ -57,14 +57,19 @@ def submit(
     11 held, 12 rejected, 13 stale (another champion came meanwhile), 14 busy (another run has the model), 130
     interrupted.
     """
-    from pipelines.configuration import read_configuration
+    from pipelines.configuration import MODELS, raw_section, read_configuration
+    from pipelines.places import HUB
     from pipelines.submission import Kfp, installed, local_context, news
 
     if unknown := [one for one in accept if one not in STATUS]:
         raise RequestError(f"--accept {unknown[0]} is none of {', '.join(STATUS)}")
     if if_new and force:
         raise RequestError("--force trains although nothing is new, --if-new does not; give one of them")
-    cause = trigger_of(trigger)
+    cause, training = trigger_of(trigger), raw_section(config, "training")
+    if hub := [key for key in MODELS if str(training.get(key)).startswith(HUB)]:
+        raise RequestError(
+            f"training.{hub[0]} lies on the Hub, where steps do not look: put it on the volume that they share"
+        )
     known = (installed(context, config) if context else {}) | ({"endpoint": kfp} if kfp else {})
     configuration = (
         configuration_of(config, None, known) if if_new else read_configuration(config, None, known, here=False)

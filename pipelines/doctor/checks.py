@@ -188,7 +188,7 @@ def leases(cluster: Cluster) -> Found:
 
     if not cluster.server:
         return
-    known = json.loads(ServerStore(cluster.server).ask("GET", "/state", patience=2.0))["leases"]
+    known = json.loads(ServerStore(cluster.server).ask("GET", "/state", patience=3.0, retries=0))["leases"]
     workflows = f"/apis/argoproj.io/v1alpha1/namespaces/{cluster.namespace}/workflows?labelSelector=pipeline%2Frunid%3D"
     for model, held in known.items():
         found = cluster.get(f"{workflows}{held['run']}")

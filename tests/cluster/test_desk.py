@@ -118,6 +118,15 @@ def test_names_of_the_cluster_that_mean_nothing_here_are_told(cluster: AnswersSe
     assert done.exit_code == 2 and "forward its port and name that by --kfp" in done.output, done.output
 
 
+@pytest.mark.parametrize("options", [(), ("--if-new",)])
+def test_a_model_on_the_hub_is_refused(kfp: KfpServer, tmp_path: Path, options: tuple[str, ...]) -> None:
+    place = f"hf://owner/name@{'a' * 40}"
+    (tmp_path / "retrain.yaml").write_text(f"extends: {PRODUCTION}\ntraining: {{teacher: '{place}'}}\n")
+    done = submit("--kfp", kfp.url, *options, config=tmp_path / "retrain.yaml")
+    assert done.exit_code == 2 and "training.teacher lies on the Hub" in done.output, done.output
+    assert kfp.pipelines.asked == []
+
+
 def test_the_schedule_still_looks_at_what_lies_where_it_runs(cluster: AnswersServer, kfp: KfpServer) -> None:
     done = submit("--context", "test", "--kfp", kfp.url, "--if-new")
     assert done.exit_code == 2 and "validation.suite is /shared/models/expectations.json, and nothing" in done.output

@@ -310,6 +310,13 @@ def test_a_lease_whose_run_is_no_more_is_told(
     assert [TOGETHER["lease"] in fault for fault in found] == [True] * dead, found
 
 
+def test_a_governed_server_that_is_away_is_told_in_time(server: AnswersServer, governed: AnswersServer) -> None:
+    governed.known.late = 30
+    began = time.monotonic()
+    (said,) = faults(server, governed.url)
+    assert said.startswith("leases could not be asked: LedgerError") and time.monotonic() - began <= 10
+
+
 def test_a_lease_that_ran_out_keeps_nobody(server: AnswersServer, governed: AnswersServer) -> None:
     state = governed.known.objects["/api/2.0/triptych/state"]
     state["leases"][MODEL]["expires"] = (datetime.now(UTC) - timedelta(minutes=1)).isoformat(timespec="milliseconds")
