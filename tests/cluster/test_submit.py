@@ -179,6 +179,22 @@ def test_a_data_store_that_is_away_is_one_error_and_leaves_nothing(desk: Desk, m
     assert desk.home.open().state.outcomes == {}
 
 
+def test_a_store_for_records_that_is_away_is_one_error_and_leaves_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary of a bucket")
+    desk.settle()
+    before = desk.home.open().state.size
+    desk.cluster["records"] = "s3://models/records"
+    done = desk.submit("--if-new")
+    said = lines(done)[-1]
+    assert done.exit_code == 2 and "the record of step 'nothing-new' cannot be written to models/records" in said, said
+    assert len(lines(done)) == 1 and "canary" not in done.output and desk.kfp.pipelines.asked == []
+    assert desk.home.open().state.size == before
+
+
 def test_a_token_that_stays_expired_while_waiting_is_one_error(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Kfp.wait, "__defaults__", (0.05, 1.0))
     monkeypatch.setenv("TRIPTYCH_KFP_TOKEN", "good for now")
