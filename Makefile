@@ -73,13 +73,13 @@ test-all: install data ## All of them
 	$(BIN)/pytest -m '$(HERE)' --ignore=tests/apiserver --numprocesses 2 --dist loadgroup
 
 test-cluster: install ## The manifests and doctor on a real API server (KUBEBUILDER_ASSETS, TRIPTYCH_CRDS), submit on KFP's API
-	$(BIN)/pytest tests/apiserver tests/cluster/test_rendering.py tests/cluster/test_submit.py tests/cluster/test_golden.py
+	$(BIN)/pytest tests/apiserver tests/cluster --ignore=tests/cluster/test_trainjob.py
 
 test-containers: install data engine servers ## The pipeline in containers, and all that needs Debian's services
 	$(BIN)/pytest -m '(containers or servers) and not drill' tests/containers tests/servers tests/serving
 
-test-drills: install data engine servers ## What takes too long for every change: each step's container lost in both ways
-	$(BIN)/pytest -m drill tests/containers
+test-drills: install data engine servers ## What takes too long for every change: each step's container lost in both ways, an upgrade
+	$(BIN)/pytest -m drill tests/containers tests/pipelines
 
 test-servers: install servers ## The governed MLflow server and the page of serve: SQLite, PostgreSQL, S3, a browser
 	$(BIN)/pytest -m servers tests/servers tests/serving

@@ -225,8 +225,9 @@ def write_record(records: str, record: StepRecord) -> None:
         with filesystem.open(partial, "w") as stream:
             stream.write(record.model_dump_json(indent=2))
         filesystem.mv(partial, target)
-    except OSError as error:
-        told = f"the record of step {record.step!r} cannot be written to {target}: {error}"
+    except Exception as error:  # stores raise classes of their own libraries
+        said = without_credentials(str(error))
+        told = f"the record of step {record.step!r} cannot be written to {target}: {said}"
         raise LineageError(f"{told}; a step without one does not count: make it writable and run again") from error
 
 

@@ -57,7 +57,9 @@ class ServerStore:
         self.ask("POST", "/entries", entry.model_dump_json())
         return entry
 
-    def ask(self, method: str, path: str, content: str | None = None, patience: float = PATIENCE) -> str:
+    def ask(
+        self, method: str, path: str, content: str | None = None, patience: float = PATIENCE, retries: int = 2
+    ) -> str:
         """The server's answer to a request under `API`.
 
         Raises:
@@ -74,7 +76,7 @@ class ServerStore:
                 method,
                 data=content,
                 timeout=patience,
-                max_retries=2,
+                max_retries=retries,
                 raise_on_status=False,
             )
         except Exception as error:

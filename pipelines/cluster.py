@@ -31,6 +31,8 @@ KEYS = "/var/run/triptych/keys"
 """Where steps see private keys: ``<role>/<role>.pem``, and ``.pub`` beside it."""
 USER = 65532
 """Who steps run as, in both images."""
+ROOT = "TRIPTYCH_ROOT"
+"""Environment variable with the id of the ledger's root key."""
 IMAGES = {"data": "TRIPTYCH_DATA_IMAGE", "torch": "TRIPTYCH_TORCH_IMAGE"}
 """Image -> the environment variable by which manifests name it, so that its digest stands in one place."""
 
@@ -96,8 +98,8 @@ class ClusterSettings(Frozen):
     """The governed MLflow server."""
     ledger: str = ""
     """URL of the ledger; empty: the governed server has it."""
-    root: str = Field(default_factory=lambda: os.environ.get("TRIPTYCH_ROOT", ""), min_length=1, validate_default=True)
-    """Id of the ledger's root key; left out: ``TRIPTYCH_ROOT``."""
+    root: str = Field(default_factory=lambda: os.environ.get(ROOT, ""))
+    """Id of the ledger's root key; left out: as the environment says, see `ROOT`."""
     records: str
     """URI of the folder for step records."""
     state: str = ""
@@ -111,9 +113,14 @@ class ClusterSettings(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if missing := {"data", "torch"} - self.images.keys():
-            named = ", ".join(f"{name} (or {IMAGES[name]})" for name in sorted(missing))
-            raise ValueError(f"images does not name {named}")
+        missing = {} if self.root else {"root": ROOT}
+        missing |= {f"images.{name}": variable for name, variable in IMAGES.items() if name not in self.images}
+        if missing:
+            named = ", ".join(f"{name} ({variable})" for name, variable in missing.items())
+            raise ValueError(
+                f"nothing says {named}: name them here or by these variables, or have `triptych submit` read them from "
+                "the cluster: --context CLUSTER"
+            )
         for step in self.steps:
             if step not in STEPS:
                 raise ValueError(f"steps.{step} is no step; there are {', '.join(STEPS)}")

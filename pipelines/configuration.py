@@ -80,16 +80,21 @@ class Configuration(Frozen):
         return _places(self)
 
 
-def read_configuration(path: Path, source: str | None = None) -> Configuration:
+def read_configuration(
+    path: Path, source: str | None = None, cluster: Mapping[str, Any] = MappingProxyType({}), here: bool = True
+) -> Configuration:
     """Read and check a configuration file.
 
     Args:
         source: takes the place of ``data.source``.
+        cluster: keys that take the place of those in the section ``cluster``.
+        here: the run reads its data and models from this machine; else they are not looked at.
 
     Raises:
         RequestError: the file is missing, is not YAML, has an unknown or wrong key, or names a place that is not there.
     """
-    return _read(path, Configuration, {} if source is None else {"data": {"source": source}})
+    changes = {"data": {"source": source}} if source is not None else {}
+    return _read(path, Configuration, {**changes, "cluster": cluster} if cluster else changes, here)
 
 
 def read_sections(path: Path, *names: str) -> Any:
@@ -99,25 +104,33 @@ def read_sections(path: Path, *names: str) -> Any:
     return _read(path, create_model("Sections", **sections))
 
 
+def raw_section(path: Path, name: str) -> dict[str, Any]:
+    """A section of a configuration file as it stands there, not checked; an empty one where there is none."""
+    return _section(_read_yaml(path.resolve(), ()), [name])
+
+
 def policy_of(evaluation: EvaluationSettings, gate: GateSettings) -> dict[str, dict[str, Any]]:
     """The policy that two sections are, in the form in which the steps evaluate and gate put it into a verdict."""
     return {"evaluation": by_content(evaluation.model_dump(mode="json")), "gate": gate.model_dump(mode="json")}
 
 
-def _read(path: Path, model: type[Model], changes: Mapping[str, Any] = MappingProxyType({})) -> Model:
+def _read(
+    path: Path, model: type[Model], changes: Mapping[str, Any] = MappingProxyType({}), here: bool = True
+) -> Model:
     try:
         content = _merge(_read_yaml(path.resolve(), ()), changes)
         _judge_alike(content)
         for key in MODELS:
-            if "training" in model.model_fields:
+            if here and "training" in model.model_fields:
                 _fetch(content.get("training"), key)
         read = model.model_validate(content)
     except ValidationError as error:
         raise RequestError(f"{path}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
-    for key, place in _places(read):
+    for key, place in _places(read) if here else ():
         if is_local(place) and not Path(place).exists():
             raise RequestError(f"{path}: {key} is {place}, and nothing is there")
-    _check_apart(path, read)
+    if here:
+        _check_apart(path, read)
     gate = getattr(read, "gate", None)
     if gate and (unset := missing_axes(gate.margins)):
         raise RequestError(f"{path}: gate.margins has no margin for {', '.join(unset)}; every axis needs one")

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lineage.digests import LineageError
+from lineage.ledger import Ledger
 from lineage.records import RunContext
 from pipelines.cluster import ClusterSettings
-from pipelines.configuration import Configuration
+from pipelines.configuration import Configuration, raw_section
 from pipelines.errors import RequestError
 
 Ending = Literal["promoted", "held", "rejected", "stale", "nothing-new", "busy", "failed"]
@@ -54,7 +55,7 @@ class Kfp:
             self.client = Client(
                 host=settings.endpoint,
                 namespace="unused",
-                credentials=_credentials(token_file),
+                credentials=credentials(token_file),
                 ssl_ca_cert=settings.ca or None,
                 ui_host=settings.pages or None,
             )
@@ -142,11 +143,17 @@ def _refused(settings: ClusterSettings, error: Any) -> RequestError:
         need = "a token that is valid now" if status == 401 else f"the right to run pipelines in {settings.namespace}"
         return RequestError(f"{where} answers {status}: it wants {need}; triptych doctor shows the service accounts")
     if status is None:
-        return RequestError(f"{where} does not answer: {type(error).__name__}; check cluster.endpoint and the network")
+        told = f"{where} does not answer: {type(error).__name__}; check cluster.endpoint and the network"
+        return RequestError(f"{told}. From outside the cluster, forward its port and name that by --kfp")
     return RequestError(f"{where} answers {status} {error.reason}: {str(error.body or '')[:300]}")
 
 
-def _credentials(token_file: Path | None) -> Any:
+def credentials(token_file: Path | None = None) -> Any:
+    """Where KFP's client takes its token from; None: there is none.
+
+    Raises:
+        RequestError: a file was named, and is not there.
+    """
     from kfp.client import KF_PIPELINES_SA_TOKEN_ENV, KF_PIPELINES_SA_TOKEN_PATH, ServiceAccountTokenVolumeCredentials
     from kfp.client.token_credentials_base import TokenCredentialsBase
 
@@ -160,11 +167,8 @@ def _credentials(token_file: Path | None) -> Any:
         return None  # a KFP without authentication
 
     class FromEnvironment(TokenCredentialsBase):  # type: ignore[misc]
-        def _get_token(self) -> str:
-            return os.environ[TOKEN]
-
         def refresh_api_key_hook(self, config: Any) -> None:
-            config.api_key["authorization"] = self._get_token()
+            config.api_key["authorization"] = os.environ[TOKEN]
 
     return FromEnvironment()
 
@@ -178,7 +182,7 @@ def submitter() -> str:
     return f"{namespace}/{account}" if account else local_user()
 
 
-def news(configuration: Configuration, context: RunContext, force: bool = False) -> tuple[Ending | None, str]:
+def news(configuration: Configuration, context: RunContext) -> tuple[Configuration | Ending, str]:
     """Whether a run is due, by the snapshot of now and the ledger.
 
     Where none is, a signed record of it and the closing entry of a run of its own are left.
@@ -187,24 +191,22 @@ def news(configuration: Configuration, context: RunContext, force: bool = False)
         context: one that this process can use: its keys and state are here.
 
     Returns:
-        None where a run is due, else what it would come to; and why, in words.
+        The configuration of the run that is due, which takes just that snapshot, else what it would come to; and why,
+        in words.
 
     Raises:
-        LineageError: the ledger cannot be read or written, or pins another policy.
+        LineageError: the data cannot be read, the ledger cannot be read or written, or pins another policy.
     """
     from components.close_run.close import close
     from components.plan.plan import check_policy, make_plan
-    from components.snapshot_data.folder import SnapshotError
-    from components.snapshot_data.snapshot import take_snapshot
+    from components.snapshot_data.snapshot import pin, take_snapshot
     from lineage.records import recording
 
     told, model = configuration.arguments(), configuration.registry.model_name
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            state = Path(context.state) if context.state else None
-            taken = take_snapshot(configuration.data, Path(folder) / "snapshot", state)
-    except SnapshotError as error:
-        raise RequestError(str(error)) from error
+    with tempfile.TemporaryDirectory() as folder:
+        state, snapshot = Path(context.state) if context.state else None, Path(folder) / "snapshot"
+        taken = take_snapshot(configuration.data, snapshot, state)
+        pinned = configuration.model_copy(update={"data": pin(configuration.data, taken.digest, snapshot, state)})
     known = context.open_ledger().refresh()
     check_policy(known, model, told["evaluation"], told["gate"])
     held = known.leases.get(model)
@@ -212,9 +214,9 @@ def news(configuration: Configuration, context: RunContext, force: bool = False)
         return "busy", f"run {held.run} has {model} until {held.expires}"
     sections = {**told, "training": configuration.training.deciding()}
     automatic = configuration.registry.mode == "auto"
-    plan = make_plan(known, model, taken.digest, sections, force, leakage=False, automatic=automatic)
+    plan = make_plan(known, model, taken.digest, sections, force=False, leakage=False, automatic=automatic)
     if plan.needed:
-        return None, plan.reason
+        return pinned, plan.reason
     with recording(context, "nothing-new", {"reason": plan.reason}) as record:
         record.input("snapshot", taken.digest)
         record.facts |= {"training_key": plan.training_key, "evaluation_terms": plan.evaluation_terms}
@@ -222,9 +224,16 @@ def news(configuration: Configuration, context: RunContext, force: bool = False)
     return "nothing-new", plan.reason
 
 
-def ending(context: RunContext, run: str) -> tuple[Ending, str]:
-    """What a run came to, as the ledger has it, and why in words."""
-    state = context.open_ledger().refresh()
+def ending(settings: ClusterSettings, run: str, server: str = "") -> tuple[Ending, str]:
+    """What a run came to, as the ledger has it, and why in words.
+
+    Args:
+        server: the governed server that has the ledger, where it is reached from here by another name.
+
+    Raises:
+        LineageError: the ledger cannot be read.
+    """
+    state = Ledger.open(server or settings.ledger or settings.tracking_uri, settings.root).state
     outcome = state.outcomes.get(run)
     if outcome is None:
         return "failed", "nobody closed the run: its exit step was lost; a retry of the run closes it"
@@ -238,6 +247,32 @@ def ending(context: RunContext, run: str) -> tuple[Ending, str]:
         "held",
         "the gate promotes it, and a person decides" if decision == "promote" else "the gate's decision: hold",
     )
+
+
+def installed(context: str, config: Path) -> dict[str, Any]:
+    """Root key and images of the section ``cluster``, as the manifests in a cluster name them.
+
+    Args:
+        context: of the kubeconfig.
+        config: the configuration, which names the namespace.
+
+    Raises:
+        RequestError: they cannot be read there.
+    """
+    from pipelines.doctor.checks import at
+    from pipelines.doctor.cluster import Cluster
+
+    namespace = raw_section(config, "cluster").get("namespace", "triptych")
+    cluster = Cluster.of(context, namespace)
+    cluster.greet()
+    root = at(cluster.mine("configmaps", "triptych-trust"), "data/root-id")
+    containers = at(cluster.mine("podtemplates", "triptych-images"), "template/spec/containers")
+    if not root or not containers:
+        raise RequestError(
+            f"ConfigMap triptych-trust or PodTemplate triptych-images is not in namespace {namespace}, or you may not "
+            f"read it: triptych doctor --context {context} says what is missing"
+        )
+    return {"root": root, "images": {one["name"]: one["image"] for one in containers}}
 
 
 def local_context(settings: ClusterSettings, trigger: str) -> RunContext:

@@ -16,6 +16,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SLOW = frozenset(
     {
         *("attacks/test_audit_holds_on.py", "audit/test_answers.py", "avatars/test_scorers.py"),
+        *("cluster/test_doctor.py", "cluster/test_operate.py"),
         *("cluster/test_submit.py", "cluster/test_trainjob.py", "lineage/test_moves.py", "lineage/test_registry.py"),
         *("pipelines/test_identity.py", "pipelines/test_interruption.py", "pipelines/test_invalid.py"),
         *("pipelines/test_retraining.py", "pipelines/test_stale.py", "serving/engine/test_fuzz.py"),

@@ -24,3 +24,5 @@ class DataSettings(BaseModel):
     """The share of images to hold out, of those whose row names no ``split``."""
     near_duplicate_bits: int = Field(default=3, ge=0, le=8)
     """Images whose perceptual hashes differ in at most so many of 64 bits stay on one side of the split."""
+    snapshot: str = Field(default="", pattern=r"^$|^sha256:[0-9a-f]{64}$")
+    """Digest of the one snapshot that is meant, where the source was looked at before; empty: whatever is there now."""

@@ -68,20 +68,40 @@ def take_snapshot(settings: DataSettings, target: Path, state: Path | None = Non
         state: a folder that outlives runs; what is known of files that have not changed is kept there.
 
     Raises:
-        SnapshotError: the source cannot be reached or is of no known kind, or no row of it can be pinned.
+        SnapshotError: the source cannot be reached or is of no known kind, no row of it can be pinned, or it is not the
+            snapshot that is meant.
     """
-    source, kept = open_source(settings), Kept(state, settings.source)
+    kept = Kept(state, settings.source)
     try:
         with whole_folder(target) as partial:
+            if kept.take("pinned", settings.snapshot, partial):
+                return _known(partial)
+            source = open_source(settings)
             metadata = _metadata(source)
             fingerprint = _fingerprint(settings, source, metadata)
             if kept.take("snapshot", fingerprint, partial):
-                return Snapshot(**{**json.loads((partial / "snapshot.json").read_bytes()), "read": 0})
-            taken = _take(settings, source, metadata, partial, _Reader(kept, Store.of(settings, state)))
-            kept.keep("snapshot", fingerprint, partial)
+                taken = _known(partial)
+            else:
+                taken = _take(settings, source, metadata, partial, _Reader(kept, Store.of(settings, state)))
+                kept.keep("snapshot", fingerprint, partial)
+            if settings.snapshot not in ("", taken.digest):
+                raise SnapshotError(
+                    f"{settings.source} has changed: {settings.snapshot} was asked for, and {taken.digest} is there; "
+                    "submit again"
+                )
             return taken
     except PictureError as error:
         raise SnapshotError(str(error)) from error
+
+
+def pin(settings: DataSettings, digest: str, snapshot: Path, state: Path | None) -> DataSettings:
+    """Settings by which just this snapshot is taken again, whatever becomes of its source meanwhile."""
+    Kept(state, settings.source).keep("pinned", digest, snapshot)
+    return settings.model_copy(update={"snapshot": digest})
+
+
+def _known(folder: Path) -> Snapshot:
+    return Snapshot(**{**json.loads((folder / "snapshot.json").read_bytes()), "read": 0})
 
 
 def _metadata(source: Source) -> str:
@@ -94,7 +114,7 @@ def _fingerprint(settings: DataSettings, source: Source, metadata: str) -> str:
     """Of all that decides a snapshot; empty where it has to be taken anew. Whether copies are whole is not known."""
     files = "" if settings.copying else source.folder.fingerprint()
     code = code_digest("components.snapshot_data")
-    return digest_json([files, metadata, settings.model_dump(mode="json"), code]) if files else ""
+    return digest_json([files, metadata, settings.model_dump(mode="json", exclude={"snapshot"}), code]) if files else ""
 
 
 def _take(settings: DataSettings, source: Source, metadata: str, folder: Path, reader: _Reader) -> Snapshot:

@@ -49,9 +49,7 @@ k rollout status deployment/seaweedfs --timeout=600s
 # Keys, ledger and channel: made here, the root key stays here.
 if ! k get configmap triptych-trust > /dev/null 2>&1; then
   home=$work/home
-  [ -d "$home/lineage" ] || python -c "
-import sys; from pathlib import Path; from lineage.embedded import Embedded
-Embedded(Path(sys.argv[1]) / 'lineage').open()" "$home"
+  triptych ledger init --work-dir "$home"
   keys=$home/lineage/keys
   for role in run gate promotion witness; do
     k create secret generic "triptych-$role-key" --from-file="$keys/$role.pem" --from-file="$keys/$role.pub" \

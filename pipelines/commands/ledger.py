@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.commands.champion import reconcile
-from pipelines.commands.request import ReasonOption, Subject, about, remembered
+from pipelines.commands.request import READER, WORK, ReasonOption, Subject, about, remembered
 from pipelines.errors import RequestError
 
 if TYPE_CHECKING:
@@ -18,9 +18,21 @@ ExportArgument = Annotated[Path, typer.Argument(metavar="EXPORT", help="An expor
 RootArgument = Annotated[Path, typer.Argument(metavar="PUBKEY", help="The root's public key, from a place you trust.")]
 RoleArgument = Annotated[str, typer.Argument(help="run, gate, promotion or witness.")]
 
-ledger_app = typer.Typer(help="Look after the ledger: export, verify, checkpoint, keys.", no_args_is_help=True)
+ledger_app = typer.Typer(help="Look after the ledger: init, export, verify, checkpoint, keys.", no_args_is_help=True)
 channel_app = typer.Typer(help="The promotion channel: how servers learn who is champion.", no_args_is_help=True)
 channel_app.command("publish")(reconcile)
+
+
+@ledger_app.command()
+def init(
+    work_dir: Annotated[Path, typer.Option("--work-dir", help="The work folder that gets keys and ledger.")] = WORK,
+) -> None:
+    """Make keys and a ledger in a work folder, as a first run does; what is there stays."""
+    from pipelines.workspace import Workspace
+
+    home = Workspace(work_dir).lineage
+    home.open(READER)
+    typer.echo(f"the keys are in {home.keys}; the root's id is {home.root}")
 
 
 @ledger_app.command()

@@ -134,13 +134,13 @@ def about(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return decorate
 
 
-def configuration_of(path: Path, source: str | None = None) -> Configuration:
-    """The configuration, with its data source (or ``source`` in its place) and its expectations looked at."""
+def configuration_of(path: Path, *changes: Any) -> Configuration:
+    """The configuration, changed as `read_configuration` says, with its data source and its expectations looked at."""
     from components.snapshot_data.source import open_source
     from components.validate_data.suite import read_suite
     from pipelines.configuration import read_configuration
 
-    configuration = read_configuration(path, source)
+    configuration = read_configuration(path, *changes)
     try:
         open_source(configuration.data)
         read_suite(Path(configuration.validation.suite))

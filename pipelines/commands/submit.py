@@ -6,10 +6,11 @@ import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from lineage.digests import LineageError
 from pipelines.commands.request import ConfigOption, configuration_of
 from pipelines.errors import RequestError
 
@@ -26,7 +27,7 @@ STATUS: dict[Ending, int] = {
     "busy": 14,
 }
 """What a run came to -> exit status; 2 is a bad request, 130 an interrupt. Without ``--wait``, submitted is 0."""
-TRIGGERS = ("schedule", "new-data", "drift", "by-hand")
+TRIGGERS = ("new-data", "drift", "by-hand", "schedule")
 JOB, CRON_JOB = "TRIPTYCH_JOB", "TRIPTYCH_CRONJOB"
 """Environment variables with the names of the Job whose pod this is, and of the CronJob that makes them."""
 
@@ -38,66 +39,87 @@ def submit(
     follow: Annotated[str, typer.Option(metavar="RUN", help="Submit nothing; wait for this run.")] = "",
     force: Annotated[bool, typer.Option(help="Train and judge although nothing is new.")] = False,
     trigger: Annotated[
-        str, typer.Option(help="What has it start: schedule, new-data, drift or by-hand, with details after a colon.")
+        str, typer.Option(help="What has it start: new-data, drift, by-hand or schedule, with details after a colon.")
     ] = "",
     accept: Annotated[
         list[str], typer.Option(help="End with status 0 also for this: nothing-new, held, rejected, stale, busy.")
     ] = [],  # noqa: B006
     token_file: Annotated[Path | None, typer.Option(help="File with the token for KFP; read anew each time.")] = None,
+    context: Annotated[
+        str, typer.Option(help="Of the kubeconfig: take the root key's id and the images from that cluster.")
+    ] = "",
+    kfp: Annotated[str, typer.Option(metavar="URL", help="KFP as this machine reaches it.")] = "",
+    server: Annotated[str, typer.Option(metavar="URL", help="The governed server as this machine reaches it.")] = "",
 ) -> None:
     """Have the cluster of the configuration run the pipeline.
 
-    Exit status: 0 promoted (or submitted), 1 failed, 2 bad request, 10 nothing new, 11 held, 12 rejected, 13 stale
-    (another champion came meanwhile), 14 busy (another run has the model), 130 interrupted.
+    Exit status: 0 promoted (or submitted), 1 failed, 2 bad request, or something does not answer, 10 nothing new,
+    11 held, 12 rejected, 13 stale (another champion came meanwhile), 14 busy (another run has the model), 130
+    interrupted.
     """
-    from pipelines.submission import Kfp, local_context, news
+    from pipelines.configuration import MODELS, raw_section, read_configuration
+    from pipelines.places import HUB
+    from pipelines.submission import Kfp, installed, local_context, news
 
     if unknown := [one for one in accept if one not in STATUS]:
         raise RequestError(f"--accept {unknown[0]} is none of {', '.join(STATUS)}")
     if if_new and force:
         raise RequestError("--force trains although nothing is new, --if-new does not; give one of them")
-    cause, configuration = trigger_of(trigger), configuration_of(config)
+    cause, training = trigger_of(trigger), raw_section(config, "training")
+    if hub := [key for key in MODELS if str(training.get(key)).startswith(HUB)]:
+        raise RequestError(
+            f"training.{hub[0]} lies on the Hub, where steps do not look: put it on the volume that they share"
+        )
+    known = (installed(context, config) if context else {}) | ({"endpoint": kfp} if kfp else {})
+    configuration = (
+        configuration_of(config, None, known) if if_new else read_configuration(config, None, known, here=False)
+    )
     if configuration.cluster is None:
         raise RequestError(f"{config} has no section cluster; docs/operate.md shows one")
-    kfp, run = Kfp(configuration.cluster, token_file), follow
+    client, run = Kfp(configuration.cluster, token_file), follow
     if if_new and not run:
-        found, reason = news(configuration, local_context(configuration.cluster, cause))
+        try:
+            found, reason = news(configuration, local_context(configuration.cluster, cause))
+        except LineageError as error:
+            raise RequestError(f"nothing was submitted: {error}") from error
         typer.echo(reason)
-        if found:
+        if isinstance(found, str):
             _end(found, accept)
+        configuration = found
     if not run:
-        run = kfp.start(configuration, f"retraining {datetime.now(UTC):%Y-%m-%d %H:%M:%S} {cause}", cause, force)
-    typer.echo(f"run {run}: {kfp.page(run)}")
+        run = client.start(configuration, f"retraining {datetime.now(UTC):%Y-%m-%d %H:%M:%S} {cause}", cause, force)
+    typer.echo(f"run {run}: {client.page(run)}")
     if wait or follow:
-        _end(_followed(kfp, run, config), accept)
+        _end(_followed(client, run, config, server), accept)
 
 
-def _followed(kfp: Kfp, run: str, config: Path) -> Ending:
+def _followed(kfp: Kfp, run: str, config: Path, server: str) -> Ending:
     """Wait for a run; says what it came to."""
     from pipelines.submission import ending
 
     try:
         state = kfp.wait(run)
+        came_to, why = ending(kfp.settings, run, server)
     except KeyboardInterrupt:
         typer.echo(f"\nthe run goes on; follow it with: triptych submit --config {config} --follow {run}", err=True)
         raise typer.Exit(130) from None
-    except RequestError as error:
+    except (RequestError, LineageError) as error:
         raise RequestError(f"{error}. The run may go on; follow it with --follow {run}") from error
-    came_to, why = ending(kfp.settings.context("", "", "").model_copy(update={"id": run, "marks": ""}), run)
     if came_to != "failed" and state != "SUCCEEDED":
         typer.echo(f"KFP calls the run {state}; the ledger decides")
     typer.echo(": ".join(part for part in (came_to, why) if part))
     return came_to
 
 
-def _end(came_to: Ending, accept: list[str]) -> None:
+def _end(came_to: Ending, accept: list[str]) -> NoReturn:
     raise typer.Exit(0 if came_to in accept else STATUS[came_to])
 
 
 def trigger_of(said: str) -> str:
     """What has this run start, for its records: as said, else by the Job that this process belongs to.
 
-    A CronJob's Jobs end in the minute since 1970 for which they were due; a Job made from it by hand has another name.
+    A CronJob's Jobs end in the minute since 1970 for which they were due. A Job made from it has another name, which
+    says why: ``drift-…``, ``new-data-…``; else it was made by hand.
 
     Raises:
         RequestError: there is no such trigger.
@@ -110,5 +132,5 @@ def trigger_of(said: str) -> str:
         return f"{kind or 'by-hand'} {detail.strip()}".strip()
     slot = re.fullmatch(re.escape(cron) + r"-(\d{7,9})", job) if cron else None
     if slot is None:
-        return f"by-hand job {job}"
+        return f"{next((one for one in TRIGGERS if job.startswith(f'{one}-')), 'by-hand')} job {job}"
     return f"schedule {cron} {datetime.fromtimestamp(int(slot[1]) * 60, UTC):%Y-%m-%dT%H:%MZ}"

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import base64
+import json
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import reduce
+from math import inf
+from types import SimpleNamespace
 from typing import Any
 from zoneinfo import available_timezones
 
 import yaml
 
-from pipelines.doctor.cluster import EXPECTED, Cluster, version_of
+from pipelines.doctor.cluster import EXPECTED, Cluster, Fault, version_of
 
-Found = Iterator[tuple[str, dict[str, Any]]]
-"""Faults: key in ``faults.yaml``, and what its text names."""
+Found = Iterator[Fault]
 SKEW = 30.0
 """Seconds by which clocks may differ."""
+ENDED = ("Succeeded", "Failed", "Error")
+"""Phases of an Argo workflow that is over."""
 PULLING = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull")
+S3 = 2.0, 3.0
+"""Seconds to wait for a store: to connect, and for its answer."""
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 
 
@@ -114,9 +122,10 @@ def buckets(cluster: Cluster) -> Found:
         aws_secret_access_key=told.get("AWS_SECRET_ACCESS_KEY"),
         endpoint_url=told.get("AWS_ENDPOINT_URL_S3") or None,
         region_name=told.get("AWS_DEFAULT_REGION") or "us-east-1",
-        config=Config(connect_timeout=2, read_timeout=3, retries={"max_attempts": 0}),
+        config=Config(connect_timeout=S3[0], read_timeout=S3[1], retries={"max_attempts": 0}),
     )
     for name in wanted:
+        cluster.left(sum(S3))
         try:
             client.head_bucket(Bucket=name)
         except ClientError as error:
@@ -172,6 +181,37 @@ def server(cluster: Cluster) -> Found:
         yield "channel-stale", {"hours": hours}
 
 
+def leases(cluster: Cluster) -> Found:
+    """Leases of models whose run is no more: they keep other runs waiting until they expire."""
+    from lineage.clock import now
+    from lineage.stores import ServerStore
+
+    if not cluster.server:
+        return
+    known = json.loads(ServerStore(cluster.server).ask("GET", "/state", patience=3.0, retries=0))["leases"]
+    workflows = f"/apis/argoproj.io/v1alpha1/namespaces/{cluster.namespace}/workflows?labelSelector=pipeline%2Frunid%3D"
+    for model, held in known.items():
+        found = cluster.get(f"{workflows}{held['run']}")
+        running = [one for one in at(found, "items") or [] if at(one, "status/phase") not in ENDED]
+        if found is not None and held["expires"] > now() and not running:
+            yield "lease", {"model": model, "run": held["run"], "expires": held["expires"]}
+
+
+def caller(cluster: Cluster) -> Found:
+    """The token that `triptych submit` would show KFP from here: until when it is valid, where it says so."""
+    from pipelines.submission import credentials
+
+    given, shown = credentials(), SimpleNamespace(api_key={})
+    if given is None:
+        return
+    given.refresh_api_key_hook(shown)
+    _, _, claims = shown.api_key["authorization"].rpartition("Bearer ")[2].partition(".")
+    with suppress(ValueError):  # a token of another kind
+        expires = json.loads(base64.urlsafe_b64decode(claims.partition(".")[0] + "==")).get("exp", inf)
+        if (hours := (time.time() - expires) / 3600) > 0:
+            yield "token", {"hours": hours}
+
+
 def schedules(cluster: Cluster) -> Found:
     """The CronJobs: there, in a time zone that exists, going well."""
     for name, wanted in EXPECTED["schedules"].items():
@@ -204,4 +244,7 @@ def accounts(cluster: Cluster) -> Found:
                 yield "broad" if may else "right", {"name": name, "what": what}
 
 
-CHECKS = (objects, contents, kubernetes, parts, kfp, buckets, images, storage, server, schedules, accounts)
+CHECKS = (
+    *(objects, contents, kubernetes, parts, kfp, buckets, images, storage, server),
+    *(leases, caller, schedules, accounts),
+)

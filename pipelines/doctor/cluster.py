@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,13 @@ import yaml
 from pipelines.errors import RequestError
 
 EXPECTED: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "faults.yaml").read_text())
+THREADS = 16
 PATIENCE = (2.0, 4.0)
 """Seconds to wait for the API server: to connect, and for its answer."""
-MOST = 10.0
-"""Seconds for all checks together."""
+Fault = tuple[str, dict[str, Any]]
+"""Key in ``faults.yaml``, and what its text names."""
+MOST = 8.0
+"""Seconds within which all questions are asked; the last answer may take two more, see `PATIENCE`."""
 
 
 @dataclass
@@ -29,12 +33,16 @@ class Cluster:
     namespace: str
     kfp: str
     """KFP's own namespace."""
+    server: str = ""
+    """The governed server as this machine reaches it; empty: it is asked for nothing that wants a log-in."""
+    end: float = field(default_factory=lambda: time.monotonic() + MOST)
+    """When the last question may be asked."""
     answers: dict[str, Any] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
     """What this user may not read."""
 
     @classmethod
-    def of(cls, context: str, namespace: str, kfp: str) -> Cluster:
+    def of(cls, context: str, namespace: str, kfp: str = "", server: str = "") -> Cluster:
         """The cluster of a context of the kubeconfig; empty: the current one, or the one that this pod is in.
 
         Raises:
@@ -43,12 +51,27 @@ class Cluster:
         from kubernetes import client, config
 
         try:
-            config.load_config(context=context or None)
+            config.load_kube_config(context=context) if context else config.load_config()
         except (config.ConfigException, OSError) as error:
             raise RequestError(f"no cluster to ask: {error}; kubectl config get-contexts lists yours") from error
         settings = client.Configuration.get_default_copy()
-        settings.retries = 0
-        return cls(client.ApiClient(settings), namespace, kfp)
+        settings.retries, settings.connection_pool_maxsize = 0, THREADS
+        return cls(client.ApiClient(settings), namespace, kfp, server)
+
+    def greet(self) -> Any:
+        """The API server's version.
+
+        Raises:
+            RequestError: it does not answer, or takes no requests from this user.
+        """
+        try:
+            about = self.get("/version")
+        except Exception as error:  # of whatever layer is in the way
+            told = f"the API server does not answer: {type(error).__name__}; check VPN, context, token"
+            raise RequestError(told) from error
+        if about is None:
+            raise RequestError("the API server takes no requests from this user: log in again")
+        return about
 
     @property
     def names(self) -> dict[str, str]:
@@ -61,15 +84,31 @@ class Cluster:
 
         key = f"{path} {body or ''}"
         if key not in self.answers:
-            asked = {"response_type": "object", "auth_settings": ["BearerToken"], "_request_timeout": PATIENCE}
             try:
-                answer = self.api.call_api(path, "POST" if body else "GET", body=body, **asked)[0]
+                answer = self._ask(path, body)[0]
             except ApiException as error:
                 answer = None
                 if error.status in (401, 403):
                     self.refused.add(path.partition("?")[0])
             self.answers[key] = answer
         return self.answers[key]
+
+    def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Content, status and headers of an answer."""
+        timeout = tuple(min(seconds, self.left()) for seconds in PATIENCE)
+        asked = {"response_type": "object", "auth_settings": ["BearerToken"], "_request_timeout": timeout}
+        return self.api.call_api(path, "POST" if body else "GET", body=body, **asked)
+
+    def left(self, needed: float = 0.0) -> float:
+        """Seconds left.
+
+        Raises:
+            TimeoutError: less than ``needed``.
+        """
+        left = self.end - time.monotonic()
+        if left <= needed:
+            raise TimeoutError(f"no time is left after {MOST:.0f} s")
+        return left
 
     def items(self, path: str) -> list[dict[str, Any]]:
         """The objects of a list."""
@@ -110,8 +149,7 @@ class Cluster:
         """Seconds by which the API server's clock is ahead of this one."""
         from email.utils import parsedate_to_datetime
 
-        asked = {"response_type": "object", "auth_settings": ["BearerToken"], "_request_timeout": PATIENCE}
-        *_, headers = self.api.call_api("/version", "GET", **asked)
+        *_, headers = self._ask("/version")
         return parsedate_to_datetime(headers["Date"]).timestamp() - time.time()
 
 
@@ -121,31 +159,29 @@ def version_of(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found.groups() if part) if found else ()
 
 
+def _told(cluster: Cluster, check: Callable[[Cluster], Iterator[Fault]]) -> list[Fault]:
+    """What a check finds, up to where it cannot go on."""
+    found: list[Fault] = []
+    try:
+        for fault in check(cluster):
+            found.append(fault)
+    except Exception as error:  # of whatever layer is in the way
+        found.append(("unasked", {"check": check.__name__, "error": f"{type(error).__name__}: {error}"}))
+    return found
+
+
 def examine(cluster: Cluster) -> list[tuple[str, str]]:
-    """All faults, at latest after `MOST` seconds: what is missing or wrong, and what to do.
+    """All faults, within ten seconds: what is missing or wrong, and what to do.
 
     Raises:
         RequestError: the API server does not answer.
     """
     from pipelines.doctor import checks, needs
 
-    try:
-        about = cluster.get("/version")
-    except Exception as error:  # of whatever layer is in the way
-        raise RequestError(
-            f"the API server does not answer: {type(error).__name__}; check VPN, context, token"
-        ) from error
-    if about is None:
-        raise RequestError("the API server takes no requests from this user: log in again")
-    pool, found = ThreadPoolExecutor(16), []
-    asked = {check: pool.submit(lambda c: list(c(cluster)), check) for check in (*checks.CHECKS, *needs.CHECKS)}
-    end = time.monotonic() + MOST
-    for check, answer in asked.items():
-        try:
-            found += answer.result(timeout=max(0.0, end - time.monotonic()))
-        except Exception as error:
-            found.append(("unasked", {"check": check.__name__, "error": f"{type(error).__name__}: {error}"}))
-    pool.shutdown(wait=False, cancel_futures=True)
+    cluster.greet()
+    with ThreadPoolExecutor(THREADS) as pool:  # whose threads end, since no question is asked after `MOST` seconds
+        asked = pool.map(functools.partial(_told, cluster), (*checks.CHECKS, *needs.CHECKS))
+    found = [fault for faults in asked for fault in faults]
     found += [("unread", {"path": path}) for path in sorted(cluster.refused)]
     told = ((EXPECTED["faults"][key], {**cluster.names, **values}) for key, values in found)
     return [(what.format(**values), remedy.format(**values)) for (what, remedy), values in told]

@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.apiserver.apiserver import HOW, ApiServer, assets, definitions
+from tests.apiserver.apiserver import HOW, NEVER_SKIP, ApiServer, assets, definitions
 
 OVERLAYS = Path("infra/kubernetes/overlays").resolve()
-NEVER_SKIP = "TRIPTYCH_CLUSTER_TESTS"
-"""Set in the workflow: without the programs the tests fail there instead of being left out."""
 
 
 def rendered(overlay: str) -> list[dict[str, Any]]:

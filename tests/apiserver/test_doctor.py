@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.apiserver.apiserver import ApiServer, definitions, free_port
-from tests.apiserver.objects import deployment, held, put
+from tests.apiserver.apiserver import HOW_CRDS, ApiServer, definitions, free_port
+from tests.apiserver.objects import deployment, held, mend, put
 from tests.runs import TRIPTYCH
 
 LOOKER = "system:serviceaccount:default:looker"
@@ -74,6 +74,7 @@ def test_everything_that_is_missing_is_told_at_once(api: ApiServer, kubeconfig: 
     print(f"{len(told)} faults in {took:.1f} s, start of the program included")
     wanted = [one for one in MISSING if definitions() or ("CRDs" not in one and "LocalQueue" not in one)]
     assert done.returncode == 1, done.stderr
+    assert took <= 10
     assert [one for one in wanted if not any(one in fault for fault in told)] == [], done.stdout
     assert len(told) >= 25 and len(set(told)) == len(told)
     remedies = [line for line in done.stdout.splitlines() if line.strip().startswith("->")]
@@ -110,59 +111,11 @@ def test_another_namespace_is_not_there(kubeconfig: Path) -> None:
 @pytest.fixture(scope="module")
 def mended(api: ApiServer, kubeconfig: Path) -> ApiServer:
     """The cluster with all that objects alone can mend."""
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    for role in ("run", "gate", "promotion", "witness"):
-        put(api, held("Secret", f"triptych-{role}-key", **{f"{role}.pem": "k", f"{role}.pub": "k"}))
-    put(api, held("Secret", "triptych-database", mlflow="u", ledger="u"))
-    put(api, held("Secret", "triptych-serve-key", **{"api-key": "k"}))
-    endpoint = {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{free_port()}"}
-    put(api, held("Secret", "triptych-s3", AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="canary", **endpoint))
-    put(api, held("ConfigMap", "triptych-trust", **{"root-id": "0" * 64, "channel-root.json": "{}"}))
-    meta = {"name": "shared", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}}
-    put(api, {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": meta, "provisioner": "none"})
-    put(api, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubeflow"}})
-    images = ("ghcr.io/kubeflow/kfp-api-server:2.17.0", "t:v2.3.0", "j:v0.13.0", "k:v0.17.0", "s:v0.21.0", "p:v0.90.0")
-    names = (
-        *("ml-pipeline", "kubeflow-trainer-controller-manager", "jobset-controller-manager"),
-        *("kueue-controller-manager", "kserve-controller-manager", "prometheus-operator"),
-    )
-    for name, image in zip(names, images, strict=True):
-        put(api, deployment(name, image, "kubeflow"), {"replicas": 1, "availableReplicas": 1, "readyReplicas": 1})
-    defaults = "spec: {templateDefaults: {retryStrategy: {limit: '2', retryPolicy: Always}}}"
-    put(api, held("ConfigMap", "workflow-controller-configmap", "kubeflow", workflowDefaults=defaults))
-    crd = {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": "workflows.argoproj.io"},
-        "spec": {
-            "group": "argoproj.io",
-            "scope": "Namespaced",
-            "names": {"plural": "workflows", "singular": "workflow", "kind": "Workflow"},
-            "versions": [
-                {"name": "v1alpha1", "served": True, "storage": True, "schema": {"openAPIV3Schema": {"type": "object"}}}
-            ],
-        },
-    }
-    put(api, crd)
-    labels = {"nvidia.com/gpu.present": "true"}
-    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "gpu-1", "labels": labels}}
-    ready = {"type": "Ready", "status": "True", "reason": "x", "message": "x", "lastTransitionTime": now}
-    put(api, node, {"conditions": [ready], "capacity": {"nvidia.com/gpu": "8"}, "allocatable": {"nvidia.com/gpu": "8"}})
-    api.ask("PATCH", "/api/v1/nodes/gpu-1", {"spec": {"taints": None}}, kind="application/merge-patch+json")
-    service = {"name": "dns", "namespace": "kube-system", "labels": {"kubernetes.io/service-name": "kube-dns"}}
-    slice_ = {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": service, "addressType": "IPv4"}
-    put(api, {**slice_, "endpoints": [{"addresses": ["10.0.0.1"]}]})
-    quota = [{"name": "cpu", "nominalQuota": "64"}, {"name": "nvidia.com/gpu", "nominalQuota": "8"}]
-    group = {"coveredResources": ["cpu", "nvidia.com/gpu"], "flavors": [{"name": "gpu", "resources": quota}]}
-    kueue = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "ClusterQueue", "metadata": {"name": "triptych"}}
-    if definitions():
-        put(api, {**kueue, "spec": {"resourceGroups": [group]}})
+    mend(api, f"http://127.0.0.1:{free_port()}", queues=bool(definitions()))
     return api
 
 
-@pytest.mark.skipif(
-    not definitions(), reason="TRIPTYCH_CRDS names no folder; tests/apiserver/crds.json lists the files"
-)
+@pytest.mark.skipif(not definitions(), reason=HOW_CRDS)
 def test_what_was_mended_is_told_no_more(mended: ApiServer, kubeconfig: Path) -> None:
     done = doctor(kubeconfig)
     left = faults(done.stdout)
@@ -258,9 +211,7 @@ def the_configuration_is_wrong(api: ApiServer) -> None:
     change(api, path, {"data": {"retrain.yaml": "cluster: {endpoint: nowhere}"}})
 
 
-@pytest.mark.skipif(
-    not definitions(), reason="TRIPTYCH_CRDS names no folder; tests/apiserver/crds.json lists the files"
-)
+@pytest.mark.skipif(not definitions(), reason=HOW_CRDS)
 def test_what_breaks_is_told(mended: ApiServer, kubeconfig: Path) -> None:
     """Broken one after the other, told all together: the last test here, since it leaves things broken."""
     broken = {

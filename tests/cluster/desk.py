@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ class Desk:
     kfp: KfpServer
     portraits: Path
     registry: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
+    cluster: dict[str, Any] = field(default_factory=dict)
+    """What of these sections differs; a key that is None is left out."""
 
     @property
     def home(self) -> Embedded:
@@ -41,22 +44,23 @@ class Desk:
 
     @property
     def path(self) -> Path:
-        content = {
+        content: dict[str, Any] = {
             "extends": str(AVATARS / "retrain.yaml"),
-            "data": {"source": str(self.portraits)},
+            "data": {"source": str(self.portraits)} | self.data,
             "registry": self.registry,
             "trainjob": {"image": "torch", "storage": "/shared"},
-            "cluster": {
-                "endpoint": self.kfp.url,
-                "namespace": "kubeflow",
-                "images": {"data": f"r.example/data@sha256:{'1' * 64}", "torch": f"r.example/torch@sha256:{'2' * 64}"},
-                "tracking_uri": "http://mlflow:5000",
-                "ledger": self.home.url,
-                "root": self.home.root,
-                "records": str(self.folder / "records"),
-                "state": str(self.folder / "state"),
-            },
         }
+        cluster = {
+            "endpoint": self.kfp.url,
+            "namespace": "kubeflow",
+            "images": {"data": f"r.example/data@sha256:{'1' * 64}", "torch": f"r.example/torch@sha256:{'2' * 64}"},
+            "tracking_uri": "http://mlflow:5000",
+            "ledger": self.home.url,
+            "root": self.home.root,
+            "records": str(self.folder / "records"),
+            "state": str(self.folder / "state"),
+        } | self.cluster
+        content["cluster"] = {key: value for key, value in cluster.items() if value is not None}
         path = self.folder / "retrain.yaml"
         path.write_text(yaml.safe_dump(content))
         return path

@@ -19,7 +19,9 @@ from urllib.parse import parse_qs, urlsplit
 import jsonschema
 import kfp_server_api
 
-API = "/apis/v2beta1"
+from tests.apiserver.apiserver import NEVER_SKIP
+
+API, OPENAPI = "/apis/v2beta1", "KFP_OPENAPI"
 BODIES = {"runs": "V2beta1Run", "experiments": "V2beta1Experiment"}
 QUERIES = {
     "experiments": {"page_token", "page_size", "sort_by", "filter", "namespace"},
@@ -44,7 +46,8 @@ class Pipelines:
         """Run, or ``*`` -> the states that it goes through, the last of which stays."""
         self.looks = 0
         self.on_look: Any = None
-        path = os.environ.get("KFP_OPENAPI", "")
+        path = os.environ.get(OPENAPI, "")
+        assert path or not os.environ.get(NEVER_SKIP), f"{OPENAPI} names no document of KFP's API"
         self.document = json.loads(Path(path).read_text()) if path else None
 
     def check(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> None:

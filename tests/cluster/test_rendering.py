@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ import yaml
 
 from pipelines.cluster import IMAGES, ClusterSettings
 from pipelines.configuration import TrainJobSettings
+from tests.apiserver.apiserver import CRDS, NEVER_SKIP, definitions
 from tests.apiserver.conftest import rendered
+from tests.cluster.kfp import OPENAPI, Pipelines
 
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "infra/kubernetes/components/monitoring"
@@ -29,7 +32,19 @@ ELSEWHERE = {
 }
 """Metrics of kube-state-metrics."""
 
-pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed; it renders manifests")
+KUBECTL = "kubectl is not installed; it renders manifests"
+pytestmark = pytest.mark.skipif(not shutil.which("kubectl") and NEVER_SKIP not in os.environ, reason=KUBECTL)
+
+
+def test_nothing_is_left_out_where_nothing_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (CRDS, OPENAPI, NEVER_SKIP):
+        monkeypatch.delenv(name, raising=False)
+    assert definitions() == [] and Pipelines().document is None
+    monkeypatch.setenv(NEVER_SKIP, "1")
+    with pytest.raises(AssertionError, match=f"{CRDS} names no folder"):
+        definitions()
+    with pytest.raises(AssertionError, match=f"{OPENAPI} names no document"):
+        Pipelines()
 
 
 def containers(overlay: str) -> Iterator[tuple[str, dict[str, Any]]]:

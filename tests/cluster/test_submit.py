@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import Result
 
+from components.snapshot_data.component import snapshot_data
+from components.snapshot_data.folder import SnapshotError
+from components.snapshot_data.snapshot import take_snapshot
 from lineage.entries import Closed, Leased
 from lineage.records import read_records
 from pipelines.commands.submit import STATUS, trigger_of
 from pipelines.errors import RequestError
+from pipelines.submission import Kfp
 from tests.cluster.desk import MODEL, Desk
 from tests.cluster.desk import desk as desk
 from tests.cluster.desk import portraits as portraits
 from tests.cluster.kfp import KfpServer
 from tests.runs import TRIPTYCH
+from tests.servers.governed import free_port
 
 
 def test_a_run_is_submitted_as_todays_pipeline_with_what_each_step_needs(desk: Desk) -> None:
@@ -108,10 +117,100 @@ def test_what_is_new_is_submitted(desk: Desk) -> None:
     assert [run for run in desk.home.open().state.outcomes if run.startswith("submit-")] == []
 
 
+def test_the_run_takes_the_snapshot_that_was_asked_about(desk: Desk, tmp_path: Path) -> None:
+    desk.portraits = Path(shutil.copytree(desk.portraits, tmp_path / "portraits"))
+    assert desk.submit("--if-new").exit_code == 0
+    (run,) = desk.kfp.pipelines.runs.values()
+    told = run["runtime_config"]["parameters"]
+    asked = take_snapshot(desk.configuration.data, tmp_path / "asked")
+    assert told["data"]["snapshot"] == asked.digest
+
+    metadata = desk.portraits / "metadata.jsonl"
+    metadata.write_text("".join(metadata.read_text().splitlines(keepends=True)[1:]))  # before the run gets to it
+
+    def step(context: dict[str, Any], name: str) -> Any:
+        return snapshot_data.python_func(context, name, told["data"], SimpleNamespace(path=str(tmp_path / name)))
+
+    context = told["run"] | {"keys": {"run": desk.home.uri("run")}}
+    assert step(context, "pinned")[0] == asked.digest
+    assert (tmp_path / "pinned" / "manifest.parquet").read_bytes() == (tmp_path / "asked/manifest.parquet").read_bytes()
+    with pytest.raises(SnapshotError, match=f"has changed: {asked.digest} was asked for, and sha256:.* submit again"):
+        step(context | {"state": ""}, "lost")
+    assert not (tmp_path / "lost").exists()
+
+
+TOLD = ("run ", "Run details: ", "Experiment details: ")
+
+
+def lines(done: Result) -> list[str]:
+    """The lines of an error; tracebacks would be many."""
+    return [line for line in done.output.splitlines() if not line.startswith(TOLD)]
+
+
+def test_a_ledger_that_is_away_is_one_error_and_leaves_nothing(desk: Desk) -> None:
+    desk.cluster["ledger"] = f"http://127.0.0.1:{free_port()}"
+    done = desk.submit("--if-new")
+    (said,) = lines(done)
+    assert done.exit_code == 2 and said.startswith("error: nothing was submitted: the ledger at http://127"), said
+    assert "does not answer" in said and desk.kfp.pipelines.asked == []
+    assert not (desk.folder / "records").exists()
+
+
+def test_a_ledger_that_is_away_when_the_run_ended_does_not_make_it_fail(desk: Desk) -> None:
+    desk.kfp.pipelines.ends["*"] = ["SUCCEEDED"]
+    desk.cluster["ledger"] = f"http://127.0.0.1:{free_port()}"
+    done = desk.submit("--wait")
+    (run,), (said,) = desk.kfp.pipelines.runs, lines(done)
+    assert done.exit_code == 2 and "does not answer" in said and f"follow it with --follow {run}" in said
+    del desk.cluster["ledger"]
+    desk.append(Closed(run=run, outcome="promoted"))
+    assert desk.submit("--follow", run).exit_code == 0
+
+
+def test_a_data_store_that_is_away_is_one_error_and_leaves_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary of a bucket")
+    desk.data["source"] = "s3://portraits/new"
+    done = desk.submit("--if-new")
+    (said,) = lines(done)
+    assert done.exit_code == 2 and "s3://portraits/new" in said and "canary" not in said, said
+    assert desk.kfp.pipelines.asked == [] and not (desk.folder / "records").exists()
+    assert desk.home.open().state.outcomes == {}
+
+
+def test_a_store_for_records_that_is_away_is_one_error_and_leaves_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary of a bucket")
+    desk.settle()
+    before = desk.home.open().state.size
+    desk.cluster["records"] = "s3://models/records"
+    done = desk.submit("--if-new")
+    said = lines(done)[-1]
+    assert done.exit_code == 2 and "the record of step 'nothing-new' cannot be written to models/records" in said, said
+    assert len(lines(done)) == 1 and "canary" not in done.output and desk.kfp.pipelines.asked == []
+    assert desk.home.open().state.size == before
+
+
+def test_a_token_that_stays_expired_while_waiting_is_one_error(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Kfp.wait, "__defaults__", (0.05, 1.0))
+    monkeypatch.setenv("TRIPTYCH_KFP_TOKEN", "good for now")
+    pipelines = desk.kfp.pipelines
+    pipelines.tokens = {"good for now"}
+    pipelines.ends["*"], pipelines.on_look = ["RUNNING"], lambda now: setattr(now, "tokens", {"another one"})
+    done = desk.submit("--wait")
+    (run,), (said,) = pipelines.runs, lines(done)
+    assert done.exit_code == 2 and "answers 401: it wants a token that is valid now" in said, said
+    assert f"The run may go on; follow it with --follow {run}" in said and "good for now" not in done.output
+
+
 def test_another_policy_is_refused_before_a_run_is_paid_for(desk: Desk) -> None:
     desk.home.set_policy(MODEL, {"set": "another"}, {"alpha": 0.5}, "a change")
     done = desk.submit("--if-new")
-    assert done.exit_code == 1 and "policy" in done.output and desk.kfp.pipelines.asked == []
+    assert done.exit_code == 2 and "policy" in done.output and desk.kfp.pipelines.asked == []
 
 
 def test_a_model_that_another_run_has_is_not_submitted_twice(desk: Desk) -> None:
@@ -243,6 +342,10 @@ def test_it_works_on_a_home_that_cannot_be_written(desk: Desk) -> None:
         ("", "", "", "by-hand"),
         ("retrain-29720340", "retrain", "", "schedule retrain 2026-07-05T03:00Z"),
         ("now-please", "retrain", "", "by-hand job now-please"),
+        ("by-hand-anna", "retrain", "", "by-hand job by-hand-anna"),
+        ("new-data-portraits-7", "retrain", "", "new-data job new-data-portraits-7"),
+        ("drift-faces", "retrain", "", "drift job drift-faces"),
+        ("drifting", "retrain", "", "by-hand job drifting"),
         ("retrain-29720340", "retrain", "drift: faces", "drift faces"),
         ("retrain-29720340", "", "", "by-hand job retrain-29720340"),
     ],
@@ -254,7 +357,7 @@ def test_triggers(monkeypatch: pytest.MonkeyPatch, job: str, cron: str, said: st
 
 
 def test_an_unknown_trigger_is_refused() -> None:
-    with pytest.raises(RequestError, match="is none of schedule"):
+    with pytest.raises(RequestError, match="is none of new-data"):
         trigger_of("whim")
 
 

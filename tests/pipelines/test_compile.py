@@ -41,6 +41,22 @@ def test_one_task_judges_what_it_draws_unless_asked(tmp_path: Path) -> None:
     assert images == {"portraits@sha256:0"}
 
 
+def executors(spec: dict[str, Any], component: dict[str, Any], without: str) -> list[str]:
+    """Names of the steps below a component, but for those in the branch ``without``."""
+    if "executorLabel" in component:
+        return [component["executorLabel"]]
+    tasks = [task for task in component["dag"]["tasks"].values() if task["taskInfo"]["name"] != without]
+    below = [spec["components"][task["componentRef"]["name"]] for task in tasks]
+    return [name for inner in below for name in executors(spec, inner, without)]
+
+
+def test_a_run_that_finds_nothing_new_costs_at_most_five_executors(tmp_path: Path) -> None:
+    spec = compiled(tmp_path)
+    paid = executors(spec, spec["root"], "needed")
+    assert {name.removeprefix("exec-") for name in paid} == {"snapshot-data", "plan", "nothing-new", "close-run"}
+    assert len(paid) <= 5
+
+
 @pytest.mark.parametrize("shards", ["0", "-1", "some"])
 def test_no_tasks_are_refused(tmp_path: Path, shards: str) -> None:
     asked = CliRunner().invoke(app, ["compile", "--output", str(tmp_path / "x.yaml"), "--sample-shards", shards])

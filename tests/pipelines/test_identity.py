@@ -16,6 +16,7 @@ from lineage.registry import Registry
 from pipelines.configuration import policy_of, read_configuration
 from pipelines.processes import processes
 from pipelines.retraining import build_pipeline
+from tests.pipelines.conftest import Stranger
 from tests.runs import cut_down, some_portraits
 
 MODEL = "portrait-avatars"
@@ -23,7 +24,10 @@ MODEL = "portrait-avatars"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, StepRecord]]]:
-    """A compiled pipeline run twice with the same parameters, on data that is refused; by the ids of the runs."""
+    """A compiled pipeline run twice with the same parameters, on data that is refused; by the ids of the runs.
+
+    The environment names a stranger's MLflow run, as KFP's own MLflow plugin does.
+    """
     folder = tmp_path_factory.mktemp("identity")
     data = some_portraits("new", folder / "portraits", 24)
     rows = [json.loads(line) | {"consent": None} for line in (data / "metadata.jsonl").read_text().splitlines()]
@@ -36,13 +40,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict
     parameters = {"run": context.model_dump(exclude={"id"}), **configuration.arguments()}
     Compiler().compile(build_pipeline(IMAGE), str(folder / "retraining.yaml"))
     pipeline = components.load_component_from_file(str(folder / "retraining.yaml"))
+    stranger = Stranger.beside(Registry(f"sqlite:///{folder / 'mlflow.db'}", "somebody-else"))
     with pytest.MonkeyPatch.context() as patch:
+        for name, value in stranger.environment.items():
+            patch.setenv(name, value)
         patch.delenv(RUN_VARIABLE, raising=False)
         patch.setattr(config.LocalExecutionConfig, "instance", None)
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "root"), workspace_root="")
         for _ in range(2):
             with pytest.raises(RuntimeError, match="FAILURE"):
                 pipeline(**parameters)
+    stranger.check()  # though in the same store
     found = {place.name: read_records(context.records, place.name) for place in (folder / "records").iterdir()}
     return folder, found
 

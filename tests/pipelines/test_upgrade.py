@@ -30,7 +30,11 @@ def before(tmp_path: Path) -> Path:
     """A checkout of the commit before."""
     checkout = tmp_path / "before"
     checkout.mkdir()
-    packed = subprocess.run(["git", "archive", BEFORE], cwd=CHECKOUT, capture_output=True, check=True).stdout
+    done = subprocess.run(["git", "archive", BEFORE], cwd=CHECKOUT, capture_output=True, check=False)
+    assert done.returncode == 0, (
+        f"needs the commit before ({BEFORE}), which this clone has not: git fetch --unshallow\n{done.stderr.decode()}"
+    )
+    packed = done.stdout
     subprocess.run(["tar", "-x"], cwd=checkout, input=packed, check=True)
     detector = Path("components/validate_data/face_detection_short_range.tflite")
     (checkout / detector).write_bytes((CHECKOUT / detector).read_bytes())  # `make install` puts it there

@@ -3,27 +3,81 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from typer.testing import CliRunner
 
 from lineage.artifacts import fetch_weights
+from lineage.embedded import Embedded
+from lineage.entries import PolicySet
+from lineage.policy import policy_digest
+from lineage.records import RunContext
+from lineage.registry import Registry
+from lineage.signing import open_signer
 from lineage.stores import export
 from pipelines.audit.collect import audit
 from pipelines.audit.report import Sources
 from pipelines.cli import app
-from tests.servers.conftest import portraits_on
+from tests.audit.world import GATE, MODEL, TERMS, World, draw_pictures
 from tests.servers.engines import database, drop, program
-from tests.servers.governed import Server, digest_of, governed, settings, signed_in
+from tests.servers.governed import Server, governed, settings, signed_in
 
 DATABASES = ("drill-ledger", "drill-mlflow")
+RECORDS = "s3://artifacts/drill/records"
+MOST = 600.0
+"""Seconds that a restore may take, from empty databases to a verified ledger."""
 
 
-def call(*arguments: str | Path) -> None:
+def call(*arguments: str | Path, status: int = 0) -> str:
     done = CliRunner().invoke(app, list(map(str, arguments)))
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == status, done.output
+    return done.output
+
+
+class Apart(Embedded):
+    """The keys of a server's folder, used by steps that ask the server for the ledger."""
+
+    def context(self, run: str, records: str, tracking_uri: str, **more: str) -> RunContext:
+        made = super().context(run, records, tracking_uri, **more)
+        keys = {role: made.keys[role] for role in ("run", "gate")}
+        return made.model_copy(update={"ledger": tracking_uri, "keys": keys, "witness": "", "channel": "", "marks": ""})
+
+
+@dataclass
+class OnServer(World):
+    """Runs whose versions, evidence and records are all there, registered at a governed server."""
+
+    server: Server = field(kw_only=True)
+
+    @property
+    def home(self) -> Embedded:
+        return Apart(self.server.folder)
+
+    @property
+    def store(self) -> Registry:
+        return Registry(self.server.url, MODEL)
+
+    @property
+    def records(self) -> Any:
+        return RECORDS
+
+
+def two_champions(server: Server, folder: Path) -> OnServer:
+    """Versions 1 and 2, each trained, judged, and made champion at the server."""
+    world, policy = OnServer(folder, server=server), {"evaluation": TERMS, "gate": GATE.model_dump(mode="json")}
+    body = PolicySet(model=MODEL, digest=policy_digest(**policy), **policy, user="root", reason="the first one")
+    server.ledger().append(body, open_signer(world.home.uri("root")))
+    draw_pictures(folder / "pictures")
+    with signed_in(server):
+        first = world.retrain("run-1", [0, 1, 2, 5], 0.3, promote=False)
+        assert server.set_alias(MODEL, first).ok
+        second = world.retrain("run-2", [1, 2, 3, 5, 7], 0.3, world.candidates[first], promote=False)
+    assert server.set_alias(MODEL, second).ok and (first, second) == ("1", "2")
+    return world
 
 
 def plain(url: str) -> str:
@@ -61,10 +115,25 @@ class Bucket:
 
 
 def findings(server: Server, version: str) -> list[str]:
-    """What an audit over HTTP says of a version."""
+    """What an audit over HTTP says of a version, of which everything must hold."""
     with signed_in(server):
-        sources = Sources(server.ledger().entries(), server.root, registry=server.url, model="drill", remote=True)
-        return [f"{one.standing}: {one.subject}: {one.reason}" for one in audit(version, sources).findings]
+        entries = server.ledger().entries()
+        found = audit(version, Sources(entries, server.root, RECORDS, server.url, MODEL, remote=True))
+    said = [f"{one.standing}: {one.subject}: {one.reason}" for one in found.findings]
+    assert found.holds and found.count("holds") >= 30, said
+    return said
+
+
+def witnessed(folder: Path) -> Path:
+    """A copy of the witness' checkpoints, as it is made to check the ledger by."""
+    import boto3
+
+    client: Any = boto3.client("s3")
+    folder.mkdir()
+    for one in client.list_objects_v2(Bucket="witness", Prefix="drill/")["Contents"]:
+        content = client.get_object(Bucket="witness", Key=one["Key"])["Body"].read()
+        (folder / one["Key"].rpartition("/")[2]).write_bytes(content)
+    return folder
 
 
 def test_what_is_backed_up_comes_back_whole(cluster: str, storage: dict[str, str], tmp_path: Path) -> None:
@@ -77,10 +146,9 @@ def test_what_is_backed_up_comes_back_whole(cluster: str, storage: dict[str, str
     running = environment, 2, backend, "s3://artifacts/drill/models"
     try:
         with governed(copied, *running) as server:
-            portraits = portraits_on(server, "drill")
-            assert server.set_alias("drill", portraits.next.number).ok
-            assert server.move("rollback", "drill", portraits.champion.number, "blurred").ok
-            before, said = export(server.ledger().entries()), findings(server, portraits.champion.number)
+            world = two_champions(server, tmp_path / "world")
+            assert server.move("rollback", MODEL, "1", "blurred").ok
+            before, said = export(server.ledger().entries()), findings(server, "1")
             with signed_in(server):
                 call("ledger", "export", "--server", server.url, backup / "ledger.jsonl")
             run("pg_dump", "--format=custom", "--no-owner", "--file", backup / "mlflow", plain(backend))
@@ -90,6 +158,7 @@ def test_what_is_backed_up_comes_back_whole(cluster: str, storage: dict[str, str
         bucket.lose()
         (copied / "mark.json").unlink()
 
+        began = time.monotonic()
         for name in DATABASES:
             database(cluster, name)
         run("pg_restore", "--no-owner", "--exit-on-error", "--dbname", plain(backend), backup / "mlflow")
@@ -97,17 +166,24 @@ def test_what_is_backed_up_comes_back_whole(cluster: str, storage: dict[str, str
         bucket.restore(objects)
         with governed(copied, *running) as server:
             with signed_in(server):
-                call("reconcile", "--server", server.url, "--model", "drill")
+                call("reconcile", "--server", server.url, "--model", MODEL)
                 call("ledger", "export", "--server", server.url, backup / "restored.jsonl")
-            assert export(server.ledger().entries()) == before
-            assert server.champion("drill") == portraits.champion.number
-            assert findings(server, portraits.champion.number) == said
+            exported, checkpoints = backup / "restored.jsonl", witnessed(backup / "witness")
+            verify = "ledger", "verify", exported, backup / "restored.root.pub", "--checkpoint", checkpoints
+            last = len(before.splitlines()) - 1
+            assert f"complete up to entry {last}, as the witness saw" in call(*verify)
+            took = time.monotonic() - began
+            print(f"restored and verified in {took:.0f} s")
+            assert took <= MOST
+            assert export(server.ledger().entries()) == before == exported.read_text()
+            assert server.champion(MODEL) == "1"
+            assert findings(server, "1") == said
             with signed_in(server):
-                uri = f"models:/drill/{portraits.champion.number}"
-                fetch_weights(server.url, uri, digest_of(portraits.champion), tmp_path / "weights")
-            answer = server.move("rollback", "drill", portraits.next.number, "sharp after all")
+                fetch_weights(server.url, f"models:/{MODEL}/1", world.candidates["1"], tmp_path / "weights")
+            answer = server.move("rollback", MODEL, "2", "sharp after all")
             assert answer.ok, answer.text
-        call("ledger", "verify", backup / "restored.jsonl", backup / "restored.root.pub")
+        exported.write_text("".join(before.splitlines(keepends=True)[:-1]))
+        assert "were taken off its end" in call(*verify, status=1), "a backup that is too old is told by the witness"
     finally:
         for name in DATABASES:
             drop(cluster, name)
