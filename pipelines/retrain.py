@@ -15,8 +15,8 @@ from typing import Literal
 from rich.console import Console
 
 from components.close_run.close import Outcome, close, unclosed
+from lineage.checkout import checkout_commit
 from lineage.records import CLOSING, RunContext, StepRecord, read_records
-from pipelines.checkout import checkout_commit
 from pipelines.configuration import Configuration, local_path, policy_of
 from pipelines.narration import Narration, say
 from pipelines.steps import Image
