@@ -17,6 +17,7 @@ import docker
 import pytest
 from moto.server import ThreadedMotoServer
 
+from benchmarks.step_overhead import cost
 from lineage.records import StepRecord, read_records
 from pipelines.container_step import ROOT_LABEL
 from pipelines.steps import Image
@@ -90,6 +91,8 @@ def test_containers_give_what_processes_give(
     ran = {step: record.image for step, record in inside.items()}
     assert ran == dict.fromkeys(networks, images["torch"]) | dict.fromkeys(others, images["data"])
     assert images["torch"] != images["data"]
+    for runner, left in runs.items():
+        print(f"{runner}: {cost(left)}")
     assert client.containers.list(all=True, filters=of(tmp_path / "containers")) == []
 
 
