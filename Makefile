@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DATA   := examples/avatars/data
 FACES  := components/validate_data/face_detection_short_range.tflite
-EXTRAS := data,training,evaluation,registry,server,serving,avatars,cluster,containers,dev
+EXTRAS := data,training,evaluation,gate,registry,server,serving,avatars,cluster,containers,dev
 # Two torch processes that share two cores need their threads told apart.
 export OMP_NUM_THREADS ?= 2
 

@@ -16,14 +16,9 @@ from pydantic import Field, model_validator
 from lineage.frozen import Frozen
 from lineage.records import RunContext
 from lineage.signing import SCHEME
+from pipelines.steps import STEPS, Image, Step
 
-NETWORKS = ("encode-features", "fine-tune", "evaluate", "draw-samples")
-"""The steps that load networks, and so run in the image with torch. The others do without."""
-GATE = "gate"
-STEPS = (
-    *("snapshot-data", "plan", "validate-data", *NETWORKS, GATE, "register", "promote", "nothing-new", "close-run"),
-    "default",
-)
+ROWS = (*STEPS, "default")
 """Rows that the table may have."""
 STEP_LABEL = "triptych.dev/step"
 """Label of a step's pod; the cluster's admission policies go by it."""
@@ -33,11 +28,11 @@ USER = 65532
 """Who steps run as, in both images."""
 ROOT = "TRIPTYCH_ROOT"
 """Environment variable with the id of the ledger's root key."""
-IMAGES = {"data": "TRIPTYCH_DATA_IMAGE", "torch": "TRIPTYCH_TORCH_IMAGE"}
+IMAGES: dict[Image, str] = {"data": "TRIPTYCH_DATA_IMAGE", "torch": "TRIPTYCH_TORCH_IMAGE"}
 """Image -> the environment variable by which manifests name it, so that its digest stands in one place."""
 
 
-def _told(variables: Mapping[str, str]) -> dict[Any, str]:
+def _told(variables: Mapping[Image, str]) -> dict[Image, str]:
     return {name: told for name, variable in variables.items() if (told := os.environ.get(variable))}
 
 
@@ -92,7 +87,7 @@ class ClusterSettings(Frozen):
     retries: int = Field(default=2, ge=0)
     """Of a step, with back-off, whatever the cluster's Argo policy makes of it; ``triptych doctor`` shows that."""
     sample_shards: int = Field(default=1, ge=1)
-    images: dict[Literal["data", "torch"], str] = Field(default_factory=lambda: _told(IMAGES))
+    images: dict[Image, str] = Field(default_factory=lambda: _told(IMAGES))
     """Best by digest; left out: as the environment says, see `IMAGES`."""
     tracking_uri: str = Field(pattern=r"^https?://")
     """The governed MLflow server."""
@@ -122,8 +117,8 @@ class ClusterSettings(Frozen):
                 "the cluster: --context CLUSTER"
             )
         for step in self.steps:
-            if step not in STEPS:
-                raise ValueError(f"steps.{step} is no step; there are {', '.join(STEPS)}")
+            if step not in ROWS:
+                raise ValueError(f"steps.{step} is no step; there are {', '.join(ROWS)}")
             row = self.needs(step)  # refuses what Needs does not have
             secrets = {*row.secrets, *(place.partition("/")[0] for place in row.secret_environment.values())}
             if self.gate_key in secrets:
@@ -137,7 +132,7 @@ class ClusterSettings(Frozen):
         for name in ("labels", "environment", "secret_environment", "volumes", "secrets"):
             merged[name] = {**default.get(name, {}), **own.get(name, {})}
         row = Needs.model_validate(merged)
-        image = row.image or self.images["torch" if step in NETWORKS else "data"]
+        image = row.image or self.images[STEPS.get(step, Step()).image]
         return row.model_copy(update={"image": image})
 
     def context(self, user: str, trigger: str, commit: str) -> RunContext:
@@ -148,7 +143,7 @@ class ClusterSettings(Frozen):
             tracking_uri=self.tracking_uri,
             ledger=self.ledger or self.tracking_uri,
             root=self.root,
-            keys={role: f"{SCHEME}{KEYS}/{role}/{role}.pem" for role in ("run", GATE)},
+            keys={role: f"{SCHEME}{KEYS}/{role}/{role}.pem" for role in ("run", "gate")},
             marks=f"{self.state}/ledger" if self.state else "",
             state=self.state,
             user=user,
@@ -177,7 +172,8 @@ class ClusterSettings(Frozen):
             kubernetes.empty_dir_mount(task, "shm", "/dev/shm", "Memory", row.shared_memory)
         for claim, path in row.volumes.items():
             kubernetes.mount_pvc(task, claim, path)
-        keys = {self.run_key: f"{KEYS}/run"} | ({self.gate_key: f"{KEYS}/{GATE}"} if step == GATE else {})
+        held = {"run": self.run_key, "gate": self.gate_key}
+        keys = {held[role]: f"{KEYS}/{role}" for role in STEPS[step].keys}
         for secret, path in {**row.secrets, **keys}.items():
             kubernetes.use_secret_as_volume(task, secret, path)
         for variable, value in row.environment.items():

@@ -23,9 +23,6 @@ UNKNOWN = 1
 LOST = (DockerException, OSError, urllib3.exceptions.HTTPError)
 """What a call fails with when the container, or the engine, is gone (errors of `requests` are OSErrors)."""
 
-READERS = ("snapshot_data", "validate_data", "encode_features", "fine_tune", "evaluate")
-"""The steps that read images where they lie, by the names of their components."""
-
 Volumes = dict[str, dict[str, str]]
 
 
@@ -35,10 +32,7 @@ def run_step(
     command: Sequence[str],
     volumes: Volumes,
     *,
-    image_id: str,
     labels: Mapping[str, str],
-    own_volumes: Volumes,
-    credentials: Mapping[str, str] | None = None,
     **arguments: Any,
 ) -> int:
     """Run ``command`` in a container, print what it prints, and return its exit status.
@@ -48,18 +42,13 @@ def run_step(
     told first (SIGINT, so that the step can leave its record), and killed `GRACE_SECONDS` later.
 
     Args:
-        image: the component's image; KFP passes it, and it is not used.
-        image_id: the image that is used.
-        own_volumes: what is mounted besides KFP's ``volumes``.
-        credentials: variables that the step sees if it is one of `READERS`.
+        labels: of the container.
+        arguments: what else the engine's API is told.
     """
-    settings = {**arguments, "volumes": volumes | own_volumes, "labels": dict(labels)}
-    if credentials and component_of(command) in READERS:
-        settings["environment"] = {**arguments.get("environment", {}), **credentials}
     try:
-        container = client.containers.create(image=image_id, command=list(command), **settings)
+        container = client.containers.create(image, list(command), volumes=volumes, labels=dict(labels), **arguments)
     except LOST as error:
-        print(f"no container can be made of image {image_id}: {error}")
+        print(f"no container can be made of image {image}: {error}")
         return UNKNOWN
     try:
         container.start()
@@ -80,10 +69,10 @@ def run_step(
             print(error)
 
 
-def component_of(command: Sequence[str]) -> str:
-    """The name of the component that KFP's ``command`` runs; empty for another command."""
+def step_of(command: Sequence[str]) -> str:
+    """The step that KFP's ``command`` runs, by its component's name; empty for another command."""
     flag = "--function_to_execute"
-    return command[command.index(flag) + 1] if flag in command[:-1] else ""
+    return command[command.index(flag) + 1].replace("_", "-") if flag in command[:-1] else ""
 
 
 def _status(container: Any) -> int:

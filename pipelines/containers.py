@@ -1,11 +1,12 @@
 """Run the pipeline's steps in containers on this machine.
 
-    with containers(tag, run_id, pipeline_root, mounts=[data, models]):
+    with containers({"data": tag, "torch": tag}, run_id, pipeline_root, mounts=[data, models]):
         retraining(...)
 
-Every step runs in the one image given, whatever image its component names. It sees the pipeline root, the listed
-paths, each at its own absolute path, and nothing else of this machine; it runs as the caller, so that its files are
-the caller's; and it shares the machine's network, so that a server on loopback is within reach.
+The table `pipelines.steps.STEPS` says in which of the two images a step runs, whatever image its component names, which
+keys it sees, and whether what opens a bucket is for it. It sees the pipeline root, the listed paths, each at its own
+absolute path, and nothing else of this machine; it runs as the caller, so that its files are the caller's; and it
+shares the machine's network, so that a server on loopback is within reach.
 
 KFP's own DockerRunner takes a container that vanished for one that succeeded, pulls what it does not know and
 leaves containers running on Ctrl-C. Its one function that runs a container is therefore replaced by ours while the
@@ -14,7 +15,6 @@ block lasts; `check_contract` refuses a KFP in which that function is not the on
 
 from __future__ import annotations
 
-import functools
 import inspect
 import os
 import pwd
@@ -31,8 +31,9 @@ from kfp.local import docker_task_handler
 
 from infra.images.build import ContainerError
 from lineage.records import IMAGE_VARIABLE, RUN_VARIABLE
-from pipelines.container_step import ROOT_LABEL, RUN_LABEL, Volumes, remove, run_step
+from pipelines.container_step import ROOT_LABEL, RUN_LABEL, Volumes, remove, run_step, step_of
 from pipelines.processes import initialised
+from pipelines.steps import STEPS, Image, Step
 from pipelines.workspace import terminations_interrupt
 
 CONTRACT = "(client: 'docker.DockerClient', image: str, command: List[str], volumes: Dict[str, Any], **container_run_args) -> int"  # noqa: E501
@@ -63,13 +64,14 @@ def bucket_environment(places: Iterable[str], environment: Mapping[str, str]) ->
 
 @contextmanager
 def containers(
-    image: str,
+    images: Mapping[Image, str],
     run_id: str,
     pipeline_root: Path,
     mounts: Sequence[Path] = (),
     writable: Sequence[Path] = (),
     environment: Mapping[str, str] | None = None,
     credentials: Mapping[str, str] | None = None,
+    keys: Path | None = None,
 ) -> Iterator[None]:
     """Inside this block a pipeline or component that is called runs in containers.
 
@@ -77,13 +79,14 @@ def containers(
     the block, and none of an earlier run its beginning: one run at a time uses it, which `pipelines.workspace` sees to.
 
     Args:
-        image: the image of every step, by a name or id that the engine has. Nothing is pulled.
+        images: both images, by names or ids that the engine has. Nothing is pulled.
         run_id: the run; its containers are labelled with it and with the pipeline root.
         pipeline_root: where artifacts go; made if need be.
         mounts: files and folders that steps may read.
         writable: folders beside the pipeline root that steps may write to.
         environment: variables for every step, beside those of `PASSED_ON`.
-        credentials: variables for the steps that read images (`container_step.READERS`), and for no other.
+        credentials: variables for the steps that read images, and for no other.
+        keys: folder of the keys, of which a step sees its own (``<role>.pem`` and ``.pub``); None: none sees any.
 
     Raises:
         ContainerError: no engine answers, the image or a path is missing, or KFP is not the one we know.
@@ -91,20 +94,27 @@ def containers(
     check_contract()
     pipeline_root = pipeline_root.absolute()
     pipeline_root.mkdir(parents=True, exist_ok=True)
-    volumes = _volumes(pipeline_root, mounts, writable)
+    own = _volumes(pipeline_root, mounts, writable)
     with ExitStack() as stack:
         client = _engine()
         stack.callback(client.close)
-        image_id = _image_id(client, image)
+        ids = {name: _image_id(client, image) for name, image in images.items()}
         remove_containers(client, pipeline_root)
         stack.callback(remove_containers, client, pipeline_root)
         stack.enter_context(terminations_interrupt())
         labels = {RUN_LABEL: run_id, ROOT_LABEL: str(pipeline_root)}
-        own = {"image_id": image_id, "labels": labels, "own_volumes": volumes, "credentials": credentials or {}}
-        step: Any = functools.partial(run_step, **own)  # type: ignore[arg-type]
-        stack.enter_context(patch.object(docker_task_handler, "run_docker_container", step))
-        told = {**(environment or {}), IMAGE_VARIABLE: image_id, RUN_VARIABLE: run_id}
-        runner = local.DockerRunner(**_arguments(told))
+
+        def run(image: str, command: list[str], volumes: Volumes, environment: dict[str, str], **arguments: Any) -> int:
+            step = STEPS.get(step_of(command), Step())
+            arguments["environment"] = environment | {IMAGE_VARIABLE: ids[step.image]}
+            if credentials and step.reads_images:
+                arguments["environment"] |= credentials
+            pairs = [keys / f"{role}.{half}" for role in step.keys for half in ("pem", "pub")] if keys else []
+            arguments["volumes"] = volumes | own | _volumes(pipeline_root, pairs, ())
+            return run_step(image=ids[step.image], command=command, labels=labels, **arguments)
+
+        stack.enter_context(patch.object(docker_task_handler, "run_docker_container", run))
+        runner = local.DockerRunner(**_arguments({**(environment or {}), RUN_VARIABLE: run_id}))
         stack.enter_context(initialised(runner, pipeline_root))
         yield
 

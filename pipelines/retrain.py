@@ -15,10 +15,11 @@ from typing import Literal
 from rich.console import Console
 
 from components.close_run.close import Outcome, close, unclosed
+from lineage.checkout import checkout_commit
 from lineage.records import CLOSING, RunContext, StepRecord, read_records
-from pipelines.checkout import checkout_commit
 from pipelines.configuration import Configuration, local_path, policy_of
 from pipelines.narration import Narration, say
+from pipelines.steps import Image
 from pipelines.workspace import Workspace, stop_leftovers, workspace
 
 Runner = Literal["processes", "containers"]
@@ -83,8 +84,8 @@ def _attempt(request: Request, force: bool, place: Workspace, console: Console) 
     run = f"retraining-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     log, context = place.log(run), _context(request, place, run)
     say(console, f"{run}  ({place.root})", "bold")
-    with Narration(console, log), _runner(request, place, context) as (image, told):
-        failure = _run(request, force, place, context, image, told)
+    with Narration(console, log), _runner(request, place, context) as told:
+        failure = _run(request, force, place, context, told)
     return _finished(read_records(context.records, run), log, failure)
 
 
@@ -102,53 +103,52 @@ def _context(request: Request, place: Workspace, run: str) -> RunContext:
 
 
 @contextlib.contextmanager
-def _runner(request: Request, place: Workspace, context: RunContext) -> Iterator[tuple[str, RunContext]]:
-    """The image of the run, and its context as steps are told it, with KFP's local runner set up around it."""
+def _runner(request: Request, place: Workspace, context: RunContext) -> Iterator[RunContext]:
+    """The run as its steps are told it, with KFP's local runner set up around it."""
     if request.runner == "processes":
-        from components.image import IMAGE
         from pipelines.processes import processes
 
         with processes(context.id, place.pipeline_root):
-            yield IMAGE, context
+            yield context
         return
     from infra.images.build import build_image
     from pipelines.containers import bucket_environment, containers
     from pipelines.server import tracking_server
 
     home, configuration = place.lineage, request.configuration
-    keys = [home.keys / f"{role}.{half}" for role in ("run", "gate") for half in ("pem", "pub")]
     places = [where for _, where in configuration.places()]
-    mounts = [*keys, *(Path(path) for path in map(local_path, places) if path)]
+    mounts = [Path(path) for path in map(local_path, places) if path]
     store = local_path(configuration.data.store)
     if store:
         Path(store).mkdir(parents=True, exist_ok=True)
     writable = [Path(store)] if store else []
     credentials = bucket_environment([*places, configuration.data.store], os.environ)
-    image = build_image("triptych-torch")
+    images: dict[Image, str] = {"data": build_image("triptych-data"), "torch": build_image("triptych-torch")}
     with (
         tracking_server(place) as server,
-        containers(image, context.id, place.pipeline_root, mounts, writable, credentials=credentials),
+        containers(images, context.id, place.pipeline_root, mounts, writable, credentials=credentials, keys=home.keys),
     ):
         # As in a cluster: the server alone holds the promotion key, moves the champion, and tells witness and channel.
         asking = {"tracking_uri": server, "ledger": server, "witness": "", "channel": ""}
         held = {role: home.uri(role) for role in ("run", "gate")}
-        yield image, context.model_copy(update={**asking, "keys": held, "marks": str(place.state / "ledger")})
+        yield context.model_copy(update={**asking, "keys": held, "marks": str(place.state / "ledger")})
 
 
-def _run(request: Request, force: bool, place: Workspace, context: RunContext, image: str, told: RunContext) -> str:
+def _run(request: Request, force: bool, place: Workspace, context: RunContext, told: RunContext) -> str:
     """Run the pipeline; returns why it failed, or nothing.
 
     Args:
         context: by which runs are closed here: a server that steps in containers use may be gone by then.
         told: what the steps are told.
     """
+    from components.image import IMAGE
     from pipelines.retraining import build_pipeline
 
     for lost in unclosed(context):
         close(context.model_copy(update={"id": lost}), request.model, killed=True)
     parameters = {"run": told.model_dump(exclude={"id"}), "force": force, **request.configuration.arguments()}
     try:
-        build_pipeline(image)(**parameters)
+        build_pipeline(IMAGE)(**parameters)
     except KeyboardInterrupt:
         stop_leftovers(place)
         close(context, request.model, killed=True)

@@ -28,6 +28,7 @@ def fine_tune(
 
     from components.fine_tune.candidate import fetch_candidate, train_candidate
     from components.fine_tune.settings import TrainJobSettings
+    from lineage.packages import installed
     from lineage.records import RunContext, recording
     from training.encode.info import INFO
     from training.launch.watching import MlflowRun
@@ -46,5 +47,6 @@ def fine_tune(
             cluster = TrainJobSettings.model_validate(trainjob) if trainjob else None
             places = Path(validated.path), Path(features.path), *outputs
             record.facts |= train_candidate(settings, cluster, context.id, *places, curves_to, context.state)
+        record.facts["installed"] = installed()  # the steps that tell of it run where less is
         record.output("training", training_record.path)
         return namedtuple("Outputs", "digest")(record.output("candidate", candidate.path))

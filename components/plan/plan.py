@@ -86,7 +86,7 @@ def make_plan(
         model: name of the registered model.
         force: train and judge although nothing is new.
         automatic: a promote verdict moves the champion without a person.
-        leakage: look for leakage where something has to run and a network supervises, which loads torch.
+        leakage: look for leakage where something has to run and a network supervises, which reads weights.
 
     Raises:
         TrainingError: something has to run, and a scorer holds weights of a network that supervises training.
@@ -102,7 +102,7 @@ def make_plan(
     known = next((v for v in reversed(versions) if v.training_key == key), None)
     needed, reason = _decide(state, versions, known, champion, incumbent_digest, terms, automatic)
     if leakage and (needed or force) and teachers(training):
-        from training.teach.leakage import refuse_leakage  # loads torch, which other plans do without
+        from training.teach.leakage import refuse_leakage
 
         refuse_leakage(evaluation, training)
     reuse = None if force else known

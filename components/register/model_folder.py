@@ -16,7 +16,7 @@ from lineage.artifacts import LOADER, WEIGHTS_FOLDER
 from training.families.drawing import PRECISION
 
 NEEDS = ("diffusers", "mlflow", "numpy", "pandas", "pillow", "rfc8785", "safetensors", "torch", "transformers")
-"""The packages that `training.portrait` needs, stored with the versions installed here."""
+"""The packages that `training.portrait` needs, stored with their versions."""
 REQUIREMENTS, ENVIRONMENT = "requirements.txt", "python_env.yaml"
 WITHOUT_TRIPTYCH = (
     "# Beside these, triptych {version} as you build it yourself. It is not named below: an index may have another\n"
@@ -25,16 +25,23 @@ WITHOUT_TRIPTYCH = (
 
 
 def write_model_folder(
-    target: Path, model_name: str, digest: str, sampling: Mapping[str, Any], created: str, precision: str = PRECISION
+    target: Path,
+    model_name: str,
+    digest: str,
+    sampling: Mapping[str, Any],
+    created: str,
+    installed: Mapping[str, Mapping[str, str]],
+    precision: str = PRECISION,
 ) -> None:
     """Write the folder without the weights, which `lineage.artifacts.WEIGHTS_FOLDER` then holds, untouched.
 
-    Equal arguments give equal bytes, wherever the same packages are installed.
+    Equal arguments give equal bytes.
 
     Args:
         digest: of the folder of weights.
         sampling: the settings that the model was judged with; the defaults when it draws.
         created: when the model was made, ISO 8601.
+        installed: where it was trained, see `lineage.packages.installed`.
         precision: the number format of the weights that it was judged in.
     """
     import mlflow
@@ -62,7 +69,7 @@ def write_model_folder(
     target.mkdir(parents=True, exist_ok=True)
     model.save(target / "MLmodel")
     # A build's local version, such as 2.13.0+cpu, is on no index.
-    needs = "".join(f"{name}=={version(name).split('+')[0]}\n" for name in NEEDS)
+    needs = "".join(f"{name}=={installed[name]['version'].split('+')[0]}\n" for name in NEEDS)
     (target / REQUIREMENTS).write_text(WITHOUT_TRIPTYCH.format(version=version("triptych")) + needs, "utf-8")
     environment = {"python": platform.python_version(), "dependencies": [f"-r {REQUIREMENTS}"]}
     (target / ENVIRONMENT).write_text(yaml.safe_dump(environment), "utf-8")

@@ -118,7 +118,8 @@ def _candidate(context: RunContext, settings: RegistrySettings, artifacts: Mappi
 def _model_folder(candidate: Candidate, folder: Path) -> str:
     """Write the model folder around the weights; gives the digest of both together."""
     sampling, precision = candidate.evaluation.get("sampling", {}), candidate.precision
-    write_model_folder(folder, candidate.model_name, candidate.digest, sampling, candidate.ended, precision)
+    about = (candidate.model_name, candidate.digest, sampling, candidate.ended, candidate.installed, precision)
+    write_model_folder(folder, *about)
     around, weights = listing(folder), listing(candidate.weights)
     if digest_of(weights) != candidate.digest:
         raise LineageError(f"the candidate at {candidate.weights} changed while it was registered; run again")

@@ -15,12 +15,14 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
+from typing import Any
 
+from lineage.checkout import checkout_commit
 from lineage.progress import MARK
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCKERFILE = Path(__file__).with_name("Dockerfile")
-WITHOUT_TORCH = ("data", "registry", "server", "cluster")
+WITHOUT_TORCH = ("data", "gate", "registry", "server", "cluster")
 TARGETS = {
     "triptych-data": WITHOUT_TORCH,
     "triptych-torch": (*WITHOUT_TORCH, "training", "evaluation", "avatars", "serving"),
@@ -47,6 +49,8 @@ def build_image(target: str) -> str:
     command = ["docker", "build", "--network", "host", "--progress", "plain", "--file", str(DOCKERFILE)]
     if base := os.environ.get(BASE_VARIABLE):
         command += ["--build-arg", f"BASE={base}"]
+    for name, value in {"version": _settings()["project"]["version"], "revision": checkout_commit()}.items():
+        command += ["--label", f"org.opencontainers.image.{name}={value}"]
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "id"
         # The tag keeps it from being pruned; whoever runs it names it by its id.
@@ -60,11 +64,7 @@ def lay_out_wheels() -> None:
     Raises:
         ContainerError: this is no checkout, pip fails, or this Python is not the images'.
     """
-    try:
-        constraints = (CHECKOUT / "constraints.txt").read_text()
-        settings = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
-    except OSError as error:
-        raise ContainerError(f"images are built from a whole checkout of Triptych: {error}") from error
+    constraints, settings = _read("constraints.txt"), _settings()
     files, pinned = {}, CHECKOUT / "build" / "image.constraints.txt"  # beside what goes into the build
     for target, extras in TARGETS.items():
         names = {name for extra in extras for name in settings["project"]["optional-dependencies"][extra]}
@@ -91,6 +91,17 @@ def lay_out_wheels() -> None:
     pinned.write_text(constraints)
 
 
+def _settings() -> dict[str, Any]:
+    return tomllib.loads(_read("pyproject.toml"))
+
+
+def _read(name: str) -> str:
+    try:
+        return (CHECKOUT / name).read_text()
+    except OSError as error:
+        raise ContainerError(f"images are built from a whole checkout of Triptych: {error}") from error
+
+
 def _run(command: list[str]) -> None:
     """Run a command and print what it prints, to whatever is ``sys.stdout`` now."""
     told = {**os.environ, "DOCKER_BUILDKIT": "1"}
@@ -109,10 +120,12 @@ def _run(command: list[str]) -> None:
 
 
 def main(targets: list[str]) -> int:
-    """Build targets, all of them by default, and print each with its id."""
+    """Build targets, all of them by default, and print each with its id and its size, unpacked."""
     try:
         for target in targets or TARGETS:
-            print(target, build_image(target))
+            image = build_image(target)
+            size = subprocess.check_output(["docker", "image", "inspect", "--format", "{{.Size}}", image])
+            print(f"{target} {image} {int(size) / 1e6:.0f} MB")
     except ContainerError as error:
         print(error, file=sys.stderr)
         return 1

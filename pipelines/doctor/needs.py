@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import yaml
 
-from pipelines.cluster import NETWORKS, ClusterSettings
+from pipelines.cluster import ClusterSettings
 from pipelines.doctor.checks import Found, at
 from pipelines.doctor.cluster import Cluster
+from pipelines.steps import STEPS
 
 QUEUE = "kueue.x-k8s.io/queue-name"
 KUEUE = "/apis/kueue.x-k8s.io/v1beta2"
@@ -23,7 +24,8 @@ def resources(cluster: Cluster) -> Found:
     except (ValidationError, AttributeError, TypeError) as error:
         yield "configuration", {"error": str(error).splitlines()[0]}
         return
-    rows, job = [table.needs(step) for step in NETWORKS], content.get("trainjob") or {}
+    rows = [table.needs(name) for name, step in STEPS.items() if step.image == "torch"]
+    job = content.get("trainjob") or {}
     asked = {(str(row.node_selector), row.accelerator): row for row in rows if row.accelerators}.values()
     for row in asked:
         fitting = [n for n in cluster.nodes if row.node_selector.items() <= (at(n, "metadata/labels") or {}).items()]

@@ -34,6 +34,7 @@ from lineage.digests import digest_bytes, digest_file, digest_path, manifest_dig
 from lineage.embedded import Embedded
 from lineage.entries import Body, Entry, Recorded, Registered, entry_digest
 from lineage.moves import Mover
+from lineage.packages import installed
 from lineage.projection import tags_of
 from lineage.records import RunContext, StepRecord, recording
 from lineage.registry import Registry, RegistrySettings
@@ -180,6 +181,7 @@ class World:
             (made["candidate"] / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}\n')
             (made["candidate"] / "transformer" / "weights.safetensors").write_text(reused or context.id)
             made["training_record"].write_text("{}")
+            record.facts["installed"] = installed()
             if reused:
                 record.facts["reused"] = "models:/portraits/4"
             record.output("candidate", made["candidate"])

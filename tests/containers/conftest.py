@@ -8,6 +8,7 @@ import docker
 import pytest
 
 from infra.images.build import build_image
+from pipelines.steps import Image
 from tests.containers.engine import engine as running_engine
 
 
@@ -19,9 +20,15 @@ def engine() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def image(engine: str) -> str:
-    """The id of this checkout's image, built as far as the engine has it not."""
-    return build_image("triptych-torch")
+def images(engine: str) -> dict[Image, str]:
+    """The ids of this checkout's images, built as far as the engine has them not."""
+    return {"data": build_image("triptych-data"), "torch": build_image("triptych-torch")}
+
+
+@pytest.fixture(scope="session")
+def image(images: dict[Image, str]) -> str:
+    """The id of the one with torch."""
+    return images["torch"]
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ def sleep(note: str) -> None:
 
 def main(image: str, run: str, pipeline_root: str) -> None:
     """Run the step."""
-    with containers(image, run, Path(pipeline_root)):
+    with containers({"data": image}, run, Path(pipeline_root)):
         sleep(note=f"{pipeline_root}/note")
 
 

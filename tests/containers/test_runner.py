@@ -17,8 +17,10 @@ from kfp import dsl
 from kfp.local import config, docker_task_handler
 
 from infra.images.build import ContainerError
+from lineage.embedded import Embedded
 from pipelines.container_step import RUN_LABEL, remove, run_step
 from pipelines.containers import containers
+from pipelines.steps import Image
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 
@@ -128,25 +130,25 @@ def running(client: docker.DockerClient, run: str, says: bytes = b"") -> Any:
     raise AssertionError(f"run {run} has no running container after {SECONDS} s")
 
 
-def test_an_artifact_passes_from_step_to_step(image: str, run: Run, client: docker.DockerClient) -> None:
-    with containers(image, run.id, run.root):
+def test_an_artifact_passes_from_step_to_step(images: dict[Image, str], run: Run, client: docker.DockerClient) -> None:
+    with containers(images, run.id, run.root):
         assert two_steps(text="portrait").output == "PORTRAIT"
     assert of_run(client, run.id) == []
 
 
-def test_files_are_the_callers(image: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_the_callers(images: dict[Image, str], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.root.mkdir()
     os.chown(run.root, STRANGER, STRANGER)
     monkeypatch.setattr(os, "getuid", lambda: STRANGER)
     monkeypatch.setattr(os, "getgid", lambda: STRANGER)
-    with containers(image, run.id, run.root):
+    with containers(images, run.id, run.root):
         written = write(text="portrait").outputs["artifact"]
     for path in (Path(written.path), Path(written.path).parent):
         assert (path.stat().st_uid, path.stat().st_gid) == (STRANGER, STRANGER)
 
 
 def test_a_step_sees_what_is_listed_and_nothing_else(
-    image: str, run: Run, tmp_path: Path, client: docker.DockerClient, monkeypatch: pytest.MonkeyPatch
+    images: dict[Image, str], run: Run, tmp_path: Path, client: docker.DockerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = tmp_path / "listed"
     listed.mkdir()
@@ -154,7 +156,7 @@ def test_a_step_sees_what_is_listed_and_nothing_else(
     (tmp_path / "hidden").write_text("secret")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("SECRET", "secret")
-    with containers(image, run.id, run.root, mounts=[listed], environment={"GIVEN": "yes"}):
+    with containers(images, run.id, run.root, mounts=[listed], environment={"GIVEN": "yes"}):
         seen = look(readable=str(listed), hidden=str(tmp_path / "hidden")).output
     assert seen == {
         "read": "content",
@@ -164,7 +166,7 @@ def test_a_step_sees_what_is_listed_and_nothing_else(
         "sockets": False,
         "user": [os.getuid(), os.getgid()],
         "home": "/tmp",
-        "image": client.images.get(image).id,
+        "image": client.images.get(images["data"]).id,
         "run": run.id,
         "threads": "1",
         "given": "yes",
@@ -174,7 +176,7 @@ def test_a_step_sees_what_is_listed_and_nothing_else(
     assert not (listed / "new").exists()
 
 
-def test_only_steps_that_read_images_see_the_credentials_of_a_bucket(image: str, run: Run) -> None:
+def test_only_steps_that_read_images_see_the_credentials_of_a_bucket(images: dict[Image, str], run: Run) -> None:
     @component
     def validate_data() -> str:
         import os
@@ -188,12 +190,47 @@ def test_only_steps_that_read_images_see_the_credentials_of_a_bucket(image: str,
         return os.environ.get("AWS_SECRET_ACCESS_KEY", "nothing") + os.environ["GIVEN"]
 
     secret = {"AWS_SECRET_ACCESS_KEY": "secret"}
-    with containers(image, run.id, run.root, environment={"GIVEN": "!"}, credentials=secret):
+    with containers(images, run.id, run.root, environment={"GIVEN": "!"}, credentials=secret):
         assert validate_data().output == "secret!"
         assert register().output == "nothing!"
 
 
-def test_writable_folders_beside_the_root(image: str, run: Run, tmp_path: Path) -> None:
+def test_each_step_runs_in_its_image_and_sees_its_own_keys_only(images: dict[Image, str], run: Run) -> None:
+    """As on a cluster: only the gate step has the gate key, and the promotion key is the server's."""
+    home = Embedded(run.root.parent / "lineage")
+    home.open()
+
+    @component
+    def gate(keys: str) -> dict:  # type: ignore[type-arg]
+        import os
+        from pathlib import Path
+
+        return {"image": os.environ["TRIPTYCH_IMAGE"], "seen": sorted(path.name for path in Path(keys).iterdir())}
+
+    @component
+    def promote(keys: str) -> dict:  # type: ignore[type-arg]
+        import os
+        from pathlib import Path
+
+        return {"image": os.environ["TRIPTYCH_IMAGE"], "seen": sorted(path.name for path in Path(keys).iterdir())}
+
+    @component
+    def fine_tune(keys: str) -> dict:  # type: ignore[type-arg]
+        import os
+        from importlib.util import find_spec
+        from pathlib import Path
+
+        assert find_spec("torch")
+        return {"image": os.environ["TRIPTYCH_IMAGE"], "seen": sorted(path.name for path in Path(keys).iterdir())}
+
+    own = ["run.pem", "run.pub"]
+    with containers(images, run.id, run.root, keys=home.keys):
+        assert gate(keys=str(home.keys)).output == {"image": images["data"], "seen": ["gate.pem", "gate.pub", *own]}
+        assert promote(keys=str(home.keys)).output == {"image": images["data"], "seen": own}
+        assert fine_tune(keys=str(home.keys)).output == {"image": images["torch"], "seen": own}
+
+
+def test_writable_folders_beside_the_root(images: dict[Image, str], run: Run, tmp_path: Path) -> None:
     records = tmp_path / "records"
     records.mkdir()
 
@@ -203,42 +240,36 @@ def test_writable_folders_beside_the_root(image: str, run: Run, tmp_path: Path) 
 
         Path(path).write_text("done")
 
-    with containers(image, run.id, run.root, writable=[records]):
+    with containers(images, run.id, run.root, writable=[records]):
         record(path=str(records / "step.json"))
     assert (records / "step.json").read_text() == "done"
 
 
-def test_a_step_that_fails_fails_the_run(image: str, run: Run, client: docker.DockerClient) -> None:
+def test_a_step_that_fails_fails_the_run(images: dict[Image, str], run: Run, client: docker.DockerClient) -> None:
     @dsl.pipeline
     def failing() -> None:
         leave(status=3)
 
-    with containers(image, run.id, run.root), pytest.raises(RuntimeError, match="FAILURE"):
+    with containers(images, run.id, run.root), pytest.raises(RuntimeError, match="FAILURE"):
         failing()
     assert of_run(client, run.id) == []
 
 
 def test_no_short_container_passes_for_a_success(image: str, client: docker.DockerClient) -> None:
     """KFP's own function returned 0 for 1 of 15 containers that had left with status 3."""
-    image_id = client.images.get(image).id
     labels = {RUN_LABEL: "short"}
-    ended = [
-        run_step(client, image, ["sh", "-c", "exit 3"], {}, image_id=image_id, labels=labels, own_volumes={})
-        for _ in range(15)
-    ]
+    ended = [run_step(client, image, ["sh", "-c", "exit 3"], {}, labels=labels) for _ in range(15)]
     assert ended == [3] * 15
 
 
 def test_a_container_that_cannot_be_made_or_started_is_a_failure(image: str, client: docker.DockerClient) -> None:
-    known = {"image_id": client.images.get(image).id, "labels": {}, "own_volumes": {}}
-    assert run_step(client, image, ["true"], {}, **known | {"image_id": f"sha256:{'0' * 64}"}) == 1
-    assert run_step(client, image, ["true"], {}, **known, entrypoint=["/no/program"]) == 1
+    assert run_step(client, f"sha256:{'0' * 64}", ["true"], {}, labels={}) == 1
+    assert run_step(client, image, ["true"], {}, labels={}, entrypoint=["/no/program"]) == 1
 
 
 def test_a_long_silence_is_no_loss(image: str, client: docker.DockerClient) -> None:
     hasty = docker.from_env(timeout=2)
-    known = {"image_id": client.images.get(image).id, "labels": {}, "own_volumes": {}}
-    assert run_step(hasty, image, ["sh", "-c", "sleep 5; exit 4"], {}, **known) == 4
+    assert run_step(hasty, image, ["sh", "-c", "sleep 5; exit 4"], {}, labels={}) == 4
 
 
 @pytest.mark.parametrize(
@@ -249,10 +280,10 @@ def test_a_long_silence_is_no_loss(image: str, client: docker.DockerClient) -> N
     ],
 )
 def test_a_container_that_dies_fails_the_run(
-    image: str, run: Run, client: docker.DockerClient, end: Callable[[Any], None]
+    images: dict[Image, str], run: Run, client: docker.DockerClient, end: Callable[[Any], None]
 ) -> None:
     murderer = threading.Thread(target=lambda: end(running(client, run.id)))
-    with containers(image, run.id, run.root):
+    with containers(images, run.id, run.root):
         murderer.start()
         with pytest.raises(RuntimeError, match="FAILURE"):
             sleep()
@@ -274,18 +305,18 @@ def test_an_interrupt_leaves_no_container(
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next_in_its_folder(
-    image: str, run: Run, client: docker.DockerClient, tmp_path: Path
+    images: dict[Image, str], run: Run, client: docker.DockerClient, tmp_path: Path
 ) -> None:
     """One run at a time uses a folder, which its lock sees to; see tests/pipelines/test_interruption.py."""
-    with long_run(image, run) as process:
+    with long_run(images["data"], run) as process:
         left = running(client, run.id)
-        with containers(image, "another", tmp_path / "elsewhere"):
+        with containers(images, "another", tmp_path / "elsewhere"):
             assert of_run(client, run.id) == [left], "what runs in another folder keeps its container"
         process.kill()
         process.wait(SECONDS)
-    with containers(image, "another", tmp_path / "elsewhere"):
+    with containers(images, "another", tmp_path / "elsewhere"):
         assert of_run(client, run.id) == [left]
-    with containers(image, "another", run.root):
+    with containers(images, "another", run.root):
         assert of_run(client, run.id) == []
 
 
@@ -303,18 +334,22 @@ def long_run(image: str, run: Run) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        pytest.param({"image": "triptych:unknown"}, "no image triptych:unknown and none is pulled", id="image"),
+        pytest.param(
+            {"images": {"data": "triptych:unknown"}}, "no image triptych:unknown and none is pulled", id="image"
+        ),
         pytest.param({"mounts": [Path("/no/data")]}, "steps are to see /no/data, and nothing is there", id="input"),
     ],
 )
-def test_what_is_missing_is_named_before_a_step_runs(image: str, run: Run, given: dict[str, Any], message: str) -> None:
-    arguments: dict[str, Any] = {"image": image, "run_id": run.id, "pipeline_root": run.root} | given
+def test_what_is_missing_is_named_before_a_step_runs(
+    images: dict[Image, str], run: Run, given: dict[str, Any], message: str
+) -> None:
+    arguments: dict[str, Any] = {"images": images, "run_id": run.id, "pipeline_root": run.root} | given
     with pytest.raises(ContainerError, match=message), containers(**arguments):
         raise AssertionError("not reached")
 
 
-def test_kfp_is_as_before_after_the_block(image: str, run: Run) -> None:
+def test_kfp_is_as_before_after_the_block(images: dict[Image, str], run: Run) -> None:
     before = docker_task_handler.run_docker_container, config.LocalExecutionConfig.instance
-    with containers(image, run.id, run.root):
+    with containers(images, run.id, run.root):
         assert docker_task_handler.run_docker_container is not before[0]
     assert (docker_task_handler.run_docker_container, config.LocalExecutionConfig.instance) == before

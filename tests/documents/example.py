@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from components.register.documents.candidate import Candidate
 from lineage.digests import TREE, digest_bytes, digest_path, hex_of
+from lineage.packages import installed
 from lineage.records import StepRecord
 from lineage.statements import VERDICT, Statement, make_statement
 
@@ -123,7 +124,13 @@ def records(candidate: str) -> dict[str, StepRecord]:
         record("snapshot-data", 1, inputs={"metadata": METADATA}, outputs={"snapshot": SNAPSHOT}),
         record("validate-data", 2, inputs={"snapshot": SNAPSHOT}, outputs={"validated": SNAPSHOT}),
         record("encode-features", 3, inputs={"base_model": BASE, "teacher": TEACHER}, outputs={"features": FEATURES}),
-        record("fine-tune", 4, inputs={"features": FEATURES}, outputs={"candidate": candidate}),
+        record(
+            "fine-tune",
+            4,
+            inputs={"features": FEATURES},
+            outputs={"candidate": candidate},
+            facts={"installed": {**installed(), "trained-with": {"version": "1.2", "license": "MIT"}}},
+        ),
         record("evaluate", 5, inputs={"candidate": candidate, "incumbent": BASE}, facts=judged["evaluation"]),
         record("gate", 6, facts={k: judged[k] for k in ("decision", "reasons", "figures")}),
     ]

@@ -74,12 +74,13 @@ def test_the_data_states_its_rights(bill: dict[str, Any]) -> None:
     assert {("triptych:license", "not stated (1)"), ("triptych:consent", "not stated (1)")} <= stated
 
 
-def test_every_installed_package_is_there_once_with_its_purl(bill: dict[str, Any]) -> None:
+def test_every_package_installed_where_it_was_trained_is_there_once_with_its_purl(bill: dict[str, Any]) -> None:
     import mlflow
 
     packages = components(bill, "library")
     assert packages["mlflow"]["purl"] == f"pkg:pypi/mlflow@{mlflow.__version__}"
     assert packages["pydantic"]["licenses"] == [{"license": {"id": "MIT"}}]
+    assert packages["trained-with"]["purl"] == "pkg:pypi/trained-with@1.2"
     references = [component["bom-ref"] for component in bill["components"]]
     assert len(references) == len(set(references))
 

@@ -20,6 +20,7 @@ from tests.evaluate.conftest import judge_models, settings
 from tests.evaluate.test_scorers import save_dinov2
 from tests.runs import AVATARS
 from training.errors import TrainingError
+from training.teach import leakage
 from training.teach.leakage import ALIKE, likeness, probe_pictures, refuse_leakage, shared_tensors, teacher_features
 
 TEACHER = AVATARS / "models" / "teacher"
@@ -70,6 +71,20 @@ def test_other_weights_of_the_same_shapes_are_no_leak(tmp_path: Path) -> None:
     save_file({"ones": torch.ones(10_000), "norm": 1 + 0.002 * torch.randn(8192)}, tmp_path / "b.safetensors")
     assert shared_tensors(tmp_path / "a.safetensors", TEACHER) == []
     assert shared_tensors(tmp_path / "b.safetensors", tmp_path / "a.safetensors") == []
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "float16", "bfloat16", "float8_e5m2", "float8_e4m3fn"])
+def test_values_are_read_without_torch_as_torch_reads_them(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weights = 3 * torch.randn(64, 128)
+    weights[0, :6] = torch.tensor([0.0, -0.0, 448.0, -448.0, 2.0**-9, 2.0**-6])
+    weights = weights.to(getattr(torch, kind))
+    save_file({"weights": weights}, tmp_path / "one.safetensors", metadata={"format": "pt"})
+    ((name, size, sketch),) = leakage._tensors(tmp_path / "one.safetensors")
+    assert (name, size) == ("weights", weights.numel())
+    expected = weights.flatten().float().bfloat16().float().numpy()
+    places = np.random.default_rng(size).integers(size, size=leakage.POSITIONS)
+    assert np.array_equal(sketch, expected[places])
 
 
 def test_weights_that_cannot_be_looked_into_are_refused(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from lineage.digests import LineageError, digest_path
 from lineage.embedded import Embedded
 from lineage.entries import Judged, Registered
 from lineage.model_signature import verify_model
+from lineage.packages import installed
 from lineage.projection import tags_of
 from lineage.records import RunContext, recording
 from lineage.registry import Registry, RegistrySettings
@@ -72,6 +73,7 @@ def prepare(
     digest = digest_path(candidate)
     with recording(context, "fine-tune", {"seed": 7}) as record:
         record.input("base_model", example.BASE)
+        record.facts["installed"] = installed()
         record.output("candidate", candidate)
         (folder / "training_record").write_text("{}")
         record.output("training", folder / "training_record")

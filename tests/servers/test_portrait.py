@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from components.register.model_folder import write_model_folder
 from lineage.artifacts import WEIGHTS_FOLDER, folder_digest, listing
 from lineage.digests import LineageError, digest_path
+from lineage.packages import installed
 from tests.servers.governed import Server
 from tests.training.test_portrait import MADE, SAMPLING
 from tests.training.tiny_families import save_sd3
@@ -20,7 +21,7 @@ from tests.training.tiny_families import save_sd3
 
 def test_the_model_that_a_server_keeps_loads_and_is_what_was_stored(open_server: Server, tmp_path: Path) -> None:
     weights = save_sd3(tmp_path / "weights")
-    write_model_folder(tmp_path / "model", "drawn", digest_path(weights), SAMPLING, MADE)
+    write_model_folder(tmp_path / "model", "drawn", digest_path(weights), SAMPLING, MADE, installed())
     shutil.copytree(weights, tmp_path / "model" / WEIGHTS_FOLDER)
     mlflow.set_tracking_uri(open_server.url)
     client = MlflowClient()

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from components.register.model_folder import write_model_folder
 from components.register.store import create, upload
 from lineage.digests import digest_path
+from lineage.packages import installed
 from lineage.registry import Registry
 from pipelines.cli import app
 from pipelines.commands.serve import SERVING
@@ -130,7 +131,7 @@ def avatars(world: World, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The avatars' base model as a version in the registry; gives the digest of its weights."""
     folder, digest = tmp_path_factory.mktemp("model"), digest_path(BASE)
     store = Registry(world.store.tracking_uri, "avatars")
-    write_model_folder(folder, "avatars", digest, SAMPLING, "2026-11-26T10:00:00+00:00")
+    write_model_folder(folder, "avatars", digest, SAMPLING, "2026-11-26T10:00:00+00:00", installed())
     mlflow_run = store.open_run("run-avatars")
     create(store, mlflow_run, upload(store, mlflow_run, folder, BASE, {}, "candidate-0"), {}, "")
     return digest

@@ -18,7 +18,6 @@ import lineage
 from components.promote.promote import promote_version
 from components.register.register import register_candidate
 from lineage import database
-from lineage import ledger as ledgers
 from lineage.database import DatabaseStore
 from lineage.digests import LineageError
 from lineage.embedded import Embedded
@@ -107,7 +106,7 @@ def test_a_clock_that_goes_backwards_is_reported_and_refuses_nothing(
 ) -> None:
     say(home, "run", recorded("plan"))
     with monkeypatch.context() as patch:
-        patch.setattr(ledgers, "datetime", Backwards)
+        patch.setattr("lineage.clock.datetime", Backwards)
         say(home, "run", recorded("gate"))
     ledger = home.open()
     assert "gate" in ledger.state.records["r1"]
@@ -118,6 +117,8 @@ def test_a_clock_that_goes_backwards_is_reported_and_refuses_nothing(
 FORMATS = {Entry: "index", Checkpoint: "size", StepRecord: "status", Statement: "predicateType", Remembered: "code"}
 """What lies in files, with a field of each."""
 OTHERS = {
+    "Frozen": "the base of the others",
+    "Section": "the base of sections of the configuration",
     "RunContext": "a parameter of steps",
     "Subject": "part of a statement",
     "RegistrySettings": "configuration",

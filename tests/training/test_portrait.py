@@ -23,6 +23,7 @@ from components.evaluate.settings import DrawingSettings
 from components.register.model_folder import write_model_folder
 from lineage.artifacts import LOADER, WEIGHTS_FOLDER, folder_digest, listing
 from lineage.digests import LineageError, digest_path
+from lineage.packages import installed
 from tests.training.tiny_families import save_flux, save_qwen_image, save_sd3, save_sd3_with_t5
 from training import portrait
 from training.errors import TrainingError
@@ -49,7 +50,7 @@ MADE = "2026-01-02T02:00:03.500+02:00"
 
 def model_folder(target: Path, weights: Path, created: str = MADE, precision: str = "float32") -> Path:
     """As it lies in an artifact store."""
-    write_model_folder(target, "portraits", digest_path(weights), SAMPLING, created, precision)
+    write_model_folder(target, "portraits", digest_path(weights), SAMPLING, created, installed(), precision)
     shutil.copytree(weights, target / WEIGHTS_FOLDER)
     return target
 

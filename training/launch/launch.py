@@ -32,7 +32,6 @@ from training.families import family_of
 from training.launch.processes import child, python_environment, termination_as_exit
 from training.launch.watching import MlflowCurves, MlflowRun, show
 from training.settings import TrainingSettings
-from training.train.checkpoints import newest
 from training.train.curves import CurvePoint
 from training.train.deepspeed_config import deepspeed_config
 from training.train.job import CODE, JOB, PICTURE, POINT, RESULT, RunIdentity, TrainingJob, TrainingResult, marks_in
@@ -216,6 +215,8 @@ def launcher_environment(threads: int, nodes: Nodes = ALONE) -> dict[str, str]:
 
 def _run(job: TrainingJob, nodes: Nodes, curves: MlflowCurves) -> TrainingResult | None:
     """`run_processes`; again where a process of this machine was lost and a checkpoint came since the last try."""
+    from training.train.checkpoints import newest
+
     while True:
         before = newest(job.checkpoints)
         try:

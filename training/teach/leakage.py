@@ -4,22 +4,26 @@ Two ways to find out, neither by name. **Tensors**: weights in safetensors are c
 bf16, whatever they are called and however deep they lie; one shared large tensor is enough. **Features**: what two
 networks make of fixed probe pictures is compared by the pictures' similarities to one another, which neither scaling
 nor rotation of the features changes; this also finds weights that were quantised, fused or transposed.
+
+Tensors are compared without torch, which the image of the plan step does not have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from training.errors import TrainingError
 from training.settings import teachers
+
+Sketch = NDArray[np.float32]
 
 LARGE = 4096
 """Fewest values of a tensor that counts."""
@@ -29,6 +33,8 @@ ALIKE = 0.99
 """Correlation of similarities from which two networks count as one."""
 OPAQUE = (".bin", ".pt", ".pth", ".ckpt", ".onnx", ".gguf", ".h5", ".msgpack", ".pkl", ".npz")
 """Formats of weights that are not looked into."""
+FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E5M2": "u1", "F8_E4M3": "u1"}
+"""Kind of values in safetensors -> how numpy reads them."""
 
 
 def find_leakage(scorers: Sequence[tuple[str, str]], training: Mapping[str, Any]) -> list[str]:
@@ -110,9 +116,9 @@ def probe_pictures(count: int = 48, side: int = 128) -> list[Image.Image]:
     return pictures
 
 
-@torch.no_grad()
 def teacher_features(teacher: Path, pictures: Sequence[Image.Image]) -> list[NDArray[np.float64]]:
     """What a teacher makes of pictures, as others might use it: pooled, and the mean of its patches; each (N, d)."""
+    import torch
     from transformers import AutoImageProcessor, AutoModel
 
     from training.teach.teacher import pixel_tensor
@@ -125,7 +131,8 @@ def teacher_features(teacher: Path, pictures: Sequence[Image.Image]) -> list[NDA
     else:
         size = (int(vision.config.image_size),) * 2
         pixels = pixel_tensor([p.resize(size, Image.Resampling.BICUBIC) for p in pictures], [0.5] * 3, [0.5] * 3)
-    seen = vision(pixel_values=pixels)
+    with torch.no_grad():
+        seen = vision(pixel_values=pixels)
     found = [seen.pooler_output, seen.last_hidden_state.mean(dim=1)]
     return [features.flatten(1).double().numpy() for features in found if features is not None]
 
@@ -134,32 +141,45 @@ def _files(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
 
 
-def _sketches(path: Path) -> dict[int, list[tuple[str, Tensor]]]:
+def _sketches(path: Path) -> dict[int, list[tuple[str, Sketch]]]:
     """Number of values -> (name, `POSITIONS` of them) of each large tensor that says anything."""
-    from safetensors import safe_open
-
-    found: dict[int, list[tuple[str, Tensor]]] = {}
+    found: dict[int, list[tuple[str, Sketch]]] = {}
     for file in _files(path):
-        if file.suffix != ".safetensors":
-            continue
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                tensor = opened.get_tensor(name)
-                if tensor.numel() < LARGE or not tensor.is_floating_point():
-                    continue
-                sketch = tensor.flatten()[_places(tensor.numel())].bfloat16().float()
-                if len(sketch.unique()) > 16:  # ones, zeros and the like are in everybody's network
-                    found.setdefault(tensor.numel(), []).append((name, sketch))
+        for name, size, sketch in _tensors(file) if file.suffix == ".safetensors" else ():
+            if len(np.unique(sketch)) > 16:  # ones, zeros and the like are in everybody's network
+                found.setdefault(size, []).append((name, sketch))
     return found
 
 
-def _places(size: int) -> Tensor:
-    return torch.randint(size, (POSITIONS,), generator=torch.Generator().manual_seed(size))
+def _tensors(file: Path) -> Iterator[tuple[str, int, Sketch]]:
+    """Name, number of values, and `POSITIONS` of them of each large tensor of floats in a file of safetensors."""
+    with file.open("rb") as opened:
+        begin = 8 + int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(begin - 8))
+    header.pop("__metadata__", None)
+    for name, about in header.items():
+        size, kind = math.prod(about["shape"]), about["dtype"]
+        if size >= LARGE and kind in FLOATS:
+            values = np.memmap(file, FLOATS[kind], "r", begin + about["data_offsets"][0], (size,))
+            places = np.random.default_rng(size).integers(size, size=POSITIONS)
+            yield name, size, _rounded(values[places], kind)
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def _rounded(values: NDArray[Any], kind: str) -> Sketch:
+    """Values as they are after a cast to bf16, the nearest and of two the even one."""
+    if kind == "BF16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    if kind == "F8_E5M2":  # the upper half of a float16
+        values = (values.astype(np.uint16) << 8).view(np.float16)
+    elif kind == "F8_E4M3":  # moved into the places of a float16, whose exponent counts from 8 more
+        values = ((values & 0x80).astype(np.uint16) << 8 | (values & 0x7F).astype(np.uint16) << 7).view(
+            np.float16
+        ) * 256
+    bits = values.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
+
+
+def _equal(a: Sketch, b: Sketch) -> bool:
     """Equal but for rounding: a cast through fp16 or bf16 moves a value by at most one step of bf16."""
-    step = 2.0**-7 * torch.maximum(a.abs(), b.abs()) + 1e-6 * b.abs().max()
-    if ((a - b).abs() <= step).float().mean() < 0.99:
-        return False
-    return bool(torch.corrcoef(torch.stack([a, b]))[0, 1] > 0.9)
+    step = 2.0**-7 * np.maximum(np.abs(a), np.abs(b)) + 1e-6 * np.abs(b).max()
+    return bool((np.abs(a - b) <= step).mean() >= 0.99 and np.corrcoef(a, b)[0, 1] > 0.9)

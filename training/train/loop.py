@@ -223,6 +223,7 @@ def prepare(job: TrainingJob, accelerator: Any) -> tuple[Batches, Any]:
         engine.enable_backward_allreduce = False  # it would copy all gradients to and fro for nobody
     if settings.replay.captions:
         shared = job.candidate.with_name(f"{job.candidate.name}.held")
+        shared.parent.mkdir(parents=True, exist_ok=True)
         batches = dataclasses.replace(batches, held=base_streams(batches, engine, accelerator, shared))
     return batches, engine
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from datetime import datetime
-from importlib.metadata import PackageMetadata, distributions
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -21,7 +20,6 @@ from cyclonedx.model.component import Component, ComponentType
 from cyclonedx.model.license import License
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
-from packaging.utils import canonicalize_name
 
 from components.register.documents.candidate import Candidate
 from lineage.croissant import NOT_STATED
@@ -31,7 +29,7 @@ MODEL, DATA, EVALUATION = "model", "training-data", "evaluation-set"
 
 
 def ml_bom(candidate: Candidate) -> str:
-    """The bill as JSON: the model with each of its files, what it was made from, and every installed package.
+    """The bill as JSON: the model with each of its files, what it was made from, and every package installed there.
 
     A hash in CycloneDX is of bytes, so only files have one. What is a folder, or rows of a manifest, has its digest as
     its version.
@@ -53,9 +51,7 @@ def _bill(candidate: Candidate) -> Bom:
     ]
     taken = {name: candidate.input(name) for name in ("base_model", "teacher")}
     made_from += [_versioned(name, name.replace("_", " "), digest) for name, digest in taken.items() if digest]
-    # Each installed distribution once, by name; its metadata are parsed each time that they are asked for.
-    installed = {canonicalize_name(metadata["Name"]): metadata for metadata in (d.metadata for d in distributions())}
-    made_from += [_package(name, metadata) for name, metadata in sorted(installed.items())]
+    made_from += [_package(name, **stated) for name, stated in candidate.installed.items()]
     bill = Bom(
         serial_number=uuid5(NAMESPACE_URL, f"urn:triptych:bom:{candidate.run}:{candidate.digest}"),
         metadata=BomMetaData(component=model, timestamp=datetime.fromisoformat(candidate.ended)),
@@ -80,12 +76,10 @@ def _files(weights: Path) -> list[Component]:
     ]
 
 
-def _package(name: str, metadata: PackageMetadata) -> Component:
-    purl = PackageURL("pypi", name=name, version=metadata["Version"])
-    stated = next((metadata[key] for key in ("License-Expression", "License") if key in metadata), "")
-    # Some packages put the whole text of their licence where its name belongs.
-    licences = _licences([stated] if stated and "\n" not in stated else [])
-    return Component(name=name, version=metadata["Version"], purl=purl, bom_ref=str(purl), licenses=licences)
+def _package(name: str, version: str, license: str) -> Component:
+    purl = PackageURL("pypi", name=name, version=version)
+    licences = _licences([license] if license else [])
+    return Component(name=name, version=version, purl=purl, bom_ref=str(purl), licenses=licences)
 
 
 def _licences(names: list[str]) -> list[License]:

@@ -65,6 +65,11 @@ class Candidate:
         """When the last step on record ended, ISO 8601."""
         return max(record.ended or record.started for record in self.records.values())
 
+    @property
+    def installed(self) -> dict[str, dict[str, str]]:
+        """What was installed where it was trained, see `lineage.packages.installed`."""
+        return dict(self.records["fine-tune"].facts["installed"])
+
     def input(self, name: str) -> str | None:
         """The digest of what some step took under ``name``, such as ``base_model`` or ``teacher``."""
         return next((record.inputs[name] for record in self.records.values() if name in record.inputs), None)
