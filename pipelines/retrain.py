@@ -15,7 +15,7 @@ from typing import Literal
 from rich.console import Console
 
 from components.close_run.close import Outcome, close, unclosed
-from lineage.checkout import checkout_commit
+from infra.checkout import checkout_commit
 from lineage.records import CLOSING, RunContext, StepRecord, read_records
 from pipelines.configuration import Configuration, local_path, policy_of
 from pipelines.narration import Narration, say

@@ -79,7 +79,7 @@ class Kfp:
         """
         from kfp.compiler import Compiler
 
-        from lineage.checkout import checkout_commit
+        from infra.checkout import checkout_commit
         from pipelines.retraining import build_pipeline
 
         told = self.settings

@@ -27,8 +27,8 @@ def fine_tune(
     from pathlib import Path
 
     from components.fine_tune.candidate import fetch_candidate, train_candidate
+    from components.fine_tune.installed import installed
     from components.fine_tune.settings import TrainJobSettings
-    from lineage.packages import installed
     from lineage.records import RunContext, recording
     from training.encode.info import INFO
     from training.launch.watching import MlflowRun

@@ -41,7 +41,7 @@ def write_model_folder(
         digest: of the folder of weights.
         sampling: the settings that the model was judged with; the defaults when it draws.
         created: when the model was made, ISO 8601.
-        installed: where it was trained, see `lineage.packages.installed`.
+        installed: where it was trained, see `components.fine_tune.installed.installed`.
         precision: the number format of the weights that it was judged in.
     """
     import mlflow

@@ -17,7 +17,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from lineage.checkout import checkout_commit
+from infra.checkout import checkout_commit
 from lineage.progress import MARK
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from components.close_run.close import close
+from components.fine_tune.installed import installed
 from components.gate.gate import VerdictContext, judge
 from components.gate.settings import AXES, GateSettings
 from components.register.register import register_candidate
@@ -34,7 +35,6 @@ from lineage.digests import digest_bytes, digest_file, digest_path, manifest_dig
 from lineage.embedded import Embedded
 from lineage.entries import Body, Entry, Recorded, Registered, entry_digest
 from lineage.moves import Mover
-from lineage.packages import installed
 from lineage.projection import tags_of
 from lineage.records import RunContext, StepRecord, recording
 from lineage.registry import Registry, RegistrySettings

@@ -18,9 +18,9 @@ from typing import IO, Any
 import docker
 import pytest
 
+from infra.checkout import checkout_commit
 from infra.images import build
 from infra.images.build import ContainerError, build_image
-from lineage.checkout import checkout_commit
 from lineage.digests import code_digest
 from pipelines.steps import Image
 from tests.runs import AVATARS, SECRETS, forms

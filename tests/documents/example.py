@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.fine_tune.installed import installed
 from components.register.documents.candidate import Candidate
 from lineage.digests import TREE, digest_bytes, digest_path, hex_of
-from lineage.packages import installed
 from lineage.records import StepRecord
 from lineage.statements import VERDICT, Statement, make_statement
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from components.plan.keys import evaluation_terms, scorers_code
+from lineage.digests import code_digest
 
 ENTRY = "[triptych.scorers]\nmended = mended.scorer:Scorer\n"
 
@@ -34,6 +35,7 @@ def test_a_mended_scorer_is_new(plugged_in: Path) -> None:
     before = evaluation_terms(evaluation, {})
     assert evaluation_terms(evaluation, {}) == before
     (plugged_in / "scorer.py").write_text("class Scorer: mended = True\n")
+    code_digest.cache_clear()  # as in the next process
     assert evaluation_terms(evaluation, {}) != before
     assert scorers_code({"scorers": [{"scorer": "kid"}, {"scorer": "avatars-kid"}]}) == {
         "components.evaluate.scorers",

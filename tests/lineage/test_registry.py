@@ -14,6 +14,7 @@ from moto.server import ThreadedMotoServer
 from pydantic import ValidationError
 
 from components.close_run.close import close, unclosed
+from components.fine_tune.installed import installed
 from components.plan.lease import take_lease
 from components.plan.overview import log_dataset
 from components.plan.plan import Plan, Sections, make_plan, plan_run
@@ -25,7 +26,6 @@ from lineage.digests import LineageError, digest_path
 from lineage.embedded import Embedded
 from lineage.entries import Judged, Registered
 from lineage.model_signature import verify_model
-from lineage.packages import installed
 from lineage.projection import tags_of
 from lineage.records import RunContext, recording
 from lineage.registry import Registry, RegistrySettings

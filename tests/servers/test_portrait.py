@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from components.fine_tune.installed import installed
 from components.register.model_folder import write_model_folder
 from lineage.artifacts import WEIGHTS_FOLDER, folder_digest, listing
 from lineage.digests import LineageError, digest_path
-from lineage.packages import installed
 from tests.servers.governed import Server
 from tests.training.test_portrait import MADE, SAMPLING
 from tests.training.tiny_families import save_sd3

@@ -11,10 +11,10 @@ import requests
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from components.fine_tune.installed import installed
 from components.register.model_folder import write_model_folder
 from components.register.store import create, upload
 from lineage.digests import digest_path
-from lineage.packages import installed
 from lineage.registry import Registry
 from pipelines.cli import app
 from pipelines.commands.serve import SERVING

@@ -246,7 +246,7 @@ def test_a_model_that_draws_nan_is_refused(world: World) -> None:
         until(server.status, lambda status: "draws NaN" in refused(status))
         assert server.draw().json()["version"] == "1"
         assert 'swaps_total{result="refused"}' in server.get("/metrics").text
-        assert len(server.backend.weights) == 1
+        until(lambda: len(server.backend.weights), lambda held: held == 1)
 
 
 def test_a_backend_that_draws_with_other_weights_is_found_out(world: World) -> None:

@@ -20,10 +20,10 @@ from PIL import Image
 from components.evaluate.evaluation_set import EvaluationSet, Prompt, SetDescription
 from components.evaluate.sampling import draw
 from components.evaluate.settings import DrawingSettings
+from components.fine_tune.installed import installed
 from components.register.model_folder import write_model_folder
 from lineage.artifacts import LOADER, WEIGHTS_FOLDER, folder_digest, listing
 from lineage.digests import LineageError, digest_path
-from lineage.packages import installed
 from tests.training.tiny_families import save_flux, save_qwen_image, save_sd3, save_sd3_with_t5
 from training import portrait
 from training.errors import TrainingError

@@ -67,7 +67,7 @@ class Candidate:
 
     @property
     def installed(self) -> dict[str, dict[str, str]]:
-        """What was installed where it was trained, see `lineage.packages.installed`."""
+        """What was installed where it was trained, see `components.fine_tune.installed.installed`."""
         return dict(self.records["fine-tune"].facts["installed"])
 
     def input(self, name: str) -> str | None:
