@@ -111,15 +111,16 @@ class TestImage:
         told = printed(client, images["torch"], program, read_only=True, tmpfs={"/tmp": ""})
         assert told.splitlines()[-1] == "(1, 3, 8, 8)"
 
+    @pytest.mark.parametrize("names", [("data",), pytest.param(("data", "torch"), marks=pytest.mark.drill)])
     def test_what_is_downloaded_for_a_step_without_torch_is_small(
-        self, client: docker.DockerClient, images: dict[Image, str], tmp_path: Path
+        self, client: docker.DockerClient, images: dict[Image, str], names: tuple[Image, ...], tmp_path: Path
     ) -> None:
-        with saved(tmp_path, images.values()) as (archive, layers):
+        with saved(tmp_path, [images[name] for name in names]) as (archive, layers):
             sizes = {
                 layer: compressed(extracted(archive, layer)) for layer in {one for named in layers for one in named}
             }
-        for (name, image), named in zip(images.items(), layers, strict=True):
-            unpacked, packed = client.images.get(image).attrs["Size"], sum(sizes[layer] for layer in named)
+        for name, named in zip(names, layers, strict=True):
+            unpacked, packed = client.images.get(images[name]).attrs["Size"], sum(sizes[layer] for layer in named)
             print(f"triptych-{name}: {unpacked / 1e6:.0f} MB, in a registry {packed / 1e6:.0f} MB")
         assert sum(sizes[layer] for layer in layers[0]) < 600e6
 
@@ -133,8 +134,11 @@ class TestImage:
             source.write("ANOTHER = 1\n")
         assert build_image("triptych-torch") != image
 
+    @pytest.mark.parametrize(
+        "targets", [("triptych-data",), pytest.param(tuple(build.TARGETS), marks=pytest.mark.drill)]
+    )
     def test_no_secret_of_the_builders_is_in_its_layers(
-        self, engine: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self, engine: str, targets: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         """Neither of the environment, nor of files that lie in the checkout and are not the product's."""
         checkout = tmp_path / "checkout"
@@ -148,7 +152,7 @@ class TestImage:
                 with (checkout / place).open("a") as left:
                     left.write(f"{name}={value}\n")
         monkeypatch.setattr(build, "CHECKOUT", checkout)
-        made, unpacked = [build_image(target) for target in build.TARGETS], []
+        made, unpacked = [build_image(target) for target in targets], []
         with saved(tmp_path, made) as (archive, layers):
             for name, content in contents(archive, {layer for named in layers for layer in named}):
                 hits = [secret for secret, value in SECRETS.items() if any(form in content for form in forms(value))]
