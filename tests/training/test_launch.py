@@ -78,8 +78,9 @@ def test_a_process_that_is_lost_is_begun_again_from_the_last_checkpoint(world: W
     def kill() -> None:
         while not list(kept.glob("step-????????")):
             time.sleep(0.01)
-        [torchrun] = psutil.Process().children()
-        torchrun.children()[1].kill()
+        children = [(p, " ".join(p.cmdline())) for p in psutil.Process().children(recursive=True)]
+        workers = [p for p, told in children if "training.train.process" in told and "torch.distributed" not in told]
+        workers[-1].kill()
 
     killing = Thread(target=kill, daemon=True)
     killing.start()
