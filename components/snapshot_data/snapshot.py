@@ -74,16 +74,8 @@ def take_snapshot(settings: DataSettings, target: Path, state: Path | None = Non
     kept = Kept(state, settings.source)
     try:
         with whole_folder(target) as partial:
-            if kept.take("pinned", settings.snapshot, partial):
-                return _known(partial)
-            source = open_source(settings)
-            metadata = _metadata(source)
-            fingerprint = _fingerprint(settings, source, metadata)
-            if kept.take("snapshot", fingerprint, partial):
-                taken = _known(partial)
-            else:
-                taken = _take(settings, source, metadata, partial, _Reader(kept, Store.of(settings, state)))
-                kept.keep("snapshot", fingerprint, partial)
+            pinned = kept.take("pinned", settings.snapshot, partial)
+            taken = _known(partial) if pinned else _look(settings, kept, partial, state)
             if settings.snapshot not in ("", taken.digest):
                 raise SnapshotError(
                     f"{settings.source} has changed: {settings.snapshot} was asked for, and {taken.digest} is there; "
@@ -92,6 +84,18 @@ def take_snapshot(settings: DataSettings, target: Path, state: Path | None = Non
             return taken
     except PictureError as error:
         raise SnapshotError(str(error)) from error
+
+
+def _look(settings: DataSettings, kept: Kept, folder: Path, state: Path | None) -> Snapshot:
+    """What is at the source now."""
+    source = open_source(settings)
+    metadata = _metadata(source)
+    fingerprint = _fingerprint(settings, source, metadata)
+    if kept.take("snapshot", fingerprint, folder):
+        return _known(folder)
+    taken = _take(settings, source, metadata, folder, _Reader(kept, Store.of(settings, state)))
+    kept.keep("snapshot", fingerprint, folder)
+    return taken
 
 
 def pin(settings: DataSettings, digest: str, snapshot: Path, state: Path | None) -> DataSettings:
