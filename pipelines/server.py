@@ -49,11 +49,11 @@ def pages(place: Workspace, port: int) -> list[str]:
     """The addresses of each experiment's runs, once there are some."""
     from mlflow import MlflowClient
 
-    from components.plan.overview import page
+    from components.plan.overview import KIND, page
 
     if not (place.root / "mlflow.db").exists():
         return []
-    found = MlflowClient(place.database).search_experiments(filter_string="tags.`mlflow.experimentKind` != ''")
+    found = MlflowClient(place.database).search_experiments(filter_string=f"tags.`{KIND}` != ''")
     return [page(f"http://127.0.0.1:{port}", str(experiment.experiment_id)) for experiment in found]
 
 

@@ -17,10 +17,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from infra.checkout import checkout_commit
+from infra.checkout import CHECKOUT, checkout_commit
 from lineage.progress import MARK
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 DOCKERFILE = Path(__file__).with_name("Dockerfile")
 WITHOUT_TORCH = ("data", "gate", "registry", "server", "cluster")
 TARGETS = {

@@ -105,9 +105,8 @@ class _Encoding:
         for part, texts in self.texts.items():
             lacking = [both for both in zip(self.keys[part], texts, strict=True) if both[0] in missing[part]]
             for some in _runs(lacking, TEXTS):
-                for (key, _), row in zip(
-                    some, rows_of(self.encoders.encode(part, [text for _, text in some])), strict=True
-                ):
+                rows = rows_of(self.encoders.encode(part, [text for _, text in some]))
+                for (key, _), row in zip(some, rows, strict=True):
                     stores[part].add(key, row)
             stores[part].flush()
         self._encode_pictures(stores, {part: keys for part, keys in missing.items() if part not in self.texts})
