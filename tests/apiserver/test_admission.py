@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
-from tests.apiserver.apiserver import ApiServer
+from tests.apiserver.apiserver import PATIENCE, ApiServer
 from tests.apiserver.conftest import rendered
 
 WORKFLOW = "workflows.argoproj.io/workflow"
@@ -47,7 +48,18 @@ def argo(api: ApiServer, warnings: list[str]) -> str:
         "subjects": [{"kind": "User", "name": ARGO, "apiGroup": "rbac.authorization.k8s.io"}],
     }
     api.apply(role, binding)
+    end = time.monotonic() + PATIENCE
+    while not in_force(api):  # the API server reads policies some time after it has accepted them
+        assert time.monotonic() < end, "the API server has the policies, and does not act on them"
+        time.sleep(0.5)
     return ARGO
+
+
+def in_force(api: ApiServer) -> bool:
+    """Whether pods are refused, and changed, by the two policies."""
+    refused = make(api, step_pod("none", volumes=KEY_VOLUME), ARGO)[0] != 201
+    _, made = make(api, step_pod(), ARGO)
+    return refused and bool(made["spec"]["serviceAccountName"] == "triptych-gate")
 
 
 def make(api: ApiServer, pod: dict[str, Any], user: str) -> tuple[int, Any]:
