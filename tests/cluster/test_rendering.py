@@ -28,6 +28,8 @@ ELSEWHERE = {
     "kube_cronjob_status_last_successful_time",
     "kube_cronjob_spec_suspend",
     "kube_job_status_failed",
+    "kube_pod_owner",
+    "kube_pod_status_phase",
     "kube_deployment_status_replicas_available",
 }
 """Metrics of kube-state-metrics."""
