@@ -51,7 +51,11 @@ class Needs(Frozen):
     image: str = ""
     """An image, best by digest; empty: the one of ``images`` that the step belongs to."""
     cpu: str = "1"
+    """Cores that are kept for it."""
+    cpu_limit: str = ""
+    """Most cores; empty: as many as are kept for it."""
     memory: str = "2Gi"
+    """Kept for it, and the most it may take."""
     accelerators: int = Field(default=0, ge=0)
     accelerator: str = "nvidia.com/gpu"
     """The resource that is counted by ``accelerators``."""
@@ -157,7 +161,7 @@ class ClusterSettings(Frozen):
 
         row = self.needs(step)
         task.set_container_image(row.image)
-        task.set_cpu_request(row.cpu).set_cpu_limit(row.cpu)
+        task.set_cpu_request(row.cpu).set_cpu_limit(row.cpu_limit or row.cpu)
         task.set_memory_request(row.memory).set_memory_limit(row.memory)
         if row.accelerators:
             task.set_accelerator_type(row.accelerator).set_accelerator_limit(row.accelerators)

@@ -47,7 +47,13 @@ def test_each_step_gets_what_the_table_says(content: bytes) -> None:
     container = pipeline["deploymentSpec"]["executors"]["exec-evaluate"]["container"]
     assert container["image"] == "registry.example/torch@sha256:2"
     assert container["resources"]["accelerator"]["resourceType"] == "nvidia.com/gpu"
-    assert container["resources"]["resourceMemoryLimit"] == "64Gi"
+    asked = {name: told for name, told in container["resources"].items() if name.startswith("resource")}
+    assert asked == {
+        "resourceCpuRequest": "8",
+        "resourceCpuLimit": "16",
+        "resourceMemoryRequest": "64Gi",
+        "resourceMemoryLimit": "64Gi",
+    }
     assert told["nodeSelector"]["labels"] == {"nvidia.com/gpu.present": "true"}
     assert told["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     labels = told["podMetadata"]["labels"]
