@@ -3,9 +3,10 @@
 The bare loop is forward, backward, clipping and AdamW over the same transformer and the same cached tensors, and
 nothing else. All sides live in one process, with the threads and the allocator of a training process, and take turns,
 block by block; the last line is the median of the ratios of neighbouring blocks: our samples/s over the bare loop's
-(one process, average off). Before it: step time with supervision over step time without, and step time with half of the
-batch replayed over that of a whole batch of pictures. `--processes 2` instead reports what a second process costs,
-through the launcher: the share of two processes' time a step that one process of half the batch does not need.
+(one process, average off). Before it: step time with supervision over step time without, at full weight in every step
+and as a mean over a training whose schedule is the default, and step time with half of the batch replayed over that of
+a whole batch of pictures. `--processes 2` instead reports what a second process costs, through the launcher: the share
+of two processes' time a step that one process of half the batch does not need.
 """
 
 from __future__ import annotations
@@ -187,9 +188,19 @@ def alone(features: Path, batch: int, rounds: int, block: int) -> None:
         seconds = take_turns(sides, rounds, block)
     for name, times in seconds.items():
         print(f"{name}: {batch / statistics.median(times):.1f} samples/s, {1000 * statistics.median(times):.1f} ms")
-    print(f"step time, supervised / plain: {ratio(seconds, 'ours, supervised', 'ours'):.3f}")
+    supervised = ratio(seconds, "ours, supervised", "ours")
+    print(f"step time, supervised / plain: {supervised:.3f}")
+    print(f"the same, a mean over the steps of the default schedule: {1 + supervised_share() * (supervised - 1):.3f}")
     print(f"step time, half of it replayed / plain: {ratio(seconds, 'ours, half replayed', 'ours'):.3f}")
     print(f"samples/s, ours / bare: {ratio(seconds, 'bare', 'ours'):.3f}")
+
+
+def supervised_share(steps: int = 1000) -> float:
+    """Share of the steps in which the default schedule supervises at all; in the others the projector does not run."""
+    from training.teach.supervision import schedule
+
+    settings = SupervisionSettings(enabled=True)
+    return sum(schedule(settings, step, steps).supervised for step in range(steps)) / steps
 
 
 def together(features: Path, batch: int, steps: int) -> None:
