@@ -10,6 +10,7 @@ https://iptc.org/std/photometadata/specification/ (``Iptc4xmpExt:DigitalSourceTy
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import threading
@@ -142,27 +143,34 @@ class ContentSigner:
 
         signed = io.BytesIO()
         try:
-            with Builder(_manifest(origin), _context()) as builder:
+            with Builder(_manifest(origin), _signing()) as builder:
                 builder.sign(self._signer, f"image/{origin.format}", io.BytesIO(content), signed)
         except C2paError as error:
             raise CredentialsError(f"the picture cannot be signed: {error}") from error
         return signed.getvalue()
 
 
-def _context() -> Any:
+@functools.cache
+def _signing() -> Any:
+    """How c2pa signs. A picture needs no smaller copy of itself beside it, nor is it read again after it was signed,
+    which would take as long as signing: whether a key and its certificate fit is asked when they are taken up."""
     from c2pa import Context
 
-    # A picture needs no smaller copy of itself beside it.
-    return Context.from_dict({"builder": {"thumbnail": {"enabled": False}}})
+    return Context.from_dict({"builder": {"thumbnail": {"enabled": False}}, "verify": {"verify_after_sign": False}})
+
+
+@functools.cache
+def _generator() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"name": "triptych", "version": version("triptych")}
 
 
 def _manifest(origin: Origin) -> dict[str, Any]:
-    from importlib.metadata import version
-
     named = {"modelType": "c2pa.types.model", "modelName": f"{origin.model} version {origin.version}"}
     made = {"action": "c2pa.created", "digitalSourceType": SOURCE}
     return {
-        "claim_generator_info": [{"name": "triptych", "version": version("triptych")}],
+        "claim_generator_info": [_generator()],
         "format": f"image/{origin.format}",
         "title": f"{origin.model} {origin.version} seed {origin.seed}",
         "assertions": [
