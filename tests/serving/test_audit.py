@@ -175,6 +175,7 @@ def test_a_picture_without_credentials_is_found_by_its_likeness(
     missing = run(world, tmp_path / "stripped.jpg", "--like")
     assert missing.exit_code == 2
     assert "there is no log of pictures" in missing.output
+    (world.folder / SERVING).mkdir(exist_ok=True)
     PictureLog(world.folder / SERVING / "pictures.jsonl").note(drawn, "req_1", origin(world))
     found = run(world, tmp_path / "stripped.jpg", "--like")
     assert found.exit_code == 0
