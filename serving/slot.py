@@ -29,6 +29,7 @@ from lineage.digests import LineageError, hex_of
 from lineage.files import write_whole
 from lineage.signing import read_public
 from serving.backend import Backend, BackendError, UnusableError
+from serving.background import in_background
 from serving.errors import GoneError, NotReadyError, UnknownError
 from serving.fetch import UntrueError, check_model, fetch, tidy
 from serving.memory import free_memory
@@ -223,11 +224,11 @@ class Slot:
         """Fetch, check, load and warm a champion; frees what it took where that fails."""
         store = self.settings.models
         kept = {str(one.champion.folder) for one in self.loaded()} | {str(wanted.folder)}
-        await asyncio.to_thread(tidy, store, kept)
-        folder = await asyncio.to_thread(fetch, wanted, store, self.settings.artifacts, stop)
+        await in_background(tidy, store, kept)
+        folder = await in_background(fetch, wanted, store, self.settings.artifacts, stop)
         read, run = self._channel.document, asyncio.get_running_loop().run_in_executor
         signature = await run(self._reader, read, self.model, SIGNATURE) if self._keys else None
-        sampling = await asyncio.to_thread(check_model, wanted, folder, signature, self._keys)
+        sampling = await in_background(check_model, wanted, folder, signature, self._keys)
         loaded = Loaded(wanted, sampling, f"{wanted.model}@{wanted.version} #{next(self._loads)}")
         if self.previous and self.memory() < loaded.bytes * ROOM:
             self._retire(self.previous)

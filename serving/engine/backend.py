@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.backend import BackendError, Drawing, Drawn, GoneError, Load, RefusedError, UnusableError
+from serving.background import in_background
 from serving.engine.measure import measure
 from serving.engine.model import Model
 from serving.engine.picture import Picture
@@ -45,7 +46,7 @@ class BuiltIn:
         if model in self._models:
             raise UnusableError(f"{model} is loaded already; unload it first")
         # Not in the worker: reading weights takes long, and pictures are drawn meanwhile.
-        self._models[model] = await asyncio.to_thread(Model, model, folder, sampling, self._device)
+        self._models[model] = await in_background(Model, model, folder, sampling, self._device)
 
     async def warm(self, model: str) -> None:
         """See `Backend.warm`. Where a model like it was measured, one step shows that it draws."""
@@ -90,7 +91,7 @@ class BuiltIn:
 
         "" where memory holds fewer bits than the files. Takes as long as hashing the folder.
         """
-        return await asyncio.to_thread(self._find(model).weights.digest)
+        return await in_background(self._find(model).weights.digest)
 
     def load_now(self) -> Load:
         """See `Backend.load_now`."""
