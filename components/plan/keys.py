@@ -6,11 +6,13 @@ the digests of candidate and incumbent and the **evaluation terms**.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
-from lineage.digests import code_digest, digest_json, packages_digest
+from lineage.digests import code_digest, digest_file, digest_json, packages_digest
 from lineage.policy import by_content
 
 TRAINING_CODE = (
@@ -23,6 +25,9 @@ CHOOSING_CODE = "components.evaluate"
 """Decides the weights as well, with the scorers', where they are chosen on a selection set."""
 JUDGING_CODE = ("components.evaluate", "components.gate", "training.families")
 """The packages whose code decides a verdict; families say how a model is asked to draw."""
+PACKAGES = "TRIPTYCH_PACKAGES"
+"""Environment variable with the file that names all packages of both images: the image that plans has not all that the
+one that judges has."""
 
 
 def training_key(snapshot_digest: str, validation: Mapping[str, Any], training: Mapping[str, Any]) -> str:
@@ -38,7 +43,9 @@ def training_key(snapshot_digest: str, validation: Mapping[str, Any], training: 
 
 def evaluation_terms(evaluation: Mapping[str, Any], gate: Mapping[str, Any]) -> str:
     """What decides a verdict beside the two models: evaluation set, scorers with their code, gate, code, packages."""
-    code = {"code": code_digest(*JUDGING_CODE, *scorers_code(evaluation)), "packages": packages_digest()}
+    named = os.environ.get(PACKAGES)
+    packages = digest_file(Path(named)) if named else packages_digest()
+    code = {"code": code_digest(*JUDGING_CODE, *scorers_code(evaluation)), "packages": packages}
     return digest_json({"evaluation": by_content(evaluation), "gate": gate, **code})
 
 

@@ -12,6 +12,7 @@ import tomllib
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -88,6 +89,12 @@ class TestImage:
         )
         teacher = {str(AVATARS / "models" / "teacher"): {"bind": "/teacher", "mode": "ro"}}
         assert printed(client, images["data"], program, volumes=teacher) == "True None"
+
+    def test_both_images_name_the_packages_of_both(self, client: docker.DockerClient, images: dict[Image, str]) -> None:
+        program = "import os, pathlib; print(pathlib.Path(os.environ['TRIPTYCH_PACKAGES']).read_text())"
+        told = {printed(client, images[name], program) for name in images}
+        assert len(told) == 1
+        assert any(name.startswith(f"torch-{version('torch')}") for name in told.pop().splitlines())
 
     def test_the_image_for_data_works_on_a_read_only_root(
         self, client: docker.DockerClient, images: dict[Image, str]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from components.plan.keys import evaluation_terms, scorers_code
+from components.plan.keys import PACKAGES, evaluation_terms, scorers_code
 from lineage.digests import code_digest
 
 ENTRY = "[triptych.scorers]\nmended = mended.scorer:Scorer\n"
@@ -47,4 +47,16 @@ def test_another_version_of_a_package_is_new(plugged_in: Path) -> None:
     before = evaluation_terms({}, {})
     metadata = plugged_in.parent / "mended-1.0.dist-info" / "METADATA"
     metadata.write_text(metadata.read_text().replace("1.0", "1.1"))
+    assert evaluation_terms({}, {}) != before
+
+
+def test_the_image_that_plans_asks_for_the_packages_of_both_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = tmp_path / "packages.txt"
+    monkeypatch.setenv(PACKAGES, str(both))
+    both.write_text("torch-2.13.0-cp311-cp311-linux_x86_64.whl\n")
+    before = evaluation_terms({}, {})
+    assert evaluation_terms({}, {}) == before
+    both.write_text("torch-2.14.0-cp311-cp311-linux_x86_64.whl\n")
     assert evaluation_terms({}, {}) != before
