@@ -18,8 +18,8 @@ import yaml
 from lineage.artifacts import WEIGHTS_FOLDER, Listed, check_loader, listing, weights_digest
 from lineage.channel.champion import Champion, File
 from lineage.digests import PREFIX, LineageError, hex_of
-from lineage.model_signature import signed_files
 from lineage.places import without_credentials
+from lineage.statements import signed_files
 from training.families.drawing import PRECISION
 
 SPARE = 64 * 2**20
