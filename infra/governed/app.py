@@ -23,10 +23,10 @@ from mlflow.utils.uri import extract_db_type_from_uri
 from infra.governed.api import channel_route, routes
 from infra.governed.artifacts import place, touches
 from infra.governed.guard import Guard
-from infra.governed.identity import NamedUsersOnly
+from infra.governed.identity import UsersOnly, by_header
 from infra.governed.settings import Settings, read_settings
 from infra.governed.stores import install
-from infra.governed.tokens import TokensOnly, reviewer
+from infra.governed.tokens import by_token, reviewer
 from lineage.database import DIALECTS
 from lineage.digests import LineageError
 from lineage.signing import SCHEME
@@ -81,9 +81,10 @@ def _create_app() -> FastAPI:
         "free_below": (_add_static_prefix("/static-files/"), _add_static_prefix(f"{API}/channel/")),
     }
     if settings.authentication == "header":
-        made.add_middleware(NamedUsersOnly, header=settings.user_header, **free)
+        made.add_middleware(UsersOnly, admit=by_header(settings.user_header), **free)
     if settings.authentication == "kubernetes":
-        made.add_middleware(TokensOnly, reviewer=reviewer(settings.namespace, settings.audience), **free)
+        known = reviewer(settings.namespace, settings.audience)
+        made.add_middleware(UsersOnly, admit=by_token(known), **free)
     return made
 
 

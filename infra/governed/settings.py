@@ -32,6 +32,8 @@ from lineage.digests import LineageError
 PREFIX = "TRIPTYCH_"
 UNAUTHENTICATED = "unauthenticated"
 """How the ledger calls a user whom nobody checked."""
+USER = "x-triptych-kubernetes-user"
+"""The header in which this server names a token's user to what stands behind; a client's own is taken away."""
 
 
 def _names(value: Any) -> Any:
@@ -83,8 +85,6 @@ class Settings(BaseSettings):
     @property
     def named_in(self) -> str:
         """The header that names the user, whom somebody in front checked; empty: MLflow does."""
-        from infra.governed.tokens import USER
-
         return USER if self.authentication == "kubernetes" else self.user_header
 
 
