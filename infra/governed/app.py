@@ -24,7 +24,7 @@ from infra.governed.api import channel_route, routes
 from infra.governed.artifacts import place, touches
 from infra.governed.guard import Guard
 from infra.governed.identity import UsersOnly, by_header
-from infra.governed.settings import Settings, read_settings
+from infra.governed.settings import Settings
 from infra.governed.stores import install
 from infra.governed.tokens import by_token, reviewer
 from lineage.database import DIALECTS
@@ -65,7 +65,7 @@ def _create_app() -> FastAPI:
     """The application of one worker."""
     if os.environ.get(SERVER) != "uvicorn":
         raise LineageError(f"start it with: mlflow server --app-name triptych ({REFUSED['gunicorn_opts']})")
-    settings, destination = read_settings(), os.environ[ARTIFACTS_DESTINATION_ENV_VAR]
+    settings, destination = Settings.read(), os.environ[ARTIFACTS_DESTINATION_ENV_VAR]
     here = place("mlflow-artifacts:/", destination)
     backend = _database(os.environ[BACKEND_STORE_URI_ENV_VAR])
     guard = Guard(settings, backend, None if "://" in here else Path(here))
@@ -109,7 +109,7 @@ def check_start() -> None:
     Raises:
         LineageError, MlflowException: the server cannot start, and why.
     """
-    settings = read_settings()
+    settings = Settings.read()
     _check_options()
     _check_places(settings)
     guard = Guard(settings, "")
