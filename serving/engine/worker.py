@@ -36,7 +36,7 @@ class Worker:
         self._start()
 
     def _reset(self) -> None:
-        self.turns: Turns[Picture] = Turns(lambda one: one.model.limit(one.plan.height, one.plan.width))
+        self.turns = Turns(lambda one: one.model.limit(one.plan.height, one.plan.width))
         self.occupancy = 0.0
         self._batches: dict[Any, Batch] = {}
         self._stepped = 0.0
