@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -26,15 +26,7 @@ LOST = (DockerException, OSError, urllib3.exceptions.HTTPError)
 Volumes = dict[str, dict[str, str]]
 
 
-def run_step(
-    client: docker.DockerClient,
-    image: str,
-    command: Sequence[str],
-    volumes: Volumes,
-    *,
-    labels: Mapping[str, str],
-    **arguments: Any,
-) -> int:
+def run_step(client: docker.DockerClient, image: str, command: list[str], volumes: Volumes, **arguments: Any) -> int:
     """Run ``command`` in a container, print what it prints, and return its exit status.
 
     The container is kept until its status is read, so that none can pass for a success by vanishing: then, and when
@@ -42,11 +34,10 @@ def run_step(
     told first (SIGINT, so that the step can leave its record), and killed `GRACE_SECONDS` later.
 
     Args:
-        labels: of the container.
         arguments: what else the engine's API is told.
     """
     try:
-        container = client.containers.create(image, list(command), volumes=volumes, labels=dict(labels), **arguments)
+        container = client.containers.create(image, command, volumes=volumes, **arguments)
     except LOST as error:
         print(f"no container can be made of image {image}: {error}")
         return UNKNOWN
