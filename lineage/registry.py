@@ -131,10 +131,6 @@ class Registry:
         tags = {f"{TAG}run": run}
         return str(self.client.create_run(experiment_id, run_name=run, tags=tags).info.run_id)
 
-    def close_run(self, mlflow_run: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        """Close an MLflow run."""
-        self.client.set_terminated(mlflow_run, status=status)
-
     def tag(self, version: Version, tags: Mapping[str, Any]) -> None:
         """Set our tags on ``version``."""
         for name, value in tags.items():
