@@ -18,7 +18,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from unittest.mock import patch
@@ -122,19 +122,12 @@ def prune(place: Workspace, keep: int) -> tuple[int, int]:
         return len(old), size
 
 
-def stop_leftovers(place: Workspace) -> list[int]:
-    """Kill every other process that a run in this folder started; returns their ids."""
-    stopped = []
+def stop_leftovers(place: Workspace) -> None:
+    """Kill every other process that a run in this folder started."""
     for process in psutil.process_iter():
-        if process.pid == os.getpid():
-            continue
-        try:
-            if process.environ().get(MARK) == str(place.root):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.pid != os.getpid() and process.environ().get(MARK) == str(place.root):
                 process.kill()
-                stopped.append(process.pid)
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
-    return stopped
 
 
 def _claim(place: Workspace, runner: str) -> None:
