@@ -7,6 +7,7 @@ options that would open a way round it, the server does not start.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,10 @@ def check_start() -> None:
     Raises:
         LineageError, MlflowException: the server cannot start, and why.
     """
-    settings = Settings.read()
-    _check_options()
-    _check_places(settings)
+    settings, command = Settings.read(), click.get_current_context(silent=True)
+    options = command.params if command else {}
+    _check_options(options)
+    _check_places(settings, options)
     guard = Guard(settings, "")
     guard.check_witness()
     guard.writes.clear()
@@ -130,9 +132,7 @@ def check_start() -> None:
         os.environ["_MLFLOW_AUTH_ADMIN_BOOTSTRAPPED"] = "true"
 
 
-def _check_options() -> None:
-    command = click.get_current_context(silent=True)
-    options = command.params if command else {}
+def _check_options(options: Mapping[str, Any]) -> None:
     for name, why in REFUSED.items():
         if options.get(name):
             raise LineageError(f"--{name.replace('_', '-')} does not go with the governed server: {why}")
@@ -150,10 +150,8 @@ def _check_options() -> None:
         _database(backend)
 
 
-def _check_places(settings: Settings) -> None:
+def _check_places(settings: Settings, options: Mapping[str, Any]) -> None:
     """Refuse to serve as artifacts what the server keeps for itself."""
-    command = click.get_current_context(silent=True)
-    options = command.params if command else {}
     served = options.get("artifacts_destination") or os.environ.get(ARTIFACTS_DESTINATION_ENV_VAR) or "./mlartifacts"
     keys = [key.removeprefix(SCHEME) for key in (settings.promotion_key, settings.witness_key) if SCHEME in key]
     databases = [settings.ledger, str(options.get("backend_store_uri") or "")]

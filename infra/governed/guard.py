@@ -124,7 +124,7 @@ class Guard:
                 known = [registered for versions in state.versions.values() for registered in versions.values()]
                 self._folders = (
                     state.head,
-                    {self._folder(one): f"version {one.version} of {one.model}" for one in known},
+                    {self._folder(one): one.name for one in known},
                 )
             return self._folders[1]
 
