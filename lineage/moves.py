@@ -11,10 +11,11 @@ import json
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from securesystemslib.signer import Signer
 
+from lineage.channel.publisher import Publisher
 from lineage.digests import LineageError
 from lineage.entries import Action, LedgerError, Moved
 from lineage.faults import boundary
@@ -27,9 +28,6 @@ from lineage.rules import check_move
 from lineage.stores import ServerStore
 from lineage.version_files import VersionFiles
 from lineage.witness import WitnessWriter, open_witness
-
-if TYPE_CHECKING:
-    from lineage.channel.publisher import Publisher
 
 CHANNEL_LIFE = timedelta(days=30)
 """How long a channel that a run publishes to says who is champion without being renewed."""
@@ -155,8 +153,6 @@ def open_mover(context: RunContext, registry: Registry, ledger: Ledger, artifact
     """
     if "promotion" not in context.keys:
         return ServerMover(context.ledger, registry.model_name, context.id)
-    from lineage.channel.publisher import Publisher
-
     promotion, witness = (ledger.signer(role, context.keys[role]) for role in ("promotion", "witness"))
     writer = WitnessWriter(open_witness(context.witness), witness) if context.witness else None
     mark = Path(context.marks) / "channel"

@@ -17,16 +17,15 @@ import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pydantic import ValidationError
 
 from lineage.digests import LineageError
 from lineage.files import write_whole
 from lineage.frozen import Frozen
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 LABEL = "org.triptych.drawing"
 """Of our assertion."""
@@ -78,8 +77,6 @@ class Credentials:
 
 def encode(image: Image.Image, format: str, quality: int | None) -> bytes:
     """``image`` as a file that IPTC's digital source type says is made by a model."""
-    from PIL.PngImagePlugin import PngInfo
-
     stream, options = io.BytesIO(), dict[str, Any](xmp=XMP.encode())
     if format == "png":
         options = {"pnginfo": PngInfo(), "compress_level": 3}

@@ -9,13 +9,12 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image
 
 from lineage.pictures import phash
 from serving.credentials import Origin
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 NEAR = 10
 """Bits of 64 in which two pictures may differ that are called alike."""

@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from serving.engine.model import Model
+from serving.engine.text import TextCache
+from serving.engine.worker import Worker
 from serving.memory import free_memory
 from training.encode.encoders import joined
-
-if TYPE_CHECKING:
-    from serving.engine.text import TextCache
-    from serving.engine.worker import Worker
 
 GROWTH = 1.05
 """A batch twice as large is worth its longer steps where it gives so many times as many rows a second."""
