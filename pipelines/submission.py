@@ -15,6 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import urllib3
+from kfp_server_api import ApiException
+
 from lineage.digests import LineageError
 from lineage.ledger import Ledger
 from lineage.records import RunContext
@@ -106,9 +109,6 @@ class Kfp:
         Raises:
             RequestError: there is no such run, the caller may not see it, or KFP was away for ``patience`` seconds.
         """
-        import urllib3
-        from kfp_server_api import ApiException
-
         heard = time.monotonic()
         while True:
             try:
@@ -126,9 +126,6 @@ class Kfp:
 
 @contextmanager
 def _told(settings: ClusterSettings) -> Iterator[None]:
-    import urllib3
-    from kfp_server_api import ApiException
-
     try:
         yield
     except (ApiException, urllib3.exceptions.HTTPError) as error:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2
+
 from lineage.digests import LineageError, digest_path
 from serving.backend import BackendError, Drawing, Drawn, GoneError, LateError, Load, RefusedError, UnusableError
 from serving.engine.picture import Plan
@@ -60,8 +62,6 @@ class SGLang:
     """
 
     def __init__(self, urls: Sequence[str], timeout: float = 300.0) -> None:
-        import httpx2
-
         if not urls:
             raise BackendError("urls must name a server")
         self._homes = [_Home(url.rstrip("/")) for url in urls]
@@ -195,8 +195,6 @@ class SGLang:
         Raises:
             BackendError: the server does not answer, answers an error, or no JSON object.
         """
-        import httpx2
-
         try:
             answer = await self._client.post(home.url + route, json=dict(body))
             content = answer.json()

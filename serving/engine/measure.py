@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import torch
+
 from serving.engine.model import Model
 from serving.engine.text import TextCache
 from serving.engine.worker import Worker
@@ -27,8 +29,6 @@ async def measure(worker: Worker, model: Model, cache: TextCache, most: int, dec
     Args:
         decode: seconds that decoding a picture takes.
     """
-    import torch
-
     plan, rows, idle = model.plan, model.plan.rows, 0
     paces: dict[int, float] = {}
     while rows <= most and idle < 2:
@@ -58,8 +58,6 @@ async def _forward_seconds(worker: Worker, model: Model, cache: TextCache, rows:
 
 def _forward(model: Model, cache: TextCache, rows: int) -> Callable[[], float]:
     """A forward of ``rows`` rows of noise; gives its seconds."""
-    import torch
-
     plan, transformer = model.plan, model.transformer
     noise = model.family.first_latents(0, plan.height, plan.width, transformer.dtype).to(model.device)
     latents = noise.expand(rows, -1, -1, -1).contiguous()
@@ -78,8 +76,6 @@ def _forward(model: Model, cache: TextCache, rows: int) -> Callable[[], float]:
 
 
 def _wait(model: Model) -> None:
-    import torch
-
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
 
