@@ -238,12 +238,9 @@ def ending(settings: ClusterSettings, run: str, server: str = "") -> tuple[Endin
         return outcome, ""  # type: ignore[return-value]
     judged = [verdict for verdict in state.verdicts.values() if verdict.run == run]
     decision = judged[-1].decision if judged else "hold"
-    if decision == "reject" or decision == "invalid":
-        return "rejected", f"the gate's decision: {decision}"
-    return (
-        "held",
-        "the gate promotes it, and a person decides" if decision == "promote" else "the gate's decision: hold",
-    )
+    if decision == "promote":
+        return "held", "the gate promotes it, and a person decides"
+    return "held" if decision == "hold" else "rejected", f"the gate's decision: {decision}"
 
 
 def installed(context: str, config: Path) -> dict[str, Any]:
