@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from lineage.digests import PREFIX, digest_tree
@@ -94,11 +94,9 @@ class Artifacts:
         except ValueError as error:
             raise ChangedError(f"{without_credentials(uri)} is no place: {error}") from error
         path = Path(unquote(parts.path)) if parts.scheme else Path(uri)
-        if not parts.scheme and ".." not in path.parts:
-            return path
         if ".." in path.parts:
             raise ChangedError(f"{without_credentials(uri)} leads out of the artifact store")
-        if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        if not parts.scheme or (parts.scheme == "file" and parts.netloc in ("", "localhost")):
             return path
         if parts.scheme == "mlflow-artifacts" and self.local:
             return self.local / str(path).lstrip("/")
@@ -173,8 +171,11 @@ def weights_digest(files: Iterable[Listed]) -> str:
     return digest_of(found, WEIGHTS_FOLDER)
 
 
-def check_loader(folder: Path, files: Iterable[Listed]) -> None:
+def check_loader(folder: Path, files: Iterable[Listed]) -> dict[str, Any]:
     """Refuse a model folder that brings code, or names another loader than ours: MLflow runs what is in it.
+
+    Returns:
+        What ``MLmodel`` says of the loader.
 
     Raises:
         ChangedError: it does.
@@ -191,6 +192,7 @@ def check_loader(folder: Path, files: Iterable[Listed]) -> None:
     if strange or not good:
         told = f"holds {', '.join(strange[:9])}" if strange else f"is loaded by something else than {LOADER}"
         raise ChangedError(f"the model folder {folder} {told}; whoever loads it would run that: do not use it")
+    return dict(loader)
 
 
 def read_file(place: Path, most: int) -> bytes:

@@ -76,12 +76,14 @@ class DatabaseStore:
         return ENTRIES.name in sql.inspect(self.engine).get_view_names()
 
     def entries(self, after: int, before: int | None = None) -> list[Entry]:
+        """Those from index ``after`` on, up to ``before``."""
         with self._errors(), self.engine.connect() as connection:
             if self._is_view:
                 raise LedgerError(f"the ledger {self.name} is a view, and no table of its own: restore it")
             return self._entries(connection, after, before)
 
     def append(self, after: int, make: Maker) -> Entry:
+        """As a server's, see `lineage.stores.ServerStore.append`."""
         with self._errors(), self._exclusive() as connection:
             entry = make(self._entries(connection, after))
             connection.execute(ENTRIES.insert(), [_row(entry)])

@@ -17,6 +17,7 @@ from typing import Any
 
 from securesystemslib.signer import Signer
 
+from lineage.channel.publisher import init
 from lineage.digests import LineageError
 from lineage.entries import KeyRevoked, KeyRotated, PolicySet
 from lineage.files import exclusive, write_whole
@@ -78,8 +79,6 @@ class Embedded:
         Raises:
             LineageError: the root's private key is not here, or the channel is another root's.
         """
-        from lineage.channel.publisher import init
-
         ledger = ledger or self.open()
         roles: tuple[Role, ...] = ("promotion", "witness")
         keys = {role: ledger.state.key_of(role) for role in roles}

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from lineage.digests import LineageError
 
@@ -37,16 +38,22 @@ def exclusive(path: Path) -> Iterator[None]:
     with os.fdopen(descriptor, "rb+", buffering=0):
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise LockError(f"the lock {path} is no file: remove it")
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise LockError(f"somebody holds the lock {path} for {PATIENCE:.0f} s: end it") from None
-                time.sleep(0.02)
+        if not hold(descriptor, PATIENCE):
+            raise LockError(f"somebody holds the lock {path} for {PATIENCE:.0f} s: end it")
         yield
+
+
+def hold(file: int | IO[Any], patience: float) -> bool:
+    """Take the lock of an open file, until it is closed; whether it could be had within ``patience`` seconds."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.02)
 
 
 def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from securesystemslib.signer import Key, Signer
 
@@ -23,7 +24,10 @@ from lineage.memory import WORTH, Memory
 from lineage.rules import extend, replay
 from lineage.signing import key_facts, open_signer, sign_bytes
 from lineage.state import State
-from lineage.stores import PATIENCE, ConflictError, ServerStore, Store
+from lineage.stores import PATIENCE, ConflictError, ServerStore
+
+if TYPE_CHECKING:
+    from lineage.database import DatabaseStore
 
 CLOCKS_APART = timedelta(minutes=5)
 """By how much the clock of whoever signs an entry may be ahead of that of whoever takes it in."""
@@ -32,7 +36,7 @@ CLOCKS_APART = timedelta(minutes=5)
 class Ledger:
     """A ledger, read and checked up to its head when its `state` is first asked for."""
 
-    def __init__(self, store: Store, root: str, memory: Memory | None) -> None:
+    def __init__(self, store: ServerStore | DatabaseStore, root: str, memory: Memory | None) -> None:
         self.store, self.root, self.memory, self.name = store, root, memory, store.name
         self._state: State | None = None
 
@@ -47,14 +51,11 @@ class Ledger:
         Raises:
             LedgerError: the URL names no such place.
         """
-        store: Store
         if url.startswith(("http://", "https://")):
-            store = ServerStore(url)
-        else:
-            from lineage.database import DatabaseStore
+            return cls(ServerStore(url), root, memory)
+        from lineage.database import DatabaseStore
 
-            store = DatabaseStore(url)
-        return cls(store, root, memory)
+        return cls(DatabaseStore(url), root, memory)
 
     @property
     def state(self) -> State:

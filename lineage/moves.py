@@ -11,10 +11,11 @@ import json
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from securesystemslib.signer import Signer
 
+from lineage.channel.publisher import Publisher
 from lineage.digests import LineageError
 from lineage.entries import Action, LedgerError, Moved
 from lineage.faults import boundary
@@ -28,18 +29,26 @@ from lineage.stores import ServerStore
 from lineage.version_files import VersionFiles
 from lineage.witness import WitnessWriter, open_witness
 
-if TYPE_CHECKING:
-    from lineage.channel.publisher import Publisher
-
-BOUNDARIES = ("before-moved", "after-moved", "after-tags", "after-alias", "after-channel", "after-checkpoint")
 CHANNEL_LIFE = timedelta(days=30)
 """How long a channel that a run publishes to says who is champion without being renewed."""
 MOVE_PATIENCE = 600.0
 """Seconds: a server reads and checks all weights before it moves."""
 
 
-class Mover(Protocol):
-    """Moves the champion of one model."""
+@dataclass
+class LocalMover:
+    """Moves of one model's champion, by the holder of the promotion key."""
+
+    ledger: Ledger
+    signer: Signer
+    registry: Registry
+    user: str
+    witness: WitnessWriter | None = None
+    channel: Publisher | None = None
+    artifacts: Path | None = None
+    """Where ``mlflow-artifacts:`` places lie on this machine."""
+    run: str = ""
+    """The run that promotes its own candidate; empty: a person moves the champion."""
 
     def move(self, action: Action, version: str, reason: str = "") -> list[str]:
         """Make ``version`` champion, or withdraw it. Repeating it changes nothing.
@@ -55,30 +64,6 @@ class Mover(Protocol):
             LedgerError: the ledger's rules refuse it.
             LineageError: the version's files are not those that were registered.
         """
-        ...
-
-    def reconcile(self) -> Followed:
-        """Make registry and channel agree with the ledger; not settled where the champion cannot be trusted."""
-        ...
-
-
-@dataclass
-class LocalMover:
-    """Moves by the holder of the promotion key."""
-
-    ledger: Ledger
-    signer: Signer
-    registry: Registry
-    user: str
-    witness: WitnessWriter | None = None
-    channel: Publisher | None = None
-    artifacts: Path | None = None
-    """Where ``mlflow-artifacts:`` places lie on this machine."""
-    run: str = ""
-    """The run that promotes its own candidate; empty: a person moves the champion."""
-
-    def move(self, action: Action, version: str, reason: str = "") -> list[str]:
-        """See `Mover`."""
         state, model, projection = self.ledger.refresh(), self.registry.model_name, self._projection(self.registry)
         registered, champion = state.registered(model, version), state.champion(model)
         if registered is None:
@@ -114,7 +99,7 @@ class LocalMover:
         return said
 
     def reconcile(self) -> Followed:
-        """See `Mover`."""
+        """Make registry and channel agree with the ledger; not settled where the champion cannot be trusted."""
         state, model, projection = self.ledger.refresh(), self.registry.model_name, self._projection(self.registry)
         champion, distrust, usable = state.champion(model), list[str](), True
         known = state.versions.get(model, {})
@@ -143,17 +128,20 @@ class ServerMover:
     """As in `LocalMover`."""
 
     def move(self, action: Action, version: str, reason: str = "") -> list[str]:
-        """See `Mover`."""
+        """See `LocalMover.move`."""
         asked = {"action": action, "model": self.model, "version": version, "reason": reason, "run": self.run}
         return [str(line) for line in self._ask("/moves", asked)["said"]]
 
     def reconcile(self) -> Followed:
-        """See `Mover`."""
+        """See `LocalMover.reconcile`."""
         answer = self._ask("/reconcile", {"model": self.model})
         return Followed([str(line) for line in answer["said"]], bool(answer["settled"]))
 
     def _ask(self, path: str, asked: dict[str, str]) -> dict[str, Any]:
         return dict(json.loads(ServerStore(self.url).ask("POST", path, json.dumps(asked), MOVE_PATIENCE)))
+
+
+Mover = LocalMover | ServerMover
 
 
 def open_mover(context: RunContext, registry: Registry, ledger: Ledger, artifacts: Path | None = None) -> Mover:
@@ -165,8 +153,6 @@ def open_mover(context: RunContext, registry: Registry, ledger: Ledger, artifact
     """
     if "promotion" not in context.keys:
         return ServerMover(context.ledger, registry.model_name, context.id)
-    from lineage.channel.publisher import Publisher
-
     promotion, witness = (ledger.signer(role, context.keys[role]) for role in ("promotion", "witness"))
     writer = WitnessWriter(open_witness(context.witness), witness) if context.witness else None
     mark = Path(context.marks) / "channel"

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from lineage.artifacts import LOADER_FILE
+from lineage.channel.champion import Champion, File
+from lineage.channel.publisher import Publisher
 from lineage.digests import LineageError, digest_bytes
 from lineage.entries import Judged, LedgerError, Registered, entry_digest
 from lineage.faults import boundary
@@ -20,10 +22,6 @@ from lineage.state import Standing, State
 from lineage.statements import VERDICT, VERDICT_FILE, open_statement
 from lineage.version_files import VersionFiles
 from lineage.witness import WitnessWriter
-
-if TYPE_CHECKING:
-    from lineage.channel.champion import Champion
-    from lineage.channel.publisher import Publisher
 
 DOCUMENTS = (f"verdict/{VERDICT_FILE}", "model.sig")
 """Evidence of the champion that the channel hands on."""
@@ -124,8 +122,6 @@ class Projection:
 
     def _champion(self, state: State) -> tuple[Champion, Mapping[str, bytes]]:
         """What the channel says of the model, and the documents beside it."""
-        from lineage.channel.champion import Champion, File
-
         entry, standing = state.decided(self.model) or 0, state.champion(self.model)
         moved = self.ledger.store.entries(entry, entry + 1)[0]
         folders = {r.folder for r in state.versions.get(self.model, {}).values() if r.candidate in state.withdrawn}

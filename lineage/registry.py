@@ -12,15 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from lineage.digests import LineageError
 from lineage.frozen import Section
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -80,7 +77,7 @@ class Registry:
         self.tracking_uri = tracking_uri
         self.model_name = model_name
         self.artifacts = artifacts
-        self.client: MlflowClient = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        self.client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
     def versions(self) -> list[Version]:
         """All versions, oldest first."""
@@ -130,10 +127,6 @@ class Registry:
         experiment_id = experiment.experiment_id if experiment else self._create_experiment()
         tags = {f"{TAG}run": run}
         return str(self.client.create_run(experiment_id, run_name=run, tags=tags).info.run_id)
-
-    def close_run(self, mlflow_run: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        """Close an MLflow run."""
-        self.client.set_terminated(mlflow_run, status=status)
 
     def tag(self, version: Version, tags: Mapping[str, Any]) -> None:
         """Set our tags on ``version``."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
+from securesystemslib.dsse import Envelope
 from securesystemslib.signer import Key, Signer
 
 from lineage.digests import LineageError, canonical, digest_path, digest_set
 from lineage.frozen import Frozen
-from lineage.signing import IN_TOTO, open_envelope, sign
+from lineage.signing import IN_TOTO, made_by, open_envelope, sign
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 SLSA = "https://slsa.dev/provenance/v1"
@@ -95,3 +97,25 @@ def open_statement(content: bytes, predicate_type: str, keys: Iterable[Key]) -> 
     if statement.type != STATEMENT_TYPE or statement.predicateType != predicate_type:
         raise LineageError(f"this is a {statement.predicateType}, expected {predicate_type}")
     return statement
+
+
+def signed_files(signature: bytes, keys: Iterable[Key]) -> dict[str, str]:
+    """What an OpenSSF model signature says of the weights, name -> digest, where one of ``keys`` made it.
+
+    The weights are not read; ``model_signing verify key`` checks them, with nothing of ours.
+
+    Raises:
+        LineageError: it is malformed, or none of ``keys`` made it.
+    """
+    try:
+        envelope = Envelope.from_dict(json.loads(signature)["dsseEnvelope"])
+        [made] = envelope.signatures.values()
+        if envelope.payload_type != IN_TOTO:
+            raise LineageError(f"the signature is about a {envelope.payload_type}, expected {IN_TOTO}")
+        # It names its key by the digest of a PEM file, and keys have ids of their own.
+        if not any(made_by(key, made.signature, envelope.pae()) for key in keys):
+            raise LineageError("none of the keys made the signature, or it was changed")
+        resources = json.loads(envelope.payload)["predicate"]["resources"]
+        return {one["name"]: f"{one['algorithm']}:{one['digest']}" for one in resources}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise LineageError(f"this is no signature of a model: {error}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
 
 from lineage.entries import BusyError, Entry, LedgerError, StaleError, read_entry
 from lineage.places import without_credentials
@@ -22,25 +21,6 @@ class ConflictError(LedgerError):
     """Another entry came first; read on and try again."""
 
 
-class Store(Protocol):
-    """Where the entries are."""
-
-    name: str
-    """Where it is, without user and password, for messages."""
-
-    def entries(self, after: int, before: int | None = None) -> list[Entry]:
-        """Those from index ``after`` on, up to ``before``."""
-        ...
-
-    def append(self, after: int, make: Maker) -> Entry:
-        """Append what ``make`` gives, checked, from the entries since ``after``; nothing comes between the two.
-
-        Raises:
-            ConflictError: something did.
-        """
-        ...
-
-
 class ServerStore:
     """Entries behind a governed MLflow server. Credentials come from MLflow's own variables."""
 
@@ -48,11 +28,17 @@ class ServerStore:
         self.url, self.name = url.rstrip("/"), without_credentials(url)
 
     def entries(self, after: int, before: int | None = None) -> list[Entry]:
+        """Those from index ``after`` on, up to ``before``."""
         # Not splitlines: a reason may hold a line separator of Unicode's.
         answer = self.ask("GET", f"/entries?after={after}" + ("" if before is None else f"&before={before}"))
         return [read_entry(line) for line in answer.split("\n") if line]
 
     def append(self, after: int, make: Maker) -> Entry:
+        """Append what ``make`` gives, checked, from the entries since ``after``; nothing comes between the two.
+
+        Raises:
+            ConflictError: something did.
+        """
         entry = make(self.entries(after))
         self.ask("POST", "/entries", entry.model_dump_json())
         return entry

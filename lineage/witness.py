@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import ValidationError
 from securesystemslib.signer import Key, Signer
@@ -56,18 +55,6 @@ class Checkpoint(Frozen):
         return f"{self.ledger}-{self.size:010d}"
 
 
-class Witness(Protocol):
-    """Where checkpoints are kept."""
-
-    def write(self, name: str, content: bytes) -> bool:
-        """Keep ``content``; False where the name is taken. What is there already stays."""
-        ...
-
-    def read(self, prefix: str = "") -> Iterator[tuple[str, bytes]]:
-        """Name and content of all checkpoints whose name begins so, longest ledger first; names may come repeatedly."""
-        ...
-
-
 class FileWitness:
     """A folder, best on another machine's disk."""
 
@@ -75,6 +62,7 @@ class FileWitness:
         self.folder = folder
 
     def write(self, name: str, content: bytes) -> bool:
+        """Keep ``content``; False where the name is taken. What is there already stays."""
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f".{secrets.token_hex(8)}.partial"
         partial.write_bytes(content)
@@ -88,6 +76,7 @@ class FileWitness:
         return True
 
     def read(self, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+        """Name and content of all checkpoints whose name begins so, longest ledger first."""
         for path in sorted(self.folder.glob("*.json"), reverse=True):
             if path.name.startswith(prefix):
                 regular = path.is_file() and not path.is_symlink()
@@ -112,6 +101,7 @@ class S3Witness:
         self.client = boto3.client("s3", config=limits)
 
     def write(self, name: str, content: bytes) -> bool:
+        """As a folder's; no name is ever taken."""
         self.client.put_object(
             Bucket=self.bucket,
             Key=f"{self.folder}/{name}",
@@ -122,6 +112,7 @@ class S3Witness:
         return True
 
     def read(self, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+        """As a folder's; names may come repeatedly."""
         # Every version: who may write here can put anything on top, but takes nothing away.
         pages = self.client.get_paginator("list_object_versions")
         listed = pages.paginate(Bucket=self.bucket, Prefix=f"{self.folder}/{prefix}")
@@ -129,6 +120,9 @@ class S3Witness:
         for version in sorted(versions, key=lambda version: str(version["Key"]), reverse=True):
             which = {"Bucket": self.bucket, "Key": version["Key"], "VersionId": version["VersionId"]}
             yield version["Key"].rsplit("/", 1)[-1], self.client.get_object(**which)["Body"].read(LARGEST)
+
+
+Witness = FileWitness | S3Witness
 
 
 def open_witness(uri: str) -> Witness:

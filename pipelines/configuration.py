@@ -165,13 +165,18 @@ def _check_apart(path: Path, read: BaseModel) -> None:
 
 
 def _places(read: BaseModel) -> Iterator[tuple[str, str]]:
-    sections = read.model_dump(mode="json")
+    for name, section, key in _named(read.model_dump(mode="json")):
+        if (place := section.get(key)) is not None:
+            yield name, place
+
+
+def _named(content: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Each key that may name a place: how messages call it, the section that it is in, and its name there."""
     for *path, key in PLACES:
-        if (place := _section(sections, path).get(key)) is not None:
-            yield ".".join([*path, key]), place
+        yield ".".join([*path, key]), _section(content, path), key
     for *path, key in SCORERS:
-        for index, scorer in enumerate(_section(sections, path).get(key) or ()):
-            yield f"{'.'.join([*path, key])}[{index}].weights", scorer["weights"]
+        for index, scorer in enumerate(_section(content, path).get(key) or ()):
+            yield f"{'.'.join([*path, key])}[{index}].weights", scorer if isinstance(scorer, dict) else {}, "weights"
 
 
 def _section(content: Mapping[str, Any], path: list[str]) -> dict[str, Any]:
@@ -219,15 +224,9 @@ def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _resolve_places(content: dict[str, Any], folder: Path) -> None:
-    def resolve(section: Any, key: str) -> None:
-        if isinstance(section, dict) and isinstance(section.get(key), str) and is_local(section[key]):
+    for _, section, key in _named(content):
+        if isinstance(section.get(key), str) and is_local(section[key]):
             section[key] = str((folder / section[key]).resolve())
-
-    for *path, key in PLACES:
-        resolve(_section(content, path), key)
-    for *path, key in SCORERS:
-        for scorer in _section(content, path).get(key) or ():
-            resolve(scorer, "weights")
 
 
 def _fetch(training: Any, key: str) -> None:

@@ -15,23 +15,23 @@ block lasts; `check_contract` refuses a KFP in which that function is not the on
 
 from __future__ import annotations
 
+import codecs
 import inspect
 import os
-import pwd
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import docker
-from docker.errors import DockerException, ImageNotFound
+import urllib3
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from kfp import local
 from kfp.local import docker_task_handler
 
 from infra.images.build import ContainerError
-from lineage.records import IMAGE_VARIABLE, RUN_VARIABLE
-from pipelines.container_step import ROOT_LABEL, RUN_LABEL, Volumes, remove, run_step, step_of
+from lineage.records import IMAGE_VARIABLE, RUN_VARIABLE, account
 from pipelines.processes import initialised
 from pipelines.steps import STEPS, Image, Step
 from pipelines.workspace import terminations_interrupt
@@ -53,6 +53,18 @@ BUCKETS = {
     "hf": ("HF_ENDPOINT", "HF_TOKEN"),
 }
 """Scheme -> variables by which such places are reached. Files with credentials are not passed on."""
+
+RUN_LABEL = "triptych.run"
+ROOT_LABEL = "triptych.root"
+GRACE_SECONDS = 20
+
+UNKNOWN = 1
+"""The status of a container whose own cannot be read."""
+
+LOST = (DockerException, OSError, urllib3.exceptions.HTTPError)
+"""What a call fails with when the container, or the engine, is gone (errors of `requests` are OSErrors)."""
+
+Volumes = dict[str, dict[str, str]]
 
 
 def bucket_environment(places: Iterable[str], environment: Mapping[str, str]) -> dict[str, str]:
@@ -129,7 +141,7 @@ def check_contract() -> None:
     if found != CONTRACT:
         raise ContainerError(
             f"kfp.local.docker_task_handler.run_docker_container is {found}, not {CONTRACT}; "
-            "install the KFP that constraints.txt pins, or bring pipelines/container_step.py up to this one"
+            "install the KFP that constraints.txt pins, or bring run_step in pipelines/containers.py up to this one"
         )
 
 
@@ -183,12 +195,8 @@ def _volumes(pipeline_root: Path, mounts: Sequence[Path], writable: Sequence[Pat
 def _arguments(environment: Mapping[str, str]) -> dict[str, Any]:
     """What DockerRunner passes on for each container: the caller's identity and rights, and no more."""
     user, group = os.getuid(), os.getgid()
-    try:
-        name = pwd.getpwuid(user).pw_name
-    except KeyError:
-        name = str(user)
     passed_on = {variable: os.environ[variable] for variable in PASSED_ON if variable in os.environ}
-    identity = {"HOME": "/tmp", "USER": name, "LOGNAME": name}
+    identity = {"HOME": "/tmp", "USER": account(), "LOGNAME": account()}
     cores = sorted(os.sched_getaffinity(0))  # as many threads, and so the same sums, as a process would have
     return {
         "user": f"{user}:{group}",
@@ -201,3 +209,78 @@ def _arguments(environment: Mapping[str, str]) -> dict[str, Any]:
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
     }
+
+
+def run_step(client: docker.DockerClient, image: str, command: list[str], volumes: Volumes, **arguments: Any) -> int:
+    """Run ``command`` in a container, print what it prints, and return its exit status.
+
+    The container is kept until its status is read, so that none can pass for a success by vanishing: then, and when
+    it cannot be started, the status is 1 and the reason is printed. It is removed in any case; on an interrupt it is
+    told first (SIGINT, so that the step can leave its record), and killed `GRACE_SECONDS` later.
+
+    Args:
+        arguments: what else the engine's API is told.
+    """
+    try:
+        container = client.containers.create(image, command, volumes=volumes, **arguments)
+    except LOST as error:
+        print(f"no container can be made of image {image}: {error}")
+        return UNKNOWN
+    try:
+        container.start()
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a chunk may end inside a character
+        for chunk in container.logs(stream=True, follow=True):
+            print(decoder.decode(chunk), end="", flush=True)
+        return _status(container)
+    except LOST as error:
+        print(f"container {container.short_id} ended and left no status: {error}")
+        return UNKNOWN
+    except (KeyboardInterrupt, SystemExit):
+        _interrupt(container)
+        raise
+    finally:
+        try:
+            remove(container)
+        except ContainerError as error:
+            print(error)
+
+
+def step_of(command: Sequence[str]) -> str:
+    """The step that KFP's ``command`` runs, by its component's name; empty for another command."""
+    flag = "--function_to_execute"
+    return command[command.index(flag) + 1].replace("_", "-") if flag in command[:-1] else ""
+
+
+def _status(container: Any) -> int:
+    status = int(container.wait()["StatusCode"])
+    if status == 0:
+        return 0
+    container.reload()
+    reason = "out of memory" if container.attrs["State"]["OOMKilled"] else f"status {status}"
+    print(f"container {container.short_id} ended: {reason}")
+    return status
+
+
+def _interrupt(container: Any) -> None:
+    with suppress(*LOST):  # it has ended, or it does not end in time: it is removed by force next
+        container.kill("SIGINT")
+        container.wait(timeout=GRACE_SECONDS)
+
+
+def remove(container: Any) -> None:
+    """Remove a container by force, whatever its state, and return when it is gone.
+
+    Raises:
+        ContainerError: it is still there after `GRACE_SECONDS`.
+    """
+    try:
+        with suppress(NotFound):
+            container.remove(force=True)
+    except (APIError, OSError) as error:  # such as 409: somebody else is removing it
+        try:
+            container.wait(condition="removed", timeout=GRACE_SECONDS)
+        except NotFound:
+            return
+        except LOST:
+            told = f"container {container.short_id} cannot be removed: {error}; docker rm --force it"
+            raise ContainerError(told) from error

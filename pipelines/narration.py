@@ -10,7 +10,6 @@ import re
 import time
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -56,9 +55,7 @@ class Narration(io.TextIOBase):
             self._blocks.enter_context(block)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._blocks.close()
         self._log.close()
 

@@ -50,11 +50,10 @@ def _print_next(console: Console, root: Path, version: str) -> None:
     """The commands that a person would type next, as they work in this shell and folder."""
     program = "triptych" if shutil.which("triptych") else sys.argv[0]
     place = "" if root.resolve() == WORK.resolve() else f" --work-dir {root}"
-    serve = Path("Makefile").is_file() and "\nserve:" in Path("Makefile").read_text("utf-8")
     told = {
         f"{program} ui{place}": "MLflow's pages: curves, pictures",
         f"{program} audit {version}{place}": "what stands behind it",
-        "make serve" if serve else f"{program} models{place}": "draw with it" if serve else "versions and verdicts",
+        f"{program} serve{place}": "draw with the champion",
     }
     say(console, "next:")
     for command, what in told.items():

@@ -1,7 +1,6 @@
 """Train a version again from its records, and see whether the same weights come out."""
 
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,6 @@ from pipelines.processes import processes
 from pipelines.workspace import workspace
 
 STEPS = ("snapshot-data", "validate-data", "encode-features", "fine-tune")
-
-
-@dataclass(frozen=True)
-class Reproduction:
-    """What training again gave."""
-
-    expected: str
-    found: str
-    """Digest of the weights; empty where training failed."""
-    differs: tuple[str, ...]
-    """What is not as it was then: code, packages, snapshot."""
 
 
 @dsl.pipeline(name="reproduction")
@@ -67,8 +55,11 @@ def training_records(state: State, records: str, model: str, version: str) -> di
     return found
 
 
-def reproduce(records: dict[str, StepRecord], root: Path, console: Console) -> Reproduction:
+def reproduce(records: dict[str, StepRecord], root: Path, console: Console) -> tuple[str, list[str]]:
     """Train again as ``records`` say, in the work folder ``root``; nothing is registered.
+
+    Returns:
+        The digest of the weights, empty where there are none; and what is not as it was then: code, packages, snapshot.
 
     Raises:
         RequestError: the work folder cannot be used.
@@ -96,4 +87,4 @@ def reproduce(records: dict[str, StepRecord], root: Path, console: Console) -> R
     for step, name in (("snapshot-data", "snapshot"), ("encode-features", "features")):
         if found.get(step, {}).get(name) != records[step].outputs[name]:
             differs.append(name)
-    return Reproduction(then.outputs["candidate"], found.get("fine-tune", {}).get("candidate", ""), tuple(differs))
+    return found.get("fine-tune", {}).get("candidate", ""), differs

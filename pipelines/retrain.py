@@ -82,16 +82,8 @@ def retrain(request: Request, root: Path, console: Console) -> Finished:
 
 def _attempt(request: Request, force: bool, place: Workspace, console: Console) -> Finished:
     run = f"retraining-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    log, context = place.log(run), _context(request, place, run)
-    say(console, f"{run}  ({place.root})", "bold")
-    with Narration(console, log), _runner(request, place, context) as told:
-        failure = _run(request, force, place, context, told)
-    return _finished(read_records(context.records, run), log, failure)
-
-
-def _context(request: Request, place: Workspace, run: str) -> RunContext:
-    """The run as processes see it: straight to the database, the ledger and all keys."""
-    return place.lineage.context(
+    # As processes see it: straight to the database, the ledger and all keys.
+    context = place.lineage.context(
         run,
         str(place.records),
         place.database,
@@ -100,6 +92,10 @@ def _context(request: Request, place: Workspace, run: str) -> RunContext:
         trigger=request.trigger,
         commit=checkout_commit(),
     )
+    say(console, f"{run}  ({place.root})", "bold")
+    with Narration(console, place.log(run)), _runner(request, place, context) as told:
+        failure = _run(request, force, place, context, told)
+    return _finished(read_records(context.records, run), place.log(run), failure)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import urllib3
+from kfp_server_api import ApiException
+
 from lineage.digests import LineageError
 from lineage.ledger import Ledger
 from lineage.records import RunContext
@@ -106,9 +109,6 @@ class Kfp:
         Raises:
             RequestError: there is no such run, the caller may not see it, or KFP was away for ``patience`` seconds.
         """
-        import urllib3
-        from kfp_server_api import ApiException
-
         heard = time.monotonic()
         while True:
             try:
@@ -126,9 +126,6 @@ class Kfp:
 
 @contextmanager
 def _told(settings: ClusterSettings) -> Iterator[None]:
-    import urllib3
-    from kfp_server_api import ApiException
-
     try:
         yield
     except (ApiException, urllib3.exceptions.HTTPError) as error:
@@ -241,12 +238,9 @@ def ending(settings: ClusterSettings, run: str, server: str = "") -> tuple[Endin
         return outcome, ""  # type: ignore[return-value]
     judged = [verdict for verdict in state.verdicts.values() if verdict.run == run]
     decision = judged[-1].decision if judged else "hold"
-    if decision == "reject" or decision == "invalid":
-        return "rejected", f"the gate's decision: {decision}"
-    return (
-        "held",
-        "the gate promotes it, and a person decides" if decision == "promote" else "the gate's decision: hold",
-    )
+    if decision == "promote":
+        return "held", "the gate promotes it, and a person decides"
+    return "held" if decision == "hold" else "rejected", f"the gate's decision: {decision}"
 
 
 def installed(context: str, config: Path) -> dict[str, Any]:

@@ -13,13 +13,12 @@ stopped, by the next run at the latest.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from unittest.mock import patch
@@ -28,6 +27,7 @@ import psutil
 
 from lineage.digests import digest_path
 from lineage.embedded import Embedded
+from lineage.files import hold
 from lineage.statements import VERDICT_FILE
 from pipelines.errors import RequestError
 
@@ -75,13 +75,12 @@ def workspace(root: Path, runner: str = "") -> Iterator[Workspace]:
         for folder in (place.artifacts, place.records, place.state, place.root / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
         lock = (place.root / "lock").open("a")
+        free = hold(lock, patience=0)
     except OSError as error:
         raise RequestError(f"the work folder {root} cannot be written: {error.strerror}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RequestError(f"another run uses {root}; wait for it, or give another --work-dir") from error
+        if not free:
+            raise RequestError(f"another run uses {root}; wait for it, or give another --work-dir")
         _claim(place, runner)
         stop_leftovers(place)
         try:
@@ -123,19 +122,12 @@ def prune(place: Workspace, keep: int) -> tuple[int, int]:
         return len(old), size
 
 
-def stop_leftovers(place: Workspace) -> list[int]:
-    """Kill every other process that a run in this folder started; returns their ids."""
-    stopped = []
+def stop_leftovers(place: Workspace) -> None:
+    """Kill every other process that a run in this folder started."""
     for process in psutil.process_iter():
-        if process.pid == os.getpid():
-            continue
-        try:
-            if process.environ().get(MARK) == str(place.root):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.pid != os.getpid() and process.environ().get(MARK) == str(place.root):
                 process.kill()
-                stopped.append(process.pid)
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
-    return stopped
 
 
 def _claim(place: Workspace, runner: str) -> None:

@@ -16,17 +16,23 @@ import json
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from c2pa import Builder, C2paError, C2paSignerInfo, Context, Reader, Signer
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import serialization as pem
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pydantic import ValidationError
+from securesystemslib.signer import CryptoSigner
 
 from lineage.digests import LineageError
 from lineage.files import write_whole
 from lineage.frozen import Frozen
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 LABEL = "org.triptych.drawing"
 """Of our assertion."""
@@ -78,8 +84,6 @@ class Credentials:
 
 def encode(image: Image.Image, format: str, quality: int | None) -> bytes:
     """``image`` as a file that IPTC's digital source type says is made by a model."""
-    from PIL.PngImagePlugin import PngInfo
-
     stream, options = io.BytesIO(), dict[str, Any](xmp=XMP.encode())
     if format == "png":
         options = {"pnginfo": PngInfo(), "compress_level": 3}
@@ -112,10 +116,6 @@ class ContentSigner:
 
     def refresh(self) -> None:
         """Take up a key and certificate that were exchanged; what does not fit is not taken up."""
-        from c2pa import C2paError, C2paSignerInfo, Signer
-        from cryptography import x509
-        from cryptography.hazmat.primitives import serialization as pem
-
         with self._lock:
             try:
                 written = tuple(path.stat().st_mtime_ns for path in self._paths)
@@ -139,8 +139,6 @@ class ContentSigner:
         Raises:
             CredentialsError: it cannot be signed; it must then not be handed out.
         """
-        from c2pa import Builder, C2paError
-
         signed = io.BytesIO()
         try:
             with Builder(_manifest(origin), _signing()) as builder:
@@ -154,15 +152,11 @@ class ContentSigner:
 def _signing() -> Any:
     """How c2pa signs. A picture needs no smaller copy of itself beside it, nor is it read again after it was signed,
     which would take as long as signing: whether a key and its certificate fit is asked when they are taken up."""
-    from c2pa import Context
-
     return Context.from_dict({"builder": {"thumbnail": {"enabled": False}}, "verify": {"verify_after_sign": False}})
 
 
 @functools.cache
 def _generator() -> dict[str, str]:
-    from importlib.metadata import version
-
     return {"name": "triptych", "version": version("triptych")}
 
 
@@ -190,8 +184,6 @@ def read_credentials(content: bytes, authority: Path | None = None) -> Credentia
     Raises:
         CredentialsError: the manifest does not hold: the picture was changed, or the signature is no good.
     """
-    from c2pa import C2paError, Context, Reader
-
     said: dict[str, Any] = {"verify": {"verify_trust": authority is not None}}
     if authority:
         said["trust"] = {"user_anchors": authority.read_text("ascii")}
@@ -223,9 +215,6 @@ def make_content_key(folder: Path) -> tuple[Path, Path]:
     Both are in one file, so that they are exchanged at once. A key that is there is kept until a third of its
     certificate's life is left. The authority's certificate, ``authority.crt``, is what others trust.
     """
-    from cryptography import x509
-    from securesystemslib.signer import CryptoSigner
-
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     authority, root, made = (folder / name for name in ("authority.pem", "authority.crt", "content.pem"))
     if made.exists():
@@ -244,16 +233,11 @@ def make_content_key(folder: Path) -> tuple[Path, Path]:
 
 def _certificate(name: str, key: bytes, by: bytes, issuer: bytes = b"") -> bytes:
     """An authority's certificate, or one for signing content (C2PA 2.4, 14.5) where there is an ``issuer``; all PEM."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
     leaf, now = bool(issuer), datetime.now(UTC)
     named = ((NameOID.ORGANIZATION_NAME, "Triptych"), (NameOID.COMMON_NAME, name))
     subject = x509.Name([x509.NameAttribute(*part) for part in named])
     above = x509.load_pem_x509_certificate(issuer).subject if leaf else subject
-    public, signer = load_pem_private_key(key, None).public_key(), load_pem_private_key(by, None)
+    public, signer = pem.load_pem_private_key(key, None).public_key(), pem.load_pem_private_key(by, None)
     uses = x509.KeyUsage(leaf, False, False, False, False, not leaf, not leaf, False, False)
     made = x509.CertificateBuilder(above, subject, public, x509.random_serial_number())  # type: ignore[arg-type]
     made = made.not_valid_before(now - timedelta(minutes=5)).not_valid_after(now + (LIFE if leaf else AUTHORITY_LIFE))
@@ -265,4 +249,4 @@ def _certificate(name: str, key: bytes, by: bytes, issuer: bytes = b"") -> bytes
     if leaf:
         purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
         made = made.add_extension(purposes, critical=False)
-    return made.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM)  # type: ignore[arg-type]
+    return made.sign(signer, hashes.SHA256()).public_bytes(pem.Encoding.PEM)  # type: ignore[arg-type]

@@ -12,17 +12,15 @@ import re
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lineage.digests import LineageError
 from serving.errors import KeyRequiredError, ServingError, TooLargeError
 from serving.settings import Settings
 from serving.telemetry import REQUEST, Metrics, say
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 GUARDED = ("/v1/", "/wake")
 """Paths that need the key, where there is one."""

@@ -15,10 +15,12 @@ class ServingError(Exception):
     """A request is not answered with a picture; the message is for the caller."""
 
     status, kind, code = 500, "server_error", "internal_error"
+    after: float | None = None
+    """Seconds until another try is worth it; None: nobody knows."""
 
     def __init__(self, message: str, param: str | None = None, after: float | None = None) -> None:
         super().__init__(message)
-        self.param, self.after = param, after
+        self.param, self.after = param, self.after if after is None else after
 
     def body(self) -> dict[str, Any]:
         """The error as OpenAI writes it."""
@@ -78,10 +80,7 @@ class BusyError(ServingError):
 class NotReadyError(ServingError):
     """Nothing draws now; another try may find it well."""
 
-    status, kind, code = 503, "server_error", "not_ready"
-
-    def __init__(self, message: str, param: str | None = None, after: float | None = 1.0) -> None:
-        super().__init__(message, param, after)
+    status, kind, code, after = 503, "server_error", "not_ready", 1.0
 
 
 class LateError(ServingError):

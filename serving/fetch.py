@@ -13,13 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lineage.artifacts import WEIGHTS_FOLDER, Listed, check_loader, listing, weights_digest
 from lineage.channel.champion import Champion, File
 from lineage.digests import PREFIX, LineageError, hex_of
-from lineage.model_signature import signed_files
 from lineage.places import without_credentials
+from lineage.statements import signed_files
 from training.families.drawing import PRECISION
 
 SPARE = 64 * 2**20
@@ -134,13 +132,12 @@ def check_model(champion: Champion, folder: Path, signature: bytes | None, keys:
     try:
         if weights_digest(files) != champion.weights:
             raise UntrueError(f"the weights of version {champion.version} have not the digest {champion.weights}")
-        check_loader(folder, files)
+        loader = check_loader(folder, files)
         if keys:
             signed = signed_files(signature or b"", keys)
             if signed != {name: digest for name, digest in inner.items() if not Path(name).name.startswith(".git")}:
                 raise UntrueError(f"the model's signature is about other files than version {champion.version} has")
-        flavors = yaml.safe_load((folder / "MLmodel").read_bytes())["flavors"]
-        config = flavors["python_function"]["config"]
+        config = loader["config"]
         sampling: dict[str, Any] = {"precision": config.get("precision", PRECISION)} | config["sampling"]
         return sampling | {
             name: sampling[name] for name in ("num_inference_steps", "guidance_scale", "height", "width")

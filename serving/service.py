@@ -17,7 +17,7 @@ from serving import backend as drawing
 from serving.credentials import ContentSigner, encode
 from serving.errors import BadRequestError, BusyError, LateError, NotReadyError, ServingError
 from serving.images import Job
-from serving.likeness import PictureLog
+from serving.likeness import note
 from serving.settings import Settings
 from serving.slot import Slot
 from serving.telemetry import Metrics, say
@@ -39,7 +39,6 @@ class Service:
         """Pictures that were admitted and are not done."""
         self.draining = False
         self._signers = CapacityLimiter(SIGNERS)
-        self._pictures = PictureLog(settings.picture_log) if settings.picture_log else None
 
     @contextmanager
     def admitted(self, count: int) -> Iterator[None]:
@@ -109,8 +108,8 @@ class Service:
         origin = job.origin(seed, steps if drawn.step >= drawn.steps else min(drawn.step, steps - 1))
         content = self.signer.sign(encode(drawn.image, job.format, job.quality), origin)
         try:
-            if self._pictures and origin.step == steps:
-                self._pictures.note(drawn.image, job.id, origin)
+            if self.settings.picture_log and origin.step == steps:
+                note(self.settings.picture_log, drawn.image, job.id, origin)
         except OSError as error:
             say("the picture was not noted", logging.ERROR, reason=str(error))
         return base64.b64encode(content).decode(), time.monotonic() - began

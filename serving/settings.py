@@ -8,19 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from lineage.channel.champion import Name
-from lineage.digests import LineageError
-
-PREFIX = "TRIPTYCH_SERVE_"
+from lineage.environment import Environment
 
 
-class Settings(BaseSettings):
-    """The variables, without their prefix and in capitals; one that is empty counts as not set."""
+class Settings(Environment):
+    """What a server of the champion is told."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="TRIPTYCH_SERVE_")
 
     channel: str
     """Where the promotion channel is: ``https://…``, ``file:///…``, a path or ``s3://bucket/prefix``."""
@@ -43,7 +41,7 @@ class Settings(BaseSettings):
     """Public keys (role ``run``) of which one must have signed the model; empty: the promotion key's word counts."""
     backend: str = "built-in"
     """Its name in the entry-point group ``triptych.backends``, or ``module:Class``."""
-    backend_options: dict[str, Any] = {}
+    backend_options: dict[str, Any] = Field(default_factory=dict)
     """What it is made with, as JSON: ``{"threads": 8}``."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -90,16 +88,3 @@ class Settings(BaseSettings):
     def models(self) -> Path:
         """Where models are fetched to."""
         return self.state / "models"
-
-
-def read_settings(**given: Any) -> Settings:
-    """The settings in the environment, and those ``given``, which count first.
-
-    Raises:
-        LineageError: one is missing or wrong; the message names its variable, never its value.
-    """
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        faults = [": ".join([*[PREFIX + str(at).upper() for at in f["loc"][:1]], f["msg"]]) for f in error.errors()]
-        raise LineageError("; ".join(faults).replace("Field required", "is not set")) from error

@@ -16,14 +16,18 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import httpx2
 
 from lineage.digests import LineageError, digest_path
 from serving.backend import BackendError, Drawing, Drawn, GoneError, LateError, Load, RefusedError, UnusableError
+from serving.engine.picture import Plan
 from serving.users import Users
-
-if TYPE_CHECKING:
-    from training.families.family import Family
+from training.errors import TrainingError
+from training.families import family_of
+from training.families.drawing import BROKEN, PRECISION
+from training.families.family import Family, check_weights
 
 UPDATE, CHECKSUM, IMAGES = "/update_weights_from_disk", "/get_weights_checksum", "/v1/images/generations"
 MODULE = "transformer"
@@ -58,8 +62,6 @@ class SGLang:
     """
 
     def __init__(self, urls: Sequence[str], timeout: float = 300.0) -> None:
-        import httpx2
-
         if not urls:
             raise BackendError("urls must name a server")
         self._homes = [_Home(url.rstrip("/")) for url in urls]
@@ -68,10 +70,6 @@ class SGLang:
 
     async def load(self, model: str, folder: Path, sampling: Mapping[str, Any]) -> None:
         """See `Backend.load`. After a failure it is unknown what the server holds: it draws nothing then."""
-        from training.errors import TrainingError
-        from training.families import family_of
-        from training.families.drawing import BROKEN, PRECISION
-
         precision = sampling.get("precision", PRECISION)
         if any(home.model == model for home in self._homes):
             raise UnusableError(f"{model} is loaded already; unload it first")
@@ -197,8 +195,6 @@ class SGLang:
         Raises:
             BackendError: the server does not answer, answers an error, or no JSON object.
         """
-        import httpx2
-
         try:
             answer = await self._client.post(home.url + route, json=dict(body))
             content = answer.json()
@@ -211,8 +207,6 @@ class SGLang:
 
 def _request(family: Family | None, drawing: Drawing) -> dict[str, Any]:
     """The body of an image request; ``generator_device`` has noise drawn as the judges drew it."""
-    from serving.engine.picture import Plan
-
     assert family is not None
     plan = Plan.of(family, drawing.sampling)
     guidance: dict[str, Any] = {"guidance_scale": plan.guidance}
@@ -239,8 +233,6 @@ def checksum(family: Family, precision: str) -> str:
     """
     import torch
     from safetensors import safe_open
-
-    from training.families.family import check_weights
 
     folder, empty = family.path / MODULE, family.empty_transformer()
     check_weights(folder, {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()})

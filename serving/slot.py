@@ -135,7 +135,7 @@ class Slot:
         self.trouble, self._said = "", said
         self._withdraw(said)
         wanted = self._wanted(said)
-        if wanted is None or self._draws(wanted):
+        if wanted is None or (self.current and self.current.champion.folder == wanted.folder):
             self._stop_taking()
             self.refused = "" if wanted or self.settings.mode == "follow" else self.refused
         elif self.previous and self.previous.champion.folder == wanted.folder:
@@ -163,18 +163,13 @@ class Slot:
             self.refused = f"version {self.settings.version} is not champion, and was never fetched here"
         return kept if kept and not self._is_withdrawn(kept) else None
 
-    def _draws(self, wanted: Champion) -> bool:
-        return self.current is not None and self.current.champion.folder == wanted.folder
-
     def _withdraw(self, said: Champion) -> None:
         """Draw no more with what was withdrawn, nor with a former champion where nobody is champion any more."""
         self._withdrawn = frozenset(said.withdrawn)
         over = self.settings.mode == "follow" and not said.version
-        for loaded in (self.current, self.previous):
-            if loaded and (self._is_withdrawn(loaded.champion) or over):
+        for loaded in self.loaded():
+            if over or self._is_withdrawn(loaded.champion):
                 say("no new picture is drawn", logging.WARNING, reason="withdrawn", **loaded.named)
-                self.current = None if loaded is self.current else self.current
-                self.previous = None if loaded is self.previous else self.previous
                 self._retire(loaded)
         if over:
             self._stop_taking()
@@ -232,7 +227,6 @@ class Slot:
         loaded = Loaded(wanted, sampling, f"{wanted.model}@{wanted.version} #{next(self._loads)}")
         if self.previous and self.memory() < loaded.bytes * ROOM:
             self._retire(self.previous)
-            self.previous = None
         try:
             await self.backend.load(loaded.name, folder / WEIGHTS_FOLDER, sampling)
             await self.backend.warm(loaded.name)
@@ -254,8 +248,7 @@ class Slot:
         if older and older is not loaded:
             self._retire(older)
         if before and self.memory() < loaded.bytes * ROOM:
-            self.previous = None  # it stays on the disk
-            self._retire(before)
+            self._retire(before)  # it stays on the disk
         self.refused = ""
         self._known[loaded.champion.version] = loaded.champion
         self.metrics.swaps.labels("done").inc()
@@ -263,6 +256,10 @@ class Slot:
         self.metrics.model.labels(**loaded.named).set(1)
 
     def _retire(self, loaded: Loaded) -> None:
+        """Draw no new picture with a model, and unload it once nobody uses it."""
+        self.current = None if loaded is self.current else self.current
+        self.previous = None if loaded is self.previous else self.previous
+
         async def end() -> None:
             await loaded.users.gone()
             await self.backend.unload(loaded.name)

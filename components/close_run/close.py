@@ -52,9 +52,9 @@ def close(context: RunContext, model_name: str, killed: bool = False) -> Outcome
         if plan and plan.facts.get("mlflow_run") and plan.digest() == named.get("plan"):
             from lineage.registry import Registry
 
-            ended: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED" if result == "failed" else "FINISHED"
+            ended = "FAILED" if result == "failed" else "FINISHED"
             store = Registry(context.tracking_uri, model_name)
-            store.close_run(plan.facts["mlflow_run"], "KILLED" if killed else ended)
+            store.client.set_terminated(plan.facts["mlflow_run"], "KILLED" if killed else ended)
     if ledger.refresh().outcomes.get(context.id) != result:
         ledger.append(Closed(run=context.id, outcome=result), context.signer("run"))
     return result

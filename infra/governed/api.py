@@ -46,18 +46,14 @@ FILE = re.compile(r"(metadata|targets)(/[A-Za-z0-9_][A-Za-z0-9_. -]{0,200}){1,9}
 """Names of files in a channel: no part of one is empty or begins with a dot."""
 
 
-class Asked(Frozen):
-    """What is asked for in a request."""
-
-
-class Range(Asked):
+class Range(Frozen):
     """Entries by index."""
 
     after: Index = 0
     before: Index | None = None
 
 
-class Move(Asked):
+class Move(Frozen):
     """A move of the champion."""
 
     action: Action
@@ -74,7 +70,7 @@ class Move(Asked):
         return self
 
 
-class Policy(Asked):
+class Policy(Frozen):
     """A policy, as `lineage.entries.PolicySet` has it."""
 
     model: Said
@@ -83,7 +79,7 @@ class Policy(Asked):
     reason: Said
 
 
-class Reconciling(Asked):
+class Reconciling(Frozen):
     """The model to reconcile."""
 
     model: Said
@@ -100,7 +96,7 @@ def routes(guard: Guard) -> Blueprint:
     @api.get("/entries")
     def entries() -> Answer:
         asked = Range.model_validate(request.args.to_dict())
-        return Response(export(guard.entries(asked.after, asked.before)), content_type="application/jsonl")
+        return Response(export(guard.ledger.store.entries(asked.after, asked.before)), content_type="application/jsonl")
 
     @api.post("/entries")
     def append() -> Answer:

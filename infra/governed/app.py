@@ -7,6 +7,7 @@ options that would open a way round it, the server does not start.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from mlflow.utils.uri import extract_db_type_from_uri
 from infra.governed.api import channel_route, routes
 from infra.governed.artifacts import place, touches
 from infra.governed.guard import Guard
-from infra.governed.identity import NamedUsersOnly
-from infra.governed.settings import Settings, read_settings
+from infra.governed.identity import UsersOnly, by_header
+from infra.governed.settings import Settings
 from infra.governed.stores import install
-from infra.governed.tokens import TokensOnly, reviewer
+from infra.governed.tokens import by_token, reviewer
 from lineage.database import DIALECTS
 from lineage.digests import LineageError
 from lineage.signing import SCHEME
@@ -65,7 +66,7 @@ def _create_app() -> FastAPI:
     """The application of one worker."""
     if os.environ.get(SERVER) != "uvicorn":
         raise LineageError(f"start it with: mlflow server --app-name triptych ({REFUSED['gunicorn_opts']})")
-    settings, destination = read_settings(), os.environ[ARTIFACTS_DESTINATION_ENV_VAR]
+    settings, destination = Settings.read(), os.environ[ARTIFACTS_DESTINATION_ENV_VAR]
     here = place("mlflow-artifacts:/", destination)
     backend = _database(os.environ[BACKEND_STORE_URI_ENV_VAR])
     guard = Guard(settings, backend, None if "://" in here else Path(here))
@@ -81,9 +82,10 @@ def _create_app() -> FastAPI:
         "free_below": (_add_static_prefix("/static-files/"), _add_static_prefix(f"{API}/channel/")),
     }
     if settings.authentication == "header":
-        made.add_middleware(NamedUsersOnly, header=settings.user_header, **free)
+        made.add_middleware(UsersOnly, admit=by_header(settings.user_header), **free)
     if settings.authentication == "kubernetes":
-        made.add_middleware(TokensOnly, reviewer=reviewer(settings.namespace, settings.audience), **free)
+        known = reviewer(settings.namespace, settings.audience)
+        made.add_middleware(UsersOnly, admit=by_token(known), **free)
     return made
 
 
@@ -108,9 +110,10 @@ def check_start() -> None:
     Raises:
         LineageError, MlflowException: the server cannot start, and why.
     """
-    settings = read_settings()
-    _check_options()
-    _check_places(settings)
+    settings, command = Settings.read(), click.get_current_context(silent=True)
+    options = command.params if command else {}
+    _check_options(options)
+    _check_places(settings, options)
     guard = Guard(settings, "")
     guard.check_witness()
     guard.writes.clear()
@@ -129,9 +132,7 @@ def check_start() -> None:
         os.environ["_MLFLOW_AUTH_ADMIN_BOOTSTRAPPED"] = "true"
 
 
-def _check_options() -> None:
-    command = click.get_current_context(silent=True)
-    options = command.params if command else {}
+def _check_options(options: Mapping[str, Any]) -> None:
     for name, why in REFUSED.items():
         if options.get(name):
             raise LineageError(f"--{name.replace('_', '-')} does not go with the governed server: {why}")
@@ -149,10 +150,8 @@ def _check_options() -> None:
         _database(backend)
 
 
-def _check_places(settings: Settings) -> None:
+def _check_places(settings: Settings, options: Mapping[str, Any]) -> None:
     """Refuse to serve as artifacts what the server keeps for itself."""
-    command = click.get_current_context(silent=True)
-    options = command.params if command else {}
     served = options.get("artifacts_destination") or os.environ.get(ARTIFACTS_DESTINATION_ENV_VAR) or "./mlartifacts"
     keys = [key.removeprefix(SCHEME) for key in (settings.promotion_key, settings.witness_key) if SCHEME in key]
     databases = [settings.ledger, str(options.get("backend_store_uri") or "")]

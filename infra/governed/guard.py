@@ -62,11 +62,11 @@ class Guard:
         self.settings, self.backend, self.artifacts = settings, backend, artifacts
         # Two readers, so that appending does not wait for a move, which reads whole models.
         memory = Memory(settings.mark.parent, settings.mark.stem)  # also the lock of its workers
-        self._ledger, self._lock = Ledger.open(settings.ledger, settings.root, memory), Lock()
+        self.ledger, self._lock = Ledger.open(settings.ledger, settings.root, memory), Lock()
         self._moving, self._moving_lock = Ledger.open(settings.ledger, settings.root, memory), Lock()
-        self._signer = self._ledger.signer("promotion", settings.promotion_key)
+        self._signer = self.ledger.signer("promotion", settings.promotion_key)
         self.witness = LoggedWitness(
-            open_witness(settings.witness), self._ledger.signer("witness", settings.witness_key)
+            open_witness(settings.witness), self.ledger.signer("witness", settings.witness_key)
         )
         self._moves = BoundedSemaphore(MOST_MOVES)
         self.writes = Writes(settings.mark.with_suffix(".writes"))
@@ -94,13 +94,13 @@ class Guard:
             for name, why in told.unreadable.items():
                 LOG.warning("checkpoint %s of the witness says nothing: %s", name, why)
             if told.latest:
-                check_against(state, self._ledger.digest_at, told.latest, "the witness")
+                check_against(state, self.ledger.digest_at, told.latest, "the witness")
 
     @contextmanager
     def state(self) -> Iterator[State]:
         """The ledger's state now; it holds still as long as the block lasts."""
         with self._lock:
-            yield self._ledger.refresh()
+            yield self.ledger.refresh()
 
     def governs(self, model: str) -> bool:
         """Whether the ledger knows versions of a model of this name."""
@@ -124,7 +124,7 @@ class Guard:
                 known = [registered for versions in state.versions.values() for registered in versions.values()]
                 self._folders = (
                     state.head,
-                    {self._folder(one): f"version {one.version} of {one.model}" for one in known},
+                    {self._folder(one): one.name for one in known},
                 )
             return self._folders[1]
 
@@ -136,10 +136,6 @@ class Guard:
             except LedgerError:
                 return ""  # somebody changed MLflow's database; moves of this version are refused
         return self._found[version]
-
-    def entries(self, after: int, before: int | None) -> list[Entry]:
-        """The entries from index ``after`` on, up to ``before``."""
-        return self._ledger.store.entries(after, before)
 
     def accept(self, entry: Entry) -> None:
         """Append an entry that a pipeline or the root key signed.
@@ -154,7 +150,7 @@ class Guard:
             known = state.keys.get(entry.key)
             if known and known.role in ("promotion", "witness"):
                 raise LedgerError(f"{entry.name} is signed by the {known.role} key: moves go through this server")
-            self._ledger.accept(entry)
+            self.ledger.accept(entry)
         self._tell_witness()
 
     def set_policy(self, policy: PolicySet) -> None:
@@ -164,7 +160,7 @@ class Guard:
             LedgerError: it cannot be written.
         """
         with self.state():
-            self._ledger.append(policy, self._signer)
+            self.ledger.append(policy, self._signer)
         self._tell_witness()
 
     def move(self, action: Action, model: str, version: str, user: str, reason: str = "", run: str = "") -> list[str]:

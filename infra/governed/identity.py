@@ -2,69 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection
 
 from flask import g, has_request_context, request
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from infra.governed.settings import UNAUTHENTICATED, Settings
+from infra.governed.settings import UNAUTHENTICATED, USER, Settings
 from lineage.entries import LedgerError
 
-
-async def refuse(
-    status: int, message: str, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str] | None = None
-) -> None:
-    """End a request as MLflow ends one that is not permitted, or close a websocket."""
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008, "reason": message})
-        return
-    content = {"error_code": "PERMISSION_DENIED", "message": message}
-    await JSONResponse(content, status, headers)(scope, receive, send)
+Admit = Callable[[Scope], Awaitable[None]]
+"""Raises `HTTPException` for a request that nobody stands behind who may use the server."""
 
 
-class NamedUsersOnly:
-    """An ASGI layer that lets a request through only if the proxy's header names exactly one user.
+class UsersOnly:
+    """An ASGI layer that lets a request through only where ``admit`` does.
 
     It stands before WSGI, which makes one header of ``X-User`` and ``X_User``, and before MLflow's routes that are
     not Flask's, such as the upload of artifacts.
     """
 
-    def __init__(self, app: ASGIApp, header: str, free: Collection[str], free_below: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, admit: Admit, free: Collection[str], free_below: tuple[str, ...]) -> None:
         """Guard ``app``.
 
         Args:
             free: paths that need no user.
             free_below: beginnings of such paths.
         """
-        self.app, self.header, self.free, self.free_below = app, header.lower().encode(), free, free_below
+        self.app, self.admit, self.free, self.free_below = app, admit, free, free_below
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        trouble = self._trouble(scope) if scope["type"] in ("http", "websocket") else None
-        if trouble is None:
-            await self.app(scope, receive, send)
-        else:
-            await refuse(*trouble, scope, receive, send)
+        try:
+            if scope["type"] in ("http", "websocket"):
+                scope = {**scope, "headers": [one for one in scope["headers"] if not _is(one[0], USER)]}
+                if scope["path"] not in self.free and not scope["path"].startswith(self.free_below):
+                    await self.admit(scope)
+        except HTTPException as refused:
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008, "reason": refused.detail})
+            else:  # as MLflow ends a request that is not permitted
+                content = {"error_code": "PERMISSION_DENIED", "message": refused.detail}
+                await JSONResponse(content, refused.status_code, refused.headers)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
 
-    def _trouble(self, scope: Scope) -> tuple[int, str] | None:
-        if scope["path"] in self.free or scope["path"].startswith(self.free_below):
-            return None
-        given = [(name, value) for name, value in scope["headers"] if as_wsgi(name) == as_wsgi(self.header)]
+
+def by_header(header: str) -> Admit:
+    """Admits whom the proxy's header names, exactly one user."""
+
+    async def admit(scope: Scope) -> None:
+        given = [(name, value) for name, value in scope["headers"] if _is(name, header)]
         if not given:
-            return 401, f"nobody is named in the header {self.header.decode()}: log in at the proxy"
+            raise HTTPException(401, f"nobody is named in the header {header}: log in at the proxy")
         (name, value), *others = given
-        if others or name.lower() != self.header or b"," in value or not value.strip():
+        if others or name.decode("latin1").lower() != header.lower() or b"," in value or not value.strip():
             # The proxy's header beside one that the client sent: no telling which is which.
-            return 403, (
-                f"the header {self.header.decode()} names several users, or none, or is spelled in another way; "
-                "the proxy must remove the client's"
-            )
-        return None
+            told = f"the header {header} names several users, or none, or is spelled in another way"
+            raise HTTPException(403, f"{told}; the proxy must remove the client's")
+
+    return admit
 
 
-def as_wsgi(name: bytes) -> str:
-    """A header's name as WSGI has it, to which a dash and an underscore are one."""
-    return name.decode("latin1").upper().replace("-", "_")
+def _is(name: bytes, header: str) -> bool:
+    """Whether a header has this name to WSGI, to which a dash and an underscore are one."""
+    return name.decode("latin1").upper().replace("-", "_") == header.upper().replace("-", "_")
 
 
 def current_user(settings: Settings) -> str:

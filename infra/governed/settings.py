@@ -24,14 +24,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
-from lineage.digests import LineageError
+from lineage.environment import Environment
 
-PREFIX = "TRIPTYCH_"
 UNAUTHENTICATED = "unauthenticated"
 """How the ledger calls a user whom nobody checked."""
+USER = "x-triptych-kubernetes-user"
+"""The header in which this server names a token's user to what stands behind; a client's own is taken away."""
 
 
 def _names(value: Any) -> Any:
@@ -41,10 +42,10 @@ def _names(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
 
 
-class Settings(BaseSettings):
-    """The variables above, without their prefix; one that is empty counts as not set."""
+class Settings(Environment):
+    """The variables above."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="TRIPTYCH_")
 
     ledger: str
     root: str
@@ -83,19 +84,4 @@ class Settings(BaseSettings):
     @property
     def named_in(self) -> str:
         """The header that names the user, whom somebody in front checked; empty: MLflow does."""
-        from infra.governed.tokens import USER
-
         return USER if self.authentication == "kubernetes" else self.user_header
-
-
-def read_settings() -> Settings:
-    """The settings in the environment.
-
-    Raises:
-        LineageError: one is missing or wrong; the message names its variable, never its value.
-    """
-    try:
-        return Settings()  # type: ignore[call-arg]
-    except ValidationError as error:
-        faults = [": ".join([*[PREFIX + str(at).upper() for at in f["loc"][:1]], f["msg"]]) for f in error.errors()]
-        raise LineageError("; ".join(faults).replace("Field required", "is not set")) from error

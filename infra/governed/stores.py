@@ -135,7 +135,7 @@ class GuardedRegistry(RegistryStore):  # type: ignore[misc]
         Raises:
             LedgerError: there is no such version of this run, or its files are not in the run's own folder.
         """
-        what = f"version {registered.version} of {registered.model}"
+        what = registered.name
         if not NUMBER.fullmatch(registered.version):
             raise LedgerError(f"{what}: MLflow has no version of this name")
         columns = SqlModelVersion.storage_location, SqlModelVersion.source, SqlRun.artifact_uri, SqlRun.lifecycle_stage

@@ -12,18 +12,18 @@ import functools
 import hashlib
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 
 from anyio import to_thread
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
-from infra.governed.identity import as_wsgi, refuse
+from infra.governed.identity import Admit
+from infra.governed.settings import USER
 from lineage.digests import LineageError
 
-USER = "x-triptych-kubernetes-user"
-"""The header in which the layer names the user to what stands behind it; a client's own is taken away."""
 GROUP = "mlflow.kubeflow.org"
 REMEMBERED = 60.0
 """Seconds for which a review counts: how long a token that was revoked goes on."""
@@ -116,47 +116,28 @@ def shown_token(headers: Sequence[bytes]) -> str:
     return token.strip() if kind.lower() == "bearer" else ""
 
 
-class TokensOnly:
-    """An ASGI layer that lets a request through only with a token whose user may use the registry."""
+def by_token(reviewer: Reviewer) -> Admit:
+    """Admits whose token the API server knows and who may use the registry, and names them to what stands behind."""
 
-    def __init__(self, app: ASGIApp, reviewer: Reviewer, free: Collection[str], free_below: tuple[str, ...]) -> None:
-        """Guard ``app``.
+    async def admit(scope: Scope) -> None:
+        try:
+            user = await to_thread.run_sync(_admitted, reviewer, scope)
+        except UnreachableError as error:
+            raise HTTPException(503, str(error)) from error
+        scope["headers"].append((USER.encode(), user.encode("latin1", "replace")))
 
-        Args:
-            free: paths that need no user.
-            free_below: beginnings of such paths.
-        """
-        self.app, self.reviewer, self.free, self.free_below = app, reviewer, free, free_below
+    return admit
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
-            await self.app(scope, receive, send)
-            return
-        given = scope["headers"]
-        scope = {**scope, "headers": [one for one in given if as_wsgi(one[0]) != as_wsgi(USER.encode())]}
-        trouble: tuple[int, str] | None = None
-        if scope["path"] not in self.free and not scope["path"].startswith(self.free_below):
-            try:
-                trouble = await to_thread.run_sync(self._admit, scope)
-            except UnreachableError as error:
-                trouble = 503, str(error)
-        if trouble is None:
-            await self.app(scope, receive, send)
-        else:
-            headers = {"WWW-Authenticate": "Bearer"} if trouble[0] == 401 else {}
-            await refuse(*trouble, scope, receive, send, headers)
 
-    def _admit(self, scope: Scope) -> tuple[int, str] | None:
-        """Name the user to what stands behind; or the status and message of a refusal."""
-        token = shown_token([value for name, value in scope["headers"] if name.lower() == b"authorization"])
-        if not token:
-            return 401, "show one token of the cluster: Authorization: Bearer … (MLFLOW_TRACKING_AUTH=kubernetes)"
-        user = self.reviewer.user(token)
-        if user is None:
-            return 401, "the API server does not know this token, or it has expired"
-        verb = "get" if scope.get("method") in ("GET", "HEAD", "OPTIONS") else "update"
-        if not self.reviewer.may(user, verb, "experiments"):
-            where = f"{GROUP} in namespace {self.reviewer.namespace}"
-            return 403, f"{user['username']} may not {verb} experiments of {where}"
-        scope["headers"].append((USER.encode(), user["username"].encode("latin1", "replace")))
-        return None
+def _admitted(reviewer: Reviewer, scope: Scope) -> str:
+    challenge = {"WWW-Authenticate": "Bearer"}
+    shown = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+    if not (token := shown_token(shown)):
+        told = "show one token of the cluster: Authorization: Bearer … (MLFLOW_TRACKING_AUTH=kubernetes)"
+        raise HTTPException(401, told, challenge)
+    if (user := reviewer.user(token)) is None:
+        raise HTTPException(401, "the API server does not know this token, or it has expired", challenge)
+    name, verb = str(user["username"]), "get" if scope.get("method") in ("GET", "HEAD", "OPTIONS") else "update"
+    if not reviewer.may(user, verb, "experiments"):
+        raise HTTPException(403, f"{name} may not {verb} experiments of {GROUP} in namespace {reviewer.namespace}")
+    return name

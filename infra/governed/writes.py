@@ -10,13 +10,13 @@ from __future__ import annotations
 import fcntl
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lineage.digests import digest_bytes, hex_of
 from lineage.entries import LedgerError
+from lineage.files import hold
 
 RUN = re.compile(r"/[0-9a-f]{32}/artifacts(?=/|$)")
 """Ends the place where MLflow keeps the files of a run."""
@@ -50,16 +50,10 @@ class Writes:
         Raises:
             LedgerError: it takes too long.
         """
-        until = time.monotonic() + PATIENCE
         for lock in self._locks(folder)[-1:]:
             with lock.open("ab") as stream:
-                while True:
-                    try:
-                        return fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except BlockingIOError:
-                        if time.monotonic() > until:
-                            raise LedgerError(f"files are being uploaded into {folder}; ask again later") from None
-                    time.sleep(0.1)
+                if not hold(stream, PATIENCE):
+                    raise LedgerError(f"files are being uploaded into {folder}; ask again later")
 
     def _locks(self, target: str) -> list[Path]:
         """One for each run that the place lies in: an experiment may keep its files inside another one's run."""

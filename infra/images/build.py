@@ -9,7 +9,6 @@ wheels outside, with the caller's own pip and its configuration; the build itsel
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.checkout import CHECKOUT, checkout_commit
+from lineage.files import whole_folder
 from lineage.progress import MARK
 
 DOCKERFILE = Path(__file__).with_name("Dockerfile")
@@ -77,16 +77,12 @@ def lay_out_wheels() -> None:
         raise ContainerError(
             f"the images' Python is 3.11 and so are their wheels; this is {sys.version}: run with 3.11"
         )
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, text in files.items():
-        (partial / name).write_text(text)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(partial / "wheels")]
-    needed = [part for target in TARGETS for part in ("-r", str(partial / f"{target}.txt"))]
-    _run([*pip, "--constraint", str(CHECKOUT / "constraints.txt"), *needed])
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with whole_folder(folder) as partial:
+        for name, text in files.items():
+            (partial / name).write_text(text)
+        pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(partial / "wheels")]
+        needed = [part for target in TARGETS for part in ("-r", str(partial / f"{target}.txt"))]
+        _run([*pip, "--constraint", str(CHECKOUT / "constraints.txt"), *needed])
     pinned.write_text(constraints)
 
 

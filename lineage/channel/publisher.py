@@ -29,7 +29,6 @@ from lineage.signing import Role
 
 LONG = timedelta(days=3650)
 """Life of root, targets and snapshot: whether they are fresh is the timestamp's matter."""
-BOUNDARIES = ("channel-documents", "channel-targets", "channel-snapshot", "channel-timestamp")
 TRIES = 10
 """How often to begin again where another publisher was faster."""
 SIGNED = (Targets.type, Snapshot.type, Timestamp.type)

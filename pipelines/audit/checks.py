@@ -11,7 +11,6 @@ from lineage.artifacts import WEIGHTS_FOLDER, check_loader, folder_digest, weigh
 from lineage.digests import PREFIX, LineageError, digest_json
 from lineage.entries import Registered
 from lineage.figures import METRICS, cells, metrics
-from lineage.model_signature import signed_files
 from lineage.pictures import manifest_rows
 from lineage.places import GoneError
 from lineage.policy import policy_digest
@@ -19,7 +18,7 @@ from lineage.projection import tags_of
 from lineage.records import CLOSING, StepRecord
 from lineage.registry import CHAMPION
 from lineage.scores import EVALUATION_FILE, SETS_FILE, TABLE_FILE, stated
-from lineage.statements import SLSA, VERDICT, open_statement
+from lineage.statements import SLSA, VERDICT, open_statement, signed_files
 from lineage.witness import check_against, kept_checkpoint
 from pipelines.audit.claims import VERDICT_PATH, Claim, beside
 from pipelines.audit.examination import Examination

@@ -43,11 +43,7 @@ class Sources:
     """Whether evidence and images that do not lie on this machine are fetched."""
 
 
-class Fact(Frozen):
-    """Part of a report."""
-
-
-class Finding(Fact):
+class Finding(Frozen):
     """One thing that was checked. ``not proven`` is what no evidence here could prove; the rest speaks for itself."""
 
     part: Part
@@ -57,7 +53,7 @@ class Finding(Fact):
     reason: str
 
 
-class Picture(Fact):
+class Picture(Frozen):
     """A training image, as the snapshot has it."""
 
     file_name: str
@@ -71,7 +67,7 @@ class Picture(Fact):
     """Why it was not trained on."""
 
 
-class Data(Fact):
+class Data(Frozen):
     """What one training was given."""
 
     version: str
@@ -85,7 +81,7 @@ class Data(Fact):
     refused: tuple[Picture, ...] | None
 
 
-class Use(Fact):
+class Use(Frozen):
     """A version that has to do with what was asked about."""
 
     model: str
@@ -94,7 +90,7 @@ class Use(Fact):
     how: str
 
 
-class Registration(Fact):
+class Registration(Frozen):
     """A version as the ledger has it, and the verdict that it was registered with."""
 
     registered: Entry
@@ -135,7 +131,7 @@ class Version(Registration):
     """Versions trained from it, and versions judged against it."""
 
 
-class Ledger(Fact):
+class Ledger(Frozen):
     """The ledger that was read."""
 
     name: str
@@ -148,7 +144,7 @@ class Ledger(Fact):
     """Key id -> role, and when it stopped to count."""
 
 
-class Report(Fact):
+class Report(Frozen):
     """The answer to one question."""
 
     what: str

@@ -160,16 +160,16 @@ def _decide_again(scores: Path, config: Path | None) -> bool:
 
     settings = read_sections(config, "gate").gate if config else None
     try:
-        made = rejudge(scores, settings)
+        ruling, stored, differs = rejudge(scores, settings)
     except LineageError as error:
         raise RequestError(str(error)) from error
-    typer.echo(f"verdict: {made.ruling.decision}")
-    for reason in made.ruling.reasons:
+    typer.echo(f"verdict: {ruling.decision}")
+    for reason in ruling.reasons:
         typer.echo(f"  {reason}")
-    if made.stored:
-        same = f"not the same in: {', '.join(made.differs)}" if made.differs else "the same"
-        typer.echo(f"stored in {made.stored}: {same} (its signature: triptych audit)")
-    return not made.differs if made.stored else made.ruling.decision == "promote"
+    if stored:
+        same = f"not the same in: {', '.join(differs)}" if differs else "the same"
+        typer.echo(f"stored in {stored}: {same} (its signature: triptych audit)")
+    return not differs if stored else ruling.decision == "promote"
 
 
 @about("model", "config", "work_dir")
@@ -188,9 +188,10 @@ def reproduce(
 
     records = training_records(subject.ledger.state, str(subject.place.records), subject.name, version)
     with tempfile.TemporaryDirectory() as folder:
-        made = train_again(records, keep or Path(folder), Console())
-    for name in made.differs:
+        found, differs = train_again(records, keep or Path(folder), Console())
+    recorded = records["fine-tune"].outputs["candidate"]
+    for name in differs:
         typer.echo(f"not as it was then: {name}")
-    typer.echo(f"recorded  {made.expected}\nmade now  {made.found or 'nothing'}")
-    typer.echo("reproduced" if made.found == made.expected else "NOT reproduced")
-    return made.found == made.expected
+    typer.echo(f"recorded  {recorded}\nmade now  {found or 'nothing'}")
+    typer.echo("reproduced" if found == recorded else "NOT reproduced")
+    return found == recorded

@@ -103,14 +103,14 @@ def alike(what: str, subject: Subject) -> list[str]:
     from PIL import Image
 
     from serving.credentials import FORMATS
-    from serving.likeness import PictureLog
+    from serving.likeness import alike as find
 
     log = subject.place.root / SERVING / "pictures.jsonl"
     if not log.is_file():
         raise RequestError(f"there is no log of pictures at {log}; a server keeps one where picture_log is set")
     try:
         with Image.open(what, formats=FORMATS) as image:
-            found = PictureLog(log).like(image)
+            found = find(log, image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise RequestError(f"{what} is no picture: {error}") from error
     except LookupError as error:

@@ -29,12 +29,12 @@ def serve(
     """
     from lineage.places import without_credentials
     from serving.run import serve as run
-    from serving.settings import read_settings
+    from serving.settings import Settings
 
     given: dict[str, Any] = {"host": host, "port": port}
     given |= {"model": subject.model} if subject.model else {}
     given |= {"version": version, "mode": "pinned"} if version else {}
-    settings = read_settings(**given | _places(subject, channel, root))
+    settings = Settings.read(**given | _places(subject, channel, root))
     where = without_credentials(settings.channel)
     typer.echo(f"drawing with the champion of {where} on http://{host}:{port}; Ctrl-C ends it")
     run(settings)

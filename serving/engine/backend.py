@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from serving.backend import BackendError, Drawing, Drawn, GoneError, Load, RefusedError, UnusableError
 from serving.background import in_background
 from serving.engine.measure import measure
@@ -33,8 +35,6 @@ class BuiltIn:
     """
 
     def __init__(self, device: str | None = None, threads: int | None = None) -> None:
-        import torch
-
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._text = TextCache(TEXT_BYTES)
         self._worker = Worker(threads, self._text)
@@ -127,8 +127,6 @@ class BuiltIn:
 
 
 def _free() -> None:
-    import torch
-
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+
+import torch
 
 from serving.engine.model import Model
+from serving.engine.text import TextCache
+from serving.engine.worker import Worker
 from serving.memory import free_memory
 from training.encode.encoders import joined
-
-if TYPE_CHECKING:
-    from serving.engine.text import TextCache
-    from serving.engine.worker import Worker
 
 GROWTH = 1.05
 """A batch twice as large is worth its longer steps where it gives so many times as many rows a second."""
@@ -30,8 +29,6 @@ async def measure(worker: Worker, model: Model, cache: TextCache, most: int, dec
     Args:
         decode: seconds that decoding a picture takes.
     """
-    import torch
-
     plan, rows, idle = model.plan, model.plan.rows, 0
     paces: dict[int, float] = {}
     while rows <= most and idle < 2:
@@ -61,8 +58,6 @@ async def _forward_seconds(worker: Worker, model: Model, cache: TextCache, rows:
 
 def _forward(model: Model, cache: TextCache, rows: int) -> Callable[[], float]:
     """A forward of ``rows`` rows of noise; gives its seconds."""
-    import torch
-
     plan, transformer = model.plan, model.transformer
     noise = model.family.first_latents(0, plan.height, plan.width, transformer.dtype).to(model.device)
     latents = noise.expand(rows, -1, -1, -1).contiguous()
@@ -81,8 +76,6 @@ def _forward(model: Model, cache: TextCache, rows: int) -> Callable[[], float]:
 
 
 def _wait(model: Model) -> None:
-    import torch
-
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
 
 from serving.backend import BackendError, Drawn, RefusedError, UnusableError
 from serving.engine.picture import Picture, Plan
@@ -17,9 +21,6 @@ from training.families import family_of
 from training.families.drawing import BROKEN, PRECISION, is_finite, picture
 from training.families.family import check_weights
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 class Model:
     """The bundle at ``folder``, named ``name``, which was judged with ``sampling``; loaded in its ``precision``.
@@ -29,9 +30,6 @@ class Model:
     """
 
     def __init__(self, name: str, folder: Path, sampling: Mapping[str, Any], device: str) -> None:
-        import torch
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
         self.name, self.sampling, self.device = name, dict(sampling), torch.device(device)
         try:
             self.family = family_of(folder)
@@ -114,8 +112,6 @@ class Model:
 
     def pace(self) -> None:
         """Let a GPU fall behind by one step at most: who joins, leaves or is cancelled is heard at the next."""
-        import torch
-
         if self.device.type == "cuda":
             before, self._event = self._event, torch.cuda.Event()
             self._event.record()
@@ -140,8 +136,6 @@ class Batch:
     """Pictures that share forwards, until one joins or leaves. Those with guidance come first."""
 
     def __init__(self, pictures: Sequence[Picture]) -> None:
-        import torch
-
         self.members = list(pictures)
         self._order = sorted(self.members, key=lambda one: -one.plan.rows)
         self._model = self.members[0].model
@@ -166,8 +160,6 @@ class Batch:
 
     def step(self) -> None:
         """One forward and one Euler step. The pictures stay as they were where it raises."""
-        import torch
-
         guided, number = self._guided, self._done
         latents = torch.cat([one.latents for one in self._order])
         rows = torch.cat([latents, latents[:guided]])

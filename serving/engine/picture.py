@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from serving.backend import BackendError, Drawing, Drawn, LateError, RefusedError
 from training.families.drawing import PRECISION, PRECISIONS
+from training.families.family import Family
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
     from serving.engine.model import Model
-    from training.families.family import Family
-
 
 MOST_GUIDANCE = 1000
 

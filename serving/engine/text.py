@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
-    Conditioning = dict[str, Tensor]
+Conditioning = dict[str, Tensor]
 
 Key = tuple[str, str, int]
 """Digest of the encoders, prompt, tokens read."""

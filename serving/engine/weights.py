@@ -6,13 +6,15 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import _TYPES
+from torch import Tensor
 
 from lineage.digests import PREFIX, digest_file, digest_tree
 from serving.backend import UnusableError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _LENGTH = 8
 """Bytes before a safetensors header that give its length, little-endian.
@@ -39,8 +41,6 @@ class Weights:
     """
 
     def __init__(self, folder: Path, pipeline: Any) -> None:
-        import torch
-
         parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
         self._folder, self._parts = folder, parts
         self._others: dict[str, str] = {}
@@ -70,8 +70,6 @@ class Weights:
 
         What no model uses, such as a head for logits that nobody reads, is taken from the folder.
         """
-        from safetensors import safe_open
-
         digests, memory = dict(self._others), self._memory()
         for file in self._files:
             hashed = hashlib.sha256(file.start)
@@ -108,9 +106,6 @@ def _read(path: Path, name: str, part: str) -> _File:
 
 def _content(tensor: Tensor, kind: str) -> Any:
     """The bytes of ``tensor`` in a file's number format; None where they were lost, because memory holds fewer bits."""
-    import torch
-    from safetensors.torch import _TYPES
-
     stored = tensor.detach().cpu()
     written = stored.to(_TYPES[kind]).contiguous().reshape(-1)
     if written.element_size() > stored.element_size() or not torch.equal(

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+import torch
+
 from serving.backend import BackendError, GoneError
 from serving.engine.model import Batch
 from serving.engine.picture import Picture
@@ -36,7 +38,7 @@ class Worker:
         self._start()
 
     def _reset(self) -> None:
-        self.turns: Turns[Picture] = Turns(lambda one: one.model.limit(one.plan.height, one.plan.width))
+        self.turns = Turns(lambda one: one.model.limit(one.plan.height, one.plan.width))
         self.occupancy = 0.0
         self._batches: dict[Any, Batch] = {}
         self._stepped = 0.0
@@ -85,8 +87,6 @@ class Worker:
     # The thread
 
     def _main(self) -> None:
-        import torch
-
         try:
             torch.set_num_threads(self._threads or min(torch.get_num_threads(), granted_cpus()))
             with torch.inference_mode():
@@ -173,8 +173,6 @@ class Worker:
 
     def _narrow(self, group: list[Picture], error: Exception) -> None:
         """Batches as large as this one are not tried again where memory did not suffice."""
-        import torch
-
         if isinstance(error, torch.OutOfMemoryError):
             rows, plan = sum(one.rows for one in group), group[0].plan
             group[0].model.limits[plan.height, plan.width] = max(1, rows // 2)

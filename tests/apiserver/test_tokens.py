@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from infra.governed.settings import read_settings
+from infra.governed.settings import Settings
 from lineage.digests import LineageError
 from lineage.ledger import Ledger
 from tests.apiserver.apiserver import ApiServer
@@ -196,4 +196,4 @@ def test_settings_that_do_not_agree(
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(LineageError, match=said):
-        read_settings()
+        Settings.read()

@@ -13,7 +13,7 @@ import pytest
 from lineage.embedded import Embedded
 from lineage.entries import Closed, Judged, Moved, Recorded, Registered
 from lineage.registry import Registry
-from pipelines.container_step import ROOT_LABEL, step_of
+from pipelines.containers import ROOT_LABEL, step_of
 from tests.runs import TRIPTYCH, cut_down, some_portraits, triptych
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(3600)]

@@ -19,7 +19,7 @@ from moto.server import ThreadedMotoServer
 
 from benchmarks.step_overhead import cost
 from lineage.records import StepRecord, read_records
-from pipelines.container_step import ROOT_LABEL
+from pipelines.containers import ROOT_LABEL
 from pipelines.steps import Image
 from tests.runs import SECRETS, TRIPTYCH, cut_down, secrets_in, some_portraits, triptych
 

@@ -18,8 +18,7 @@ from kfp.local import config, docker_task_handler
 
 from infra.images.build import ContainerError
 from lineage.embedded import Embedded
-from pipelines.container_step import RUN_LABEL, remove, run_step
-from pipelines.containers import containers
+from pipelines.containers import RUN_LABEL, containers, remove, run_step
 from pipelines.steps import Image
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]

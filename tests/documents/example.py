@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from model_signing import verifying
 
 from components.fine_tune.installed import installed
 from components.register.documents.candidate import Candidate
@@ -29,6 +30,11 @@ def weights(folder: Path, name: str = "candidate") -> Path:
     (path / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}\n')
     (path / "transformer" / "weights.safetensors").write_text(name)
     return path
+
+
+def verify_model(weights: Path, public: Path, signature: Path) -> None:
+    """As ``model_signing verify key`` does."""
+    verifying.Config().use_elliptic_key_verifier(public_key=public).verify(weights, signature)  # type: ignore[no-untyped-call]
 
 
 def validated(folder: Path) -> Path:

@@ -12,7 +12,6 @@ import pytest
 from components.promote.promote import promote_version
 from lineage.digests import LineageError
 from lineage.entries import Closed, LedgerError, Moved, StaleError
-from lineage.moves import BOUNDARIES
 from lineage.registry import Registry, RegistrySettings
 from lineage.signing import open_signer
 from lineage.witness import FileWitness
@@ -135,7 +134,9 @@ def test_unknown_versions_are_named(world: World) -> None:
         world.mover().move("promote", "7")
 
 
-@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize(
+    "boundary", ["before-moved", "after-moved", "after-tags", "after-alias", "after-channel", "after-checkpoint"]
+)
 @pytest.mark.parametrize(
     ("action", "version", "after"), [("promote", "2", "2"), ("rollback", "0", "1"), ("withdraw", "1", "")]
 )

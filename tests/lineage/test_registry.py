@@ -25,7 +25,6 @@ from lineage.artifacts import fetch_weights, folder_digest, listing, weights_dig
 from lineage.digests import LineageError, digest_path
 from lineage.embedded import Embedded
 from lineage.entries import Judged, Registered
-from lineage.model_signature import verify_model
 from lineage.projection import tags_of
 from lineage.records import RunContext, recording
 from lineage.registry import Registry, RegistrySettings
@@ -145,7 +144,7 @@ def test_provenance_and_weights_are_signed_with_the_run_key(run: Run, tmp_path: 
     public = tmp_path / "run.pub.pem"
     spki = pem.PublicFormat.SubjectPublicKeyInfo
     public.write_bytes(key._crypto_key().public_bytes(pem.Encoding.PEM, spki))  # type: ignore[attr-defined]
-    verify_model(run.candidate, public, stored / "model.sig")
+    example.verify_model(run.candidate, public, stored / "model.sig")
 
 
 def test_a_rejected_candidate_is_kept_too(tmp_path: Path, migrated: bytes) -> None:

@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.configuration import local_path
-from pipelines.container_step import step_of
-from pipelines.containers import bucket_environment
+from pipelines.containers import bucket_environment, step_of
 from pipelines.steps import STEPS
 
 AROUND = {

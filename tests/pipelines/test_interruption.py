@@ -79,9 +79,15 @@ def test_a_work_folder_belongs_to_one_runner(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_left_behind_is_stopped_by_the_next(tmp_path: Path) -> None:
-    orphan = subprocess.Popen(["sleep", "600"], env={**os.environ, MARK: str(tmp_path.resolve())})
-    assert stop_leftovers(Workspace(tmp_path)) == [orphan.pid]
+    orphan, stranger = (
+        subprocess.Popen(["sleep", "600"], env={**os.environ, MARK: str(folder.resolve())})
+        for folder in (tmp_path, tmp_path / "another")
+    )
+    stop_leftovers(Workspace(tmp_path))
     assert orphan.wait(10) == -signal.SIGKILL
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait(10)
 
 
 def test_sigterm_is_an_interrupt(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from flask import Flask
 
 from infra.governed.app import _check_options, check_start
 from infra.governed.identity import current_user, require_officer
-from infra.governed.settings import read_settings
+from infra.governed.settings import Settings
 from lineage.digests import LineageError
 from lineage.ledger import Ledger
 from tests.servers.governed import settings
@@ -50,8 +50,8 @@ def test_keys_ledger_and_mark_inside_what_is_served_as_artifacts(started: Path, 
 )
 def test_options_by_which_any_website_acts_for_its_visitors(given: dict[str, str]) -> None:
     # MEDIUM: as --disable-security-middleware, which is refused.
-    with options(**given), pytest.raises(LineageError):
-        _check_options()
+    with pytest.raises(LineageError):
+        _check_options(given)
 
 
 @pytest.mark.parametrize("variable", ["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", "MLFLOW_SERVER_ALLOWED_HOSTS"])
@@ -70,7 +70,7 @@ def test_another_user_whose_name_ends_in_a_space_of_unicodes_is_no_officer(
     # LOW: it needs a proxy that writes names as Latin-1.
     for variable, value in settings(tmp_path, authentication="header").items():
         monkeypatch.setenv(variable, value)
-    known = read_settings()
+    known = Settings.read()
     with (
         Flask("proxied").test_request_context(environ_base={"HTTP_X_USER": name}),
         pytest.raises(LineageError),

@@ -19,7 +19,7 @@ from lineage.registry import Registry
 from pipelines.cli import app
 from pipelines.commands.serve import SERVING
 from serving.credentials import ContentSigner, Origin, encode, make_content_key
-from serving.likeness import PictureLog
+from serving.likeness import note
 from tests.audit.world import GATE, MODEL, TERMS, World, draw_pictures
 from tests.serving.world import command_line, ready, until
 
@@ -176,7 +176,7 @@ def test_a_picture_without_credentials_is_found_by_its_likeness(
     assert missing.exit_code == 2
     assert "there is no log of pictures" in missing.output
     (world.folder / SERVING).mkdir(exist_ok=True)
-    PictureLog(world.folder / SERVING / "pictures.jsonl").note(drawn, "req_1", origin(world))
+    note(world.folder / SERVING / "pictures.jsonl", drawn, "req_1", origin(world))
     found = run(world, tmp_path / "stripped.jpg", "--like")
     assert found.exit_code == 0
     assert f"version 1 of portraits ({world.candidates['1']}), seed 7, request req_1" in found.output

@@ -27,7 +27,7 @@ from serving.credentials import (
     make_content_key,
     read_credentials,
 )
-from serving.likeness import PictureLog
+from serving.likeness import alike, note
 
 ORIGIN = Origin(
     model="portraits",
@@ -177,16 +177,16 @@ def test_threads_sign_at_once(keys: Path) -> None:
 
 
 def test_a_stripped_picture_is_found_by_its_likeness(tmp_path: Path) -> None:
-    log = PictureLog(tmp_path / "pictures.jsonl")
+    log = tmp_path / "pictures.jsonl"
     for seed in range(50):
-        log.note(picture(seed), f"req_{seed}", ORIGIN.model_copy(update={"seed": seed}))
+        note(log, picture(seed), f"req_{seed}", ORIGIN.model_copy(update={"seed": seed}))
     stripped = io.BytesIO()
     picture(17).resize((48, 48)).save(stripped, "JPEG", quality=40)
-    (nearest, line), *_ = log.like(Image.open(stripped, formats=["JPEG"]))
+    (nearest, line), *_ = alike(log, Image.open(stripped, formats=["JPEG"]))
     assert line["origin"]["seed"] == 17
     assert nearest <= 6
-    assert log.like(picture(1000)) == []
-    assert "prompt" not in log.path.read_text()
+    assert alike(log, picture(1000)) == []
+    assert "prompt" not in log.read_text()
 
 
 def test_the_hash_is_the_snapshots() -> None:

@@ -25,7 +25,7 @@ from lineage.artifacts import LOADER, WEIGHTS_FOLDER, folder_digest, listing, we
 from lineage.channel.champion import Champion, File
 from serving.api import create_app
 from serving.run import Server
-from serving.settings import Settings, read_settings
+from serving.settings import Settings
 from tests.channel.worlds import DAY, MODEL, nobody
 from tests.channel.worlds import World as ChannelWorld
 from tests.channel.worlds import champion as document
@@ -59,7 +59,7 @@ class World:
     def settings(self, name: str = "server", **more: Any) -> Settings:
         self.folder.joinpath("root.json").write_bytes(self.channel.root)
         told = {"channel": self.channel.place, "root": self.folder / "root.json", "state": self.folder / name}
-        return read_settings(**told | {"poll": 0.05, "backend": "tests.serving.backends:Painter"} | more)
+        return Settings.read(**told | {"poll": 0.05, "backend": "tests.serving.backends:Painter"} | more)
 
     def build(
         self, version: str, bundle: Path | None = None, text: str = "", sampling: Any = SAMPLING, **more: str

@@ -30,7 +30,7 @@ class Crowd(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.turns: Turns[Item] = Turns(lambda item: LIMIT)
+        self.turns = Turns(lambda item: LIMIT)
         self.alive: list[Item] = []
         self.admitted: list[Item] = []
         self.since: dict[str, Counter[str]] = {}
@@ -95,7 +95,7 @@ TestCrowd = Crowd.TestCase
 
 
 def test_the_shortest_go_first_and_nobody_is_passed_over_for_ever() -> None:
-    turns: Turns[Item] = Turns(lambda item: LIMIT)
+    turns = Turns(lambda item: LIMIT)
     long = [Item("a", 2, 50) for _ in range(3)]
     turns.waiting.extend(long)
     while turns.admit():
@@ -116,7 +116,7 @@ def test_the_shortest_go_first_and_nobody_is_passed_over_for_ever() -> None:
 
 def test_a_picture_is_not_overtaken_for_ever() -> None:
     """Four groups are kept busy by ever new small ones; the fifth's picture is admitted all the same."""
-    turns: Turns[Item] = Turns(lambda item: LIMIT)
+    turns = Turns(lambda item: LIMIT)
     for number, key in enumerate("abcd"):
         turns.waiting.append(Item(key, 1, number))
         assert turns.admit()
