@@ -279,14 +279,12 @@ class Batches:
         )
 
     def _shares(self, everyone_dropped: list[bool], dropped: list[bool]) -> Tensor:
-        """Weights by which the supervision is a mean over all kept samples of all processes.
+        """Weights by which the supervision is a mean over all samples of all processes whose caption is not dropped.
 
-        Gradients are averaged over processes, so a sample's weight is world / (kept in all processes).
+        Gradients are averaged over processes, so a sample's weight is world / (such samples in all processes).
         """
-        masked = self.settings.supervision.mask_dropped
-        kept = len(everyone_dropped) - (sum(everyone_dropped) if masked else 0)
-        weight = self.world / max(kept, 1)
-        return torch.tensor([0.0 if masked and drop else weight for drop in dropped])
+        weight = self.world / max(everyone_dropped.count(False), 1)
+        return torch.tensor([0.0 if drop else weight for drop in dropped])
 
 
 def parts(batch: Batch, count: int) -> list[Batch]:
