@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization as pem
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from components.register.documents.signature import sign_model
+from components.register.register import sign_model
 from lineage.digests import LineageError
 from lineage.model_signature import verify_model
 from tests.documents import example
