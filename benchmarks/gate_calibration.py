@@ -21,10 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, norm
 
-from components.gate.figures import Figure, per_prompt_figures
+from components.gate.figures import Figure, Group, per_prompt_figures
 from components.gate.resampling import Resampling
 from components.gate.settings import AXES, GateSettings
-from components.gate.slices import Group
 from components.gate.verdict import rule
 
 Floats = NDArray[np.float64]

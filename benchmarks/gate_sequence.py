@@ -24,10 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.gate_calibration import Floats, promoted_before, upper_limit
-from components.gate.figures import per_prompt_figures
+from components.gate.figures import Group, per_prompt_figures
 from components.gate.resampling import Resampling
 from components.gate.settings import AXES, GateSettings, Slice
-from components.gate.slices import Group
 from components.gate.verdict import rule
 
 PROMPTS, TRIES, MARGIN, OWN = 400, 50, 0.05, 0.1

@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.gate_calibration import upper_limit
-from components.gate.figures import per_prompt_figures
+from components.gate.figures import Group, make_groups, per_prompt_figures
 from components.gate.resampling import Floats, Resampling
 from components.gate.scores import Scores, prompt_means, read_scores
 from components.gate.settings import GateSettings
-from components.gate.slices import Group, make_groups
 from components.gate.verdict import rule
 from lineage.scores import EVALUATION_FILE
 from pipelines.configuration import read_sections

@@ -22,11 +22,10 @@ from sklearn.metrics.pairwise import polynomial_kernel, rbf_kernel
 from components.evaluate.distances import CMMD_BANDWIDTH, CMMD_SCALE, cmmd, kid
 from components.evaluate.judging import KERNELS
 from components.gate.distances import Distances
-from components.gate.figures import Figure, set_level_figures
+from components.gate.figures import Figure, Group, set_level_figures
 from components.gate.resampling import Resampling
 from components.gate.scores import Scores
 from components.gate.settings import AXES, GateSettings
-from components.gate.slices import Group
 from lineage.scores import MODELS, REFERENCES, SetMeasure, Sets
 
 Floats = NDArray[np.float64]

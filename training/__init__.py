@@ -15,9 +15,9 @@ A reader's way through this room:
     encode/       encoders.py, the frozen models at work; encoding.py, everything that is computed once; store.py keeps
                   it by row; info.py says what it was made from; features.py reads it while training
     train/        process.py, what each process runs; loop.py under accelerate and DeepSpeed; model.py, the model and
-                  the loss of one batch; draws.py and buckets.py, what chance decides; masters.py, fp32 weights and
+                  the loss of one batch; draws.py, what chance decides; masters.py, fp32 weights and
                   their average; checkpoints.py, what is due between two steps; meter.py watches the losses;
-                  lora.py; export.py writes the candidate; curves.py
+                  samples.py draws; lora.py; export.py writes the candidate; curves.py
     launch/       launch.py starts the processes on one machine, node.py on each of a cluster; transfer.py brings
                   folders there; watching.py shows the curves while they grow
     portrait.py   the registered model, as MLflow loads it

@@ -76,8 +76,6 @@ class SupervisionSettings(Section):
     """False: λ and μ stay at their height to the end."""
     projector_hidden: int = Field(default=2048, ge=1)
     """Width of the projector's two hidden layers."""
-    mask_dropped: bool = True
-    """Leave samples whose caption was dropped out of the supervision."""
 
     @property
     def structured(self) -> bool:
@@ -213,9 +211,7 @@ class TrainingSettings(Section):
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's decoupled weight decay, on matrices only (not on biases and norms)."""
     warmup_steps: int = Field(default=20, ge=0)
-    """Optimizer steps in which the learning rate rises linearly from 0."""
-    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: stay, or fall to 0 as half a cosine by the last step."""
+    """Optimizer steps in which the learning rate rises linearly from 0; after them it stays."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global L2 norm where it is exceeded."""
     processes: int = Field(default=2, ge=1)

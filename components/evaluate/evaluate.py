@@ -67,7 +67,8 @@ def evaluate(
         The content of ``evaluation.json``: the digests of everything that decides the scores.
     """
     target.mkdir(parents=True, exist_ok=True)
-    facts: dict[str, Any] = {"evaluation_set": _describe(None), "scorers": [], "terms": _terms(settings)}
+    terms = by_content(settings.model_dump(mode="json"))  # what the ledger pins of them as policy
+    facts: dict[str, Any] = {"evaluation_set": _describe(None), "scorers": [], "terms": terms}
     facts |= {"candidate": {"digest": digest_path(candidate)}, **{who: {"digest": d} for who, (_, d) in others.items()}}
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -80,9 +81,9 @@ def evaluate(
             facts["leakage"] = judge.check_leakage(settings, training or {})
             files, store = {}, Path(state or folder) / "samples"
             for who, model in models.items():
-                drawn, terms = draw(model, evaluation_set, settings.batch_size, store, who, how=settings.drawing)
+                drawn, under = draw(model, evaluation_set, settings.batch_size, store, who, how=settings.drawing)
                 files[who] = collect(drawn, evaluation_set, settings.batch_size, target / "samples" / who)
-                facts["machine"] = terms.machine
+                facts["machine"] = under.machine
                 judge.score(who, files[who])
             facts |= judge.finish(target)
         except LineageError as error:
@@ -136,12 +137,6 @@ def draw_shard(
     except LineageError as error:
         return str(error)
     return ""
-
-
-def _terms(settings: EvaluationSettings) -> dict[str, Any]:
-    """The settings by content: what the ledger pins of them as policy."""
-    terms: dict[str, Any] = by_content(settings.model_dump(mode="json"))
-    return terms
 
 
 def _describe(evaluation_set: EvaluationSet | None) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from components.evaluate.evaluation_set import EvaluationError, EvaluationSet, Prompt
 from components.evaluate.settings import DrawingSettings
 from lineage.digests import code_digest, digest_file, digest_json, digest_path, hex_of, packages_digest
@@ -93,10 +95,16 @@ def draw(
         return folder, terms
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "terms.json", json.dumps(asdict(terms), indent=2).encode(), 0o644)
-    drawer = _load(model, who, how)
+    sampling = evaluation_set.description.sampling.model_dump()
     count = sum(len(batches[number]) for number in missing)
-    for number in track(missing, f"sampling {who}", count, weight=batch_size):
-        _draw_batch(drawer, batches[number], evaluation_set, folder, number, who)
+    try:
+        drawer = Drawer(model, **how.model_dump())
+        for number in track(missing, f"sampling {who}", count, weight=batch_size):
+            prompts, seeds = zip(*batches[number], strict=True)
+            drawn = drawer.draw([prompt.text for prompt in prompts], seeds, sampling)
+            _keep(drawn, batches[number], folder, number)
+    except TrainingError as error:
+        raise EvaluationError(f"the {who}: {error}") from error
     return folder, terms
 
 
@@ -136,26 +144,8 @@ def _is_whole(folder: Path, number: int, batch: Sequence[tuple[Prompt, int]]) ->
         return False
 
 
-def _load(model: Path, who: str, how: DrawingSettings) -> Drawer:
-    try:
-        return Drawer(model, **how.model_dump())
-    except TrainingError as error:
-        raise EvaluationError(f"the {who}'s weights at {model} do not load: {error}") from error
-
-
-def _draw_batch(
-    drawer: Drawer,
-    batch: Sequence[tuple[Prompt, int]],
-    evaluation_set: EvaluationSet,
-    folder: Path,
-    number: int,
-    who: str,
-) -> None:
-    prompts, seeds = [prompt.text for prompt, _ in batch], [seed for _, seed in batch]
-    try:
-        drawn = drawer.draw(prompts, seeds, evaluation_set.description.sampling.model_dump())
-    except TrainingError as error:
-        raise EvaluationError(f"the {who}: {error}") from error
+def _keep(drawn: Sequence[Image.Image], batch: Sequence[tuple[Prompt, int]], folder: Path, number: int) -> None:
+    """Keep the pictures of a batch, and then the list of their digests."""
     listed = {}
     for sample, picture in zip(batch, drawn, strict=True):
         target = folder / _name(sample)

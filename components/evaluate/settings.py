@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from lineage.frozen import Frozen
 
@@ -30,10 +30,8 @@ class DrawingSettings(Frozen):
     """Keep on the GPU only the part of the model that is at work."""
 
 
-class EvaluationSettings(BaseModel):
+class EvaluationSettings(Frozen):
     """What decides the scores, beside the models."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     evaluation_set: str
     """Folder of the evaluation set."""

@@ -30,6 +30,7 @@ from training.settings import AXES, TrainingSettings
 from training.train import lora
 from training.train.export import export_candidate
 from training.train.job import mark_name
+from training.train.samples import take_weights
 
 RULE = (
     "the largest product over the axes of gains, gain = mean - base model's mean + margin, among the points where all "
@@ -88,19 +89,6 @@ def weights_at(settings: TrainingSettings, marks: Path, point: Point) -> dict[st
     return weights
 
 
-class PointDrawer(Drawer):
-    """Draws with the base model, whose MM-DiT takes other weights."""
-
-    def take(self, settings: TrainingSettings, weights: Mapping[str, Tensor]) -> None:
-        """Draw with ``weights`` of what is trained, in the base model's number format, as a candidate would."""
-        transformer, own = settings.base_model / "transformer", self._pipeline.transformer.state_dict()
-        if settings.adapter:
-            weights = lora.merged(transformer, weights, settings.adapter)
-        for name, stream in weights_in(transformer):
-            kept = stream.get_tensor(name)
-            own[name].copy_(weights.get(name, kept).to(kept.dtype))
-
-
 class Selection:
     """A selection set, and who scores on it.
 
@@ -152,11 +140,11 @@ class Selection:
         """The base model's means, and those of each point."""
         settings, asked = self._settings, points(self._settings)
         drawing = DrawingSettings.model_validate(settings.selection.drawing)
-        drawer = PointDrawer(settings.base_model, **drawing.model_dump())
+        drawer = Drawer(settings.base_model, **drawing.model_dump())
         base, compared = self._score(drawer, "the base model"), {}
         pictures = len(self._set.samples)
         for point in track(asked, "comparing weights", len(asked) * pictures, weight=pictures):
-            drawer.take(settings, weights_at(settings, marks, point))
+            take_weights(drawer.pipeline.transformer, settings, weights_at(settings, marks, point))
             compared[point] = self._score(drawer, point.name)
         return base, compared
 

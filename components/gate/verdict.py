@@ -22,11 +22,10 @@ from typing import Literal
 import numpy as np
 
 from components.gate.distances import Distances
-from components.gate.figures import Figure, per_prompt_figures, set_level_figures
+from components.gate.figures import Figure, Group, make_groups, per_prompt_figures, set_level_figures
 from components.gate.resampling import Resampling
 from components.gate.scores import Scores, UnusableScores, check_sets, prompt_means
 from components.gate.settings import RANGES, GateSettings, axis_of, missing_axes
-from components.gate.slices import Group, make_groups
 from lineage.figures import cells
 from lineage.frozen import Frozen
 

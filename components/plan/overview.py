@@ -21,11 +21,6 @@ SHOWN = (
     *("evaluation.evaluation_set", "evaluation.limit", "gate.margins", "gate.alpha"),
 )
 """Settings that decide what comes of a run, by section. The records hold all of them."""
-PLACES = (
-    *("data.source", "training.base_model", "evaluation.evaluation_set"),
-    *("training.replay.captions", "training.selection.selection_set"),
-)
-"""Of these the last part is shown; they are pinned by digest elsewhere."""
 VIEW = "verdicts"
 """A view of MLflow's: which columns its list of runs has at the address of `page`."""
 COLUMNS = ("data.source", "training.steps", "training.replay.captions")
@@ -73,7 +68,8 @@ def parameters(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str,
         for inner, one in value.items() if isinstance(value, Mapping) else [("", value)]:
             if one is not None:
                 said = f"{one:g}" if isinstance(one, float) else str(one)  # KFP makes a float of every number
-                yield f"{name}.{inner}" if inner else name, PurePosixPath(said).name if name in PLACES else said
+                # Of a place the last part: it is pinned by digest elsewhere.
+                yield f"{name}.{inner}" if inner else name, PurePosixPath(said).name if "/" in said else said
 
 
 def log_dataset(store: Registry, mlflow_run: str, digest: str, source: str, profile: Mapping[str, Any]) -> None:

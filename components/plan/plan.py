@@ -7,14 +7,16 @@ training; so does a candidate whose run was approved and ended before it could p
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from components.plan.keys import evaluation_terms, training_key
-from components.plan.lease import take_lease
+from lineage.clock import now
 from lineage.digests import LineageError, digest_path
-from lineage.entries import BusyError, Registered
+from lineage.entries import BusyError, Leased, Registered
 from lineage.policy import by_content, changes
 from lineage.records import RunContext
 from lineage.registry import RegistrySettings
@@ -24,6 +26,8 @@ from training.settings import teachers
 Sections = Mapping[str, Mapping[str, Any]]
 """Sections of the configuration by name: ``validation``, ``training`` (without what only watches the training),
 ``evaluation`` and ``gate``."""
+LOOK_AGAIN = 10.0
+"""Seconds between two looks at a lease that somebody else holds."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,27 @@ def plan_run(
     state = context.open_ledger().refresh()  # what a run that was waited for did is part of it
     check_policy(state, model, sections["evaluation"], sections["gate"])
     return make_plan(state, model, snapshot_digest, sections, force, automatic=settings.mode == "auto")
+
+
+def take_lease(context: RunContext, model: str, hours: float, wait: bool) -> None:
+    """Have ``model`` for this run until it is closed, or for ``hours``, should it never be closed.
+
+    Args:
+        wait: for the run that has it; its lease ends with it, or expires where it died.
+
+    Raises:
+        BusyError: another run has it, and this one does not wait.
+    """
+    ledger, signer = context.open_ledger(), context.signer("run")
+    while True:
+        try:
+            ledger.append(Leased(model=model, run=context.id, expires=now(timedelta(hours=hours))), signer)
+            return
+        except BusyError as error:
+            if not wait:
+                raise
+            print(f"waiting: {error}", flush=True)
+            time.sleep(LOOK_AGAIN)
 
 
 def make_plan(

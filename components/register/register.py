@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import json
+import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from components.register.documents.bom import ml_bom
 from components.register.documents.candidate import Candidate
-from components.register.documents.croissant import croissant
 from components.register.documents.model_card import model_card
 from components.register.documents.provenance import provenance
-from components.register.documents.signature import sign_model
 from components.register.model_folder import write_model_folder
-from components.register.store import create, delete_leftovers, new_attempt, upload
 from lineage.artifacts import WEIGHTS_FOLDER, digest_of, folder_digest, listing
+from lineage.croissant import describe_manifest
 from lineage.digests import LineageError, digest_path, short
 from lineage.entries import Judged, Registered
 from lineage.figures import figures_table, metrics
 from lineage.projection import registration_tags
 from lineage.records import RunContext, check_records
-from lineage.registry import EVIDENCE_FOLDER, TAG, Registry, RegistrySettings
+from lineage.registry import EVIDENCE_FOLDER, TAG, Registry, RegistrySettings, Version
 from lineage.signing import SCHEME
 from lineage.statements import VERDICT, VERDICT_FILE, read_statement, write_statement
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
 
+ATTEMPT = "candidate-"
+"""Begins the name of the folder that holds a version's files; each attempt to register has its own."""
+MODEL_FOLDER = "model"
 DESCRIPTION_LIMIT = 5000
 """Characters that MLflow's databases keep of a description."""
 
@@ -150,6 +152,34 @@ def write_documents(candidate: Candidate, target: Path, signer: Signer) -> None:
         (target / "records" / f"{step}.json").write_text(record.model_dump_json(indent=2), "utf-8")
 
 
+def croissant(candidate: Candidate, place: str) -> dict[str, Any]:
+    """The JSON-LD of the rows that a candidate was trained on, for a reader who finds them at the path ``place``."""
+    digest = candidate.data_digest
+    description = (
+        f"The data with digest {digest}, on which run {candidate.run} fine-tuned {candidate.model_name}: "
+        f"{candidate.images()}. Rows whose split is not train were not trained on."
+    )
+    name = f"{candidate.model_name}-training-data"
+    return describe_manifest(candidate.manifest, place, digest, name, description, candidate.ended, held_out=False)
+
+
+def sign_model(weights: Path, key: Path, signature: Path) -> None:
+    """Sign every file of ``weights`` with an unencrypted PEM private key (ECDSA P-256) and write ``signature``.
+
+    Files of git, such as ``.gitignore``, are left out, as the command line does by default.
+
+    Raises:
+        LineageError: the key does not serve, or the weights hold a link or something else that cannot be signed.
+    """
+    from model_signing import signing
+
+    try:
+        signer = signing.Config()  # type: ignore[no-untyped-call]
+        signer.use_elliptic_key_signer(private_key=key).sign(weights, signature)
+    except (OSError, ValueError, TypeError) as error:
+        raise LineageError(f"the weights at {weights} cannot be signed with {key}: {error}") from error
+
+
 def describe(candidate: Candidate, mlflow_run: str, attempt: str) -> str:
     """The verdict as Markdown, with its pictures, for the page of the model version.
 
@@ -189,3 +219,49 @@ DOCUMENTS = {
     "data": "croissant.json",
     "data report": "validated/report.html",
 }
+
+
+def new_attempt() -> str:
+    """A fresh name for the folder of a version's files, which nobody can know beforehand."""
+    return f"{ATTEMPT}{secrets.token_hex(8)}"
+
+
+def upload(
+    store: Registry, mlflow_run: str, folder: Path, weights: Path, evidence: Mapping[str, Path], attempt: str
+) -> str:
+    """Store a candidate's files in a fresh folder of an MLflow run; gives the URI of its model folder.
+
+    Args:
+        folder: an MLflow model folder without its weights, which are stored in its `WEIGHTS_FOLDER`.
+        evidence: name -> a file of that name, or a folder.
+        attempt: name of the fresh folder, of `new_attempt`.
+    """
+    store.client.log_artifacts(mlflow_run, str(folder), f"{attempt}/{MODEL_FOLDER}")
+    store.client.log_artifacts(mlflow_run, str(weights), f"{attempt}/{MODEL_FOLDER}/{WEIGHTS_FOLDER}")
+    for name, path in evidence.items():
+        if path.is_dir():
+            store.client.log_artifacts(mlflow_run, str(path), f"{attempt}/{EVIDENCE_FOLDER}/{name}")
+        else:
+            store.client.log_artifact(mlflow_run, str(path), f"{attempt}/{EVIDENCE_FOLDER}")
+    return f"{store.client.get_run(mlflow_run).info.artifact_uri}/{attempt}/{MODEL_FOLDER}"
+
+
+def create(store: Registry, mlflow_run: str, source: str, tags: Mapping[str, str], description: str) -> Version:
+    """Make a new version of the model folder at ``source``."""
+    if not store.client.search_registered_models(f"name = '{store.model_name}'"):
+        store.client.create_registered_model(store.model_name)
+    made = store.client.create_model_version(
+        store.model_name,
+        source,
+        run_id=mlflow_run,
+        tags={f"{TAG}{name}": value for name, value in tags.items()},
+        description=description,
+    )
+    return store.read(made, {})
+
+
+def delete_leftovers(store: Registry, mlflow_run: str, known: Collection[str]) -> None:
+    """Delete versions of an MLflow run that are not ``known``: of attempts that died, or strangers'."""
+    for version in store.versions():
+        if version.mlflow_run == mlflow_run and version.number not in known:
+            store.client.delete_model_version(store.model_name, version.number)

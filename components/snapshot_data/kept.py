@@ -75,11 +75,9 @@ class Kept:
         lasting = {uri: measured for uri, measured in read.items() if measured.stamp}
         if not self.folder or not lasting:
             return
-        files = {**(self.files or {}), **lasting}
-        columns = zip(*files.values(), strict=True)
-        table = {"uri": list(files), **dict(zip(Measured._fields, map(list, columns), strict=True))}
+        rows = [{"uri": uri, **measured._asdict()} for uri, measured in {**(self.files or {}), **lasting}.items()]
         with TemporaryDirectory() as folder:
-            pq.write_table(pa.table(table), Path(folder) / FILES)
+            pq.write_table(pa.Table.from_pylist(rows), Path(folder) / FILES)
             self.keep("files", "files", Path(folder))
 
     def _read_files(self) -> dict[str, Measured]:
@@ -88,6 +86,5 @@ class Kept:
         with TemporaryDirectory() as folder:
             if not self.take("files", "files", Path(folder)):
                 return {}
-            columns = pq.read_table(Path(folder) / FILES).to_pydict()
-        measured = map(Measured, *(columns[name] for name in Measured._fields))
-        return dict(zip(columns["uri"], measured, strict=True))
+            rows = pq.read_table(Path(folder) / FILES).to_pylist()
+        return {row.pop("uri"): Measured(**row) for row in rows}

@@ -13,20 +13,8 @@ from components.snapshot_data.metadata import TEXTS
 from components.snapshot_data.settings import DataSettings
 from components.snapshot_data.source import Refused
 
-MANIFEST = pa.schema(
-    [
-        ("file_name", pa.string()),
-        ("sha256", pa.string()),
-        ("bytes", pa.int64()),
-        ("text", pa.string()),
-        ("license", pa.string()),
-        ("consent", pa.string()),
-        ("source", pa.string()),
-        ("split", pa.string()),
-        ("uri", pa.string()),
-        ("phash", pa.string()),
-    ]
-)
+COLUMNS = ("file_name", "sha256", "bytes", *TEXTS, "split", "uri", "phash")
+MANIFEST = pa.schema([(name, pa.int64() if name == "bytes" else pa.string()) for name in COLUMNS])
 """``sha256`` is written ``sha256:<hex>``; ``uri`` is as `lineage.pictures` reads it; ``phash`` is 64 bits in
 hexadecimal, null where the image does not decode."""
 REFUSED = pa.schema([("row", pa.int64()), ("file_name", pa.string()), ("reason", pa.string()), ("value", pa.string())])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from lineage.frozen import Frozen
 
 
-class DataSettings(BaseModel):
+class DataSettings(Frozen):
     """What to train on."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     source: str = Field(min_length=1)
     """URI (``file://``, ``s3://``, ``gs://``, ``hf://``) or absolute path: see `components.snapshot_data.source`."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import PurePosixPath
 from typing import IO, Any, Literal
 
@@ -67,10 +66,6 @@ class Refused:
     value: str | None
 
 
-Told = tuple[int, object, Callable[[], Row]]
-"""Number of a row, the ``file_name`` that it states, and what gives it, or says by a `RefusedError` why it cannot."""
-
-
 @dataclass(frozen=True)
 class Source:
     """A source whose files have been listed; nothing has been read."""
@@ -87,14 +82,6 @@ class Source:
         Raises:
             SnapshotError, PictureError: metadata cannot be reached or read at all.
         """
-        for number, said, row in self._told(known):
-            try:
-                yield row()
-            except RefusedError as error:
-                name = said.encode(errors="replace").decode() if isinstance(said, str) else None
-                yield Refused(number, name, error.reason.encode(errors="replace").decode(), error.value)
-
-    def _told(self, known: Known) -> Iterator[Told]:
         if self.kind == "parquet":
             return self._inside(known)
         return self._captioned() if self.kind == "captions" else self._listed()
@@ -103,13 +90,13 @@ class Source:
         """Images in the folder that no row names; they are not part of the snapshot."""
         return [] if self.kind == "parquet" else sorted(set(self.folder.images()) - listed)
 
-    def _listed(self) -> Iterator[Told]:
+    def _listed(self) -> Iterator[Row | Refused]:
         name = self.metadata[0]
         with self._open(name) as stream:
             rows = jsonl_rows(stream) if name.endswith(".jsonl") else parquet_rows(stream, self.folder.place(name))
             for number, content in rows:
                 said = None if isinstance(content, RefusedError) else content.get("file_name")
-                yield number, said, partial(self._row, number, content)
+                yield _or_refused(number, said, self._row, content)
 
     def _row(self, number: int, content: Mapping[str, Any] | RefusedError) -> Row:
         if isinstance(content, RefusedError):
@@ -117,9 +104,9 @@ class Source:
         name, stamp = self.folder.find(content.get("file_name"))
         return Row(number, name, texts(content, self.rights), self.folder.place(name), stamp)
 
-    def _captioned(self) -> Iterator[Told]:
+    def _captioned(self) -> Iterator[Row | Refused]:
         for number, name in enumerate(sorted(self.folder.images()), start=1):
-            yield number, name, partial(self._beside, number, name)
+            yield _or_refused(number, name, self._beside, name)
 
     def _beside(self, number: int, name: str) -> Row:
         """An image with the caption that lies beside it."""
@@ -134,7 +121,7 @@ class Source:
         except UnicodeDecodeError as error:
             raise RefusedError(f"{name} is not UTF-8 (byte {error.start}); write it as UTF-8", content) from error
 
-    def _inside(self, known: Known) -> Iterator[Told]:
+    def _inside(self, known: Known) -> Iterator[Row | Refused]:
         number = 0
         for name in self.metadata:
             place, stamp = self.folder.place(name), self.folder.files[name]
@@ -144,7 +131,7 @@ class Source:
                     columns.append(column)
                 for row, content in enumerate(parquet_contents(file, columns, IMAGES_AT_ONCE)):
                     number += 1
-                    yield number, content.get("file_name"), partial(self._embedded, number, name, row, column, content)
+                    yield _or_refused(number, content.get("file_name"), self._embedded, name, row, column, content)
 
     def _embedded(self, number: int, name: str, row: int, column: str, content: Mapping[str, Any]) -> Row:
         """A row of a parquet file, whose ``content`` has the image unless it is known."""
@@ -160,6 +147,15 @@ class Source:
         place = self.folder.place(name)
         with reaching(place), open_file(place) as stream:
             yield stream
+
+
+def _or_refused(number: int, said: object, make: Callable[..., Row], *about: Any) -> Row | Refused:
+    """The row that ``make`` gives, or why it gives none; ``said`` is the ``file_name`` that it states."""
+    try:
+        return make(number, *about)
+    except RefusedError as error:
+        name = said.encode(errors="replace").decode() if isinstance(said, str) else None
+        return Refused(number, name, error.reason.encode(errors="replace").decode(), error.value)
 
 
 def open_source(settings: DataSettings) -> Source:

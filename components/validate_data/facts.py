@@ -36,20 +36,10 @@ from lineage.progress import track
 
 COPIED = ("file_name", "sha256", "bytes", "text", "split", "phash")
 RIGHTS = ("license", "consent", "source")
+CAPTION = ("caption_length", "caption_tokens", "caption_control")
+NUMBERS = ("row", "bytes", *CAPTION)
 STATED = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("file_name", pa.string()),
-        ("sha256", pa.string()),
-        ("bytes", pa.int64()),
-        ("text", pa.string()),
-        ("split", pa.string()),
-        ("phash", pa.string()),
-        *((name, pa.string()) for name in RIGHTS),
-        ("caption_length", pa.int64()),
-        ("caption_tokens", pa.int64()),
-        ("caption_control", pa.int64()),
-    ]
+    [(name, pa.int64() if name in NUMBERS else pa.string()) for name in ("row", *COPIED, *RIGHTS, *CAPTION)]
 )
 SCHEMA = pa.unify_schemas([STATED, MEASURED])
 CHANGED = pa.field("changed", pa.string())

@@ -55,16 +55,6 @@ class Outcome:
         return self.name.split("(")[0] in UNIQUE
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """What came of a suite."""
-
-    outcomes: tuple[Outcome, ...]
-    """In the suite's order."""
-    page: str
-    """Great Expectations' data docs about it, HTML."""
-
-
 def read_suite(path: Path) -> list[dict[str, Any]]:
     """The expectations of a suite file, not yet checked by Great Expectations: cheap enough before a run.
 
@@ -130,8 +120,11 @@ def build_suite(expectations: list[dict[str, Any]], settings: ValidationSettings
     return ExpectationSuite(name="suite", expectations=built)
 
 
-def run_suite(suite: Any, facts: pa.Table) -> Judgement:
-    """Run ``suite`` on the columns that it is about of a table of facts; outcomes in the suite's order.
+def run_suite(suite: Any, facts: pa.Table) -> tuple[list[Outcome], str]:
+    """Run ``suite`` on the columns that it is about of a table of facts.
+
+    Returns:
+        The outcomes in the suite's order, and Great Expectations' data docs about them, HTML.
 
     Raises:
         DataValidationError: the suite as a whole cannot be run.
@@ -156,7 +149,7 @@ def run_suite(suite: Any, facts: pa.Table) -> Judgement:
     outcomes = {at: _outcome(result, about[at]) for at, result in zip(positions, results, strict=True)}
     if len(outcomes) != len(suite.expectations):
         raise DataValidationError(f"{len(outcomes)} of {len(suite.expectations)} expectations were evaluated")
-    return Judgement(tuple(outcomes[position] for position in sorted(outcomes)), _page(validated))
+    return [outcomes[position] for position in sorted(outcomes)], _page(validated)
 
 
 def _page(validated: Any) -> str:

@@ -60,23 +60,23 @@ def validate(settings: ValidationSettings, snapshot: Path, target: Path, state: 
     with whole_folder(target) as folder:
         facts = measure_facts(manifest, settings)
         pq.write_table(facts, folder / "facts.parquet", row_group_size=ROWS)
-        judged = run_suite(suite, facts)
-        findings = find_rows(judged.outcomes, facts)
+        outcomes, page = run_suite(suite, facts)
+        findings = find_rows(outcomes, facts)
         set_aside = {finding.row for finding in findings}
         accepted = manifest.filter(pa.array([row not in set_aside for row in range(len(manifest))]))
         before = pq.read_table(snapshot / "refused.parquet").to_pylist()
         digest = manifest_digest(accepted.to_pylist())
         result = Validated(digest, len(manifest), len(accepted), len(set_aside), len(before))
-        refused = failures(judged.outcomes, len(set_aside), len(manifest), settings.max_quarantined_share)
+        refused = failures(outcomes, len(set_aside), len(manifest), settings.max_quarantined_share)
         quarantine = pa.Table.from_pylist([finding._asdict() for finding in findings], SCHEMA)
         pq.write_table(quarantine, folder / "quarantine.parquet")
         if not refused:
             pq.write_table(accepted, folder / "manifest.parquet")
         pinned = manifest_digest(manifest.to_pylist())
-        summary = _summary(settings, pinned, result, judged.outcomes, refused)
+        summary = _summary(settings, pinned, result, outcomes, refused)
         (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
-        (folder / "expectations.html").write_text(judged.page, encoding="utf-8")
-        write_report(folder / "report.html", result, judged.outcomes, findings, refused, manifest, facts, before)
+        (folder / "expectations.html").write_text(page, encoding="utf-8")
+        write_report(folder / "report.html", result, outcomes, findings, refused, manifest, facts, before)
     if refused:
         raise DataValidationError(f"the data is refused: {'; '.join(refused)}; see {target / 'report.html'}")
     if reference is not None:

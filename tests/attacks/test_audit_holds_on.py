@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 from securesystemslib.signer import CryptoSigner
 
-from components.register.store import create, new_attempt
+from components.register.register import create, new_attempt
 from lineage.digests import LineageError
 from lineage.entries import Recorded
 from lineage.signing import key_facts, open_signer, read_key

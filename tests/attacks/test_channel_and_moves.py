@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from components.register.store import create
+from components.register.register import create
 from lineage.channel.client import Channel
 from lineage.digests import LineageError, digest_bytes, digest_path
 from lineage.entries import Registered

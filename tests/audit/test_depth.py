@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from components.register.store import create
+from components.register.register import create
 from lineage.digests import digest_bytes, digest_path
 from lineage.embedded import Embedded
 from lineage.entries import Judged, Moved, Registered

@@ -23,8 +23,7 @@ from components.close_run.close import close
 from components.fine_tune.installed import installed
 from components.gate.gate import VerdictContext, judge
 from components.gate.settings import AXES, GateSettings
-from components.register.register import register_candidate
-from components.register.store import create, new_attempt
+from components.register.register import create, new_attempt, register_candidate
 from components.snapshot_data.settings import DataSettings
 from components.snapshot_data.snapshot import take_snapshot
 from components.validate_data import quarantine

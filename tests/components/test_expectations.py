@@ -21,7 +21,7 @@ Columns = dict[str, list[Any]]
 
 def judge(kind: str, columns: Columns, reference: Path | None = None, **kwargs: Any) -> Outcome:
     suite = build_suite([{"type": kind, "kwargs": kwargs}], ValidationSettings(suite="none"), reference)
-    (outcome,) = run_suite(suite, table(columns)).outcomes
+    (outcome,), _ = run_suite(suite, table(columns))
     assert outcome.error is None
     return outcome
 
@@ -141,5 +141,5 @@ def test_a_suite_is_run_on_the_columns_it_is_about() -> None:
     columns: Columns = {"width": np.arange(5).tolist()}
     suite = [{"type": "expect_column_values_to_be_between", "kwargs": {"column": "widht", "max_value": 3}}]
     built = build_suite(suite, ValidationSettings(suite=str(AVATARS), tokenizer=TOKENIZER))
-    (outcome,) = run_suite(built, table(columns)).outcomes
+    (outcome,), _ = run_suite(built, table(columns))
     assert 'The column "widht"' in (outcome.error or "")

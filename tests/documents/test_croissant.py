@@ -9,7 +9,7 @@ from pathlib import Path
 import mlcroissant as mlc
 import pytest
 
-from components.register.documents.croissant import croissant
+from components.register.register import croissant
 from lineage.digests import digest_file
 from tests.documents import example
 

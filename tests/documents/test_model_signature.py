@@ -11,7 +11,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization as pem
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from components.register.documents.signature import sign_model
+from components.register.register import sign_model
 from lineage.digests import LineageError
 from tests.documents import example
 

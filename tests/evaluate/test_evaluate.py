@@ -181,7 +181,7 @@ def test_a_champion_that_no_longer_loads_is_named(models: dict[str, Path], small
     digest = digest_path(broken)
     others = {"incumbent": (str(broken), digest)}
     evaluate(settings(small_set), "unused", models["candidate"], others, tmp_path / "scores")
-    assert "the incumbent's weights" in said(tmp_path / "scores")["unusable"]
+    assert said(tmp_path / "scores")["unusable"].startswith("the incumbent: the bundle at ")
     changed = {"incumbent": (str(broken), digest_path(models["incumbent"]))}
     evaluate(settings(small_set), "unused", models["candidate"], changed, tmp_path / "scores")
     facts = said(tmp_path / "scores")

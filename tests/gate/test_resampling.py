@@ -7,10 +7,9 @@ import pytest
 from scipy.stats import beta, binomtest
 
 from components.gate.distances import Distances, gram
-from components.gate.figures import Figure, per_prompt_figures
+from components.gate.figures import Figure, Group, per_prompt_figures
 from components.gate.resampling import COARSER, TOTAL, Resampling, lower_bound, upper_bound
 from components.gate.settings import AXES, GateSettings
-from components.gate.slices import Group
 from lineage.scores import REFERENCES, Kernel
 from tests.gate.tables import scores, with_sets
 

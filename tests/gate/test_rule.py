@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from components.gate.figures import Figure
+from components.gate.figures import Figure, Kind
 from components.gate.settings import AXES
-from components.gate.slices import Kind
 from components.gate.verdict import rule
 
 

@@ -15,12 +15,10 @@ from pydantic import ValidationError
 
 from components.close_run.close import close, unclosed
 from components.fine_tune.installed import installed
-from components.plan.lease import take_lease
 from components.plan.overview import log_dataset
-from components.plan.plan import Plan, Sections, make_plan, plan_run
+from components.plan.plan import Plan, Sections, make_plan, plan_run, take_lease
 from components.register.documents.candidate import Candidate
-from components.register.register import DESCRIPTION_LIMIT, describe, register_candidate
-from components.register.store import upload
+from components.register.register import DESCRIPTION_LIMIT, describe, register_candidate, upload
 from lineage.artifacts import fetch_weights, folder_digest, listing, weights_digest
 from lineage.digests import LineageError, digest_path
 from lineage.embedded import Embedded

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from components.register.store import create, new_attempt, upload
+from components.register.register import create, new_attempt, upload
 from lineage.artifacts import LOADER, WEIGHTS_FOLDER, folder_digest, listing
 from lineage.channel.client import Channel
 from lineage.digests import digest_bytes, digest_path

@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from components.register.store import create, new_attempt, upload
+from components.register.register import create, new_attempt, upload
 from lineage.artifacts import LOADER, WEIGHTS_FOLDER, folder_digest, listing
 from lineage.digests import digest_path
 from lineage.embedded import Embedded

@@ -17,7 +17,7 @@ from typing import Any
 import requests
 from securesystemslib.signer import Signer
 
-from components.register.store import create, new_attempt, upload
+from components.register.register import create, new_attempt, upload
 from lineage.artifacts import LOADER, WEIGHTS_FOLDER, folder_digest, listing
 from lineage.channel.publisher import init
 from lineage.digests import digest_path

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from components.register.store import create
+from components.register.register import create
 from lineage.digests import LineageError
 from lineage.registry import Registry, Version
 from tests.servers.governed import Pipeline, Server, pin_policy

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from components.register.store import create
+from components.register.register import create
 from lineage.registry import Version
 from tests.servers.governed import Pipeline, Server, pin_policy
 

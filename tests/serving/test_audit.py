@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from components.fine_tune.installed import installed
 from components.register.model_folder import write_model_folder
-from components.register.store import create, upload
+from components.register.register import create, upload
 from lineage.digests import digest_path
 from lineage.registry import Registry
 from pipelines.cli import app

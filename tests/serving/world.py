@@ -20,7 +20,7 @@ import requests
 import yaml
 from fastapi import FastAPI
 
-from components.register.documents.signature import sign_model
+from components.register.register import sign_model
 from lineage.artifacts import LOADER, WEIGHTS_FOLDER, folder_digest, listing, weights_digest
 from lineage.channel.champion import Champion, File
 from serving.api import create_app

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL.PngImagePlugin import PngInfo, putchunk
 
-from components.register.store import create
+from components.register.register import create
 from lineage.pictures import manifest_rows
 from lineage.signing import read_public
 from pipelines.audit import UnknownError, write_page, write_text

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from components.register.store import create
+from components.register.register import create
 from lineage.digests import LineageError
 from lineage.embedded import Embedded
 from lineage.entries import LedgerError, Recorded

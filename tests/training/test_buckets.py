@@ -23,8 +23,7 @@ from training.errors import TrainingError
 from training.families import family_of
 from training.settings import ReplaySettings, TrainingSettings
 from training.teach.supervision import Phase
-from training.train.buckets import bucket_samples
-from training.train.draws import batch_samples
+from training.train.draws import batch_samples, bucket_samples
 from training.train.model import Batches, SupervisedTransformer
 
 BUCKETS = ((32, 32), (64, 32), (32, 64))

@@ -20,10 +20,9 @@ from training.errors import TrainingError
 from training.launch.launch import run_identity
 from training.settings import LoraSettings, TrainingSettings
 from training.train import lora
-from training.train.checkpoints import newest_whole, read_manifest
+from training.train.checkpoints import newest_whole, read_manifest, write_mark
 from training.train.export import export_candidate
 from training.train.job import MARKS, mark_name, marks_folder
-from training.train.marks import write_mark
 
 SELECTION = {"selection_set": "/none", "margins": {"alignment": 0.1, "realism": 0.1, "aesthetics": 0.1}, "marks": 3}
 KINDS: dict[str, dict[str, Any]] = {

@@ -26,7 +26,6 @@ from training.teach.structure import pool_tokens
 from training.teach.supervision import (
     Phase,
     Tap,
-    default_tap,
     global_losses,
     local_losses,
     schedule,
@@ -61,7 +60,7 @@ def test_tokens_are_pooled_by_area_with_rows_and_columns_kept() -> None:
 
 def test_the_image_stream_is_tapped_and_its_first_firing_counts(world: World) -> None:
     backbone = family_of(world.base).load_transformer()
-    tap = Tap(backbone, default_tap(3))
+    tap = Tap(backbone, None)
     latents, text = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 40)
     call = {"pooled_projections": torch.randn(2, 24), "timestep": torch.tensor([1.0, 900.0])}
     tap.arm()

@@ -38,16 +38,16 @@ class Drawer:
 
         try:
             self._family = family_of(bundle)
-            self._pipeline = self._family.load_pipeline(precision)
+            self.pipeline = self._family.load_pipeline(precision)
         except BROKEN as error:
             raise TrainingError(f"the bundle at {bundle} cannot be read: {error}; restore it") from error
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if offload and device != "cpu":
-            self._pipeline.enable_model_cpu_offload(device=device)
+            self.pipeline.enable_model_cpu_offload(device=device)
         else:
-            self._pipeline.to(device)
-        self._pipeline.set_progress_bar_config(disable=True)
+            self.pipeline.to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], sampling: Mapping[str, Any]) -> list[Image.Image]:
         """One picture for each prompt, from noise that its seed alone decides.
@@ -61,7 +61,7 @@ class Drawer:
         """
         import torch
 
-        drawn = self._pipeline(
+        drawn = self.pipeline(
             prompt=list(prompts),
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="np",

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import json
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lineage.digests import digest_json, digest_path
 from training.errors import TrainingError
-from training.families.stepwise import Stepwise
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Tensors = Mapping[str, "Tensor"]
 INDEX = "model_index.json"
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """PyTorch's names of the number formats that are trained in."""
 
 
-class Family(Stepwise):
-    """One bundle, seen as a model of its family."""
+class Family(ABC):
+    """One bundle, seen as a model of its family; latents are (B, C, h, w), unpacked, in every family."""
 
     pipeline_class: ClassVar[str]
     """Diffusers' name of the pipeline."""
@@ -38,11 +38,20 @@ class Family(Stepwise):
     """Those that a bundle may lack."""
     longest_text: ClassVar[int]
     """``max_sequence_length`` of a plain call of the pipeline, in tokens."""
+    most_text: ClassVar[int] = 512
+    """The largest ``max_sequence_length`` that the pipeline takes."""
     texts_at_once: ClassVar[int] = 64
     """Most captions that the text encoders read together."""
     caption_dropout: ClassVar[float] = 0.1
     """Share of samples that learn without a caption where the settings do not say: classifier-free guidance needs
     some, and a model that is drawn without it should forget nothing for it."""
+    unconditional: ClassVar[str | None] = None
+    """The prompt that classifier-free guidance leads away from, and that dropped captions are trained on; None: the
+    MM-DiT itself is told the guidance."""
+    mixes_lengths: ClassVar[bool] = False
+    """Whether texts of different lengths may share a batch, because padding is masked."""
+    even_levels: ClassVar[bool] = True
+    """Whether the pipeline gives the scheduler levels that fall evenly from 1 to 1/n; else it chooses them itself."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -80,6 +89,16 @@ class Family(Stepwise):
     def resolution(self) -> int:
         """Height and width, in pixels, of the pictures that a plain call of the pipeline draws."""
         return 128 * self.vae_factor
+
+    @property
+    def latent_channels(self) -> int:
+        """C: latents are packed 2 by 2 before most MM-DiTs."""
+        return int(self.config["in_channels"]) // 4
+
+    @property
+    def largest_side(self) -> int:
+        """Most pixels in a picture's height or width: twice as many as in a plain call's."""
+        return 2 * self.resolution
 
     @property
     def timesteps(self) -> int:
@@ -175,14 +194,8 @@ class Family(Stepwise):
         """Cached ``conditioning`` of a batch as `predict` takes it; ``nulls`` zero tokens where the family has them."""
         return conditioning
 
-    @abstractmethod
     def predict(
-        self,
-        backbone: Any,
-        noisy: Tensor,
-        timesteps: Tensor,
-        conditioning: Mapping[str, Tensor],
-        guidance: float | Tensor,
+        self, backbone: Any, noisy: Tensor, timesteps: Tensor, conditioning: Tensors, guidance: float | Tensor
     ) -> Tensor:
         """The velocity that ``backbone`` predicts, as the pipeline asks for it.
 
@@ -195,12 +208,76 @@ class Family(Stepwise):
         Returns:
             (B, C, h, w), in the backbone's number format.
         """
+        dtype = backbone.dtype
+        noisy, text = noisy.to(dtype), conditioning["embeddings"].to(dtype)
+        told = self.told(noisy, timesteps, {**conditioning, "embeddings": text}, guidance)
+        velocity = backbone(hidden_states=self.pack(noisy), encoder_hidden_states=text, return_dict=False, **told)[0]
+        return self.unpack(velocity, *noisy.shape[-2:])
+
+    @abstractmethod
+    def told(self, noisy: Tensor, timesteps: Tensor, conditioning: Tensors, guidance: float | Tensor) -> dict[str, Any]:
+        """What the MM-DiT is told by name beside latents and text, which are in its number format already."""
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """Latents as the MM-DiT takes them: 2 by 2 of them a token, (B, T, 4 C)."""
+        from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+
+        tokens: Tensor = FluxPipeline._pack_latents(latents, *latents.shape)
+        return tokens
+
+    def unpack(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """What `pack` was given, of this height and width."""
+        from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+
+        latents: Tensor = FluxPipeline._unpack_latents(tokens, height, width, 1)
+        return latents
 
     @classmethod
     def sampling_arguments(cls, sampling: Mapping[str, Any], count: int) -> dict[str, Any]:
         """How the pipeline is called for ``count`` prompts and ``sampling``, in which ``guidance_scale`` is that of
         classifier-free or of distilled guidance, whichever the family draws with."""
         return dict(sampling)
+
+    # Drawing, one denoising step at a time: pictures of different requests share a forward of the MM-DiT, each with its
+    # own noise level, seed and guidance. Step by step it is what the pipeline does for the picture alone.
+
+    def first_latents(self, seed: int, height: int, width: int, dtype: Any) -> Tensor:
+        """Noise of a picture of ``height`` by ``width`` pixels, (1, C, h, w), drawn on the CPU as the pipeline does."""
+        import torch
+
+        shape = (1, self.latent_channels, height // self.vae_factor, width // self.vae_factor)
+        return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=dtype)
+
+    def noise_levels(self, scheduler: Any, steps: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """The course of one picture, from a copy of ``scheduler``, whose own state stays as it is.
+
+        Returns:
+            timesteps (steps,) and σ (steps + 1,), float32, on the CPU.
+        """
+        import numpy as np
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+        own = type(scheduler).from_config(scheduler.config)
+        config, more = own.config, {}
+        if config.use_dynamic_shifting:
+            rows, columns = self.grid(height // self.vae_factor, width // self.vae_factor)
+            names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+            more["mu"] = calculate_shift(rows * columns, *(config[name] for name in names))
+        if self.even_levels:
+            own.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), **more)
+        else:
+            own.set_timesteps(steps, **more)
+        return own.timesteps, own.sigmas
+
+    def guide(self, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
+        """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): all (B, C, h, w), ``scale`` (B, 1, 1, 1)."""
+        return unconditional + scale * (conditional - unconditional)
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Pixels of ``latents``, (B, 3, H, W), in [-1, 1] or a little beyond."""
+        scaled = latents / self.vae_config["scaling_factor"] + (self.vae_config.get("shift_factor") or 0.0)
+        pixels: Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
+        return pixels
 
 
 def cut_captions(tokenizer: Any, captions: list[str], longest: int) -> Tensor:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from training.families.family import Family, cut_captions
+from training.families.family import Family, Tensors, cut_captions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,30 +25,15 @@ class Flux(Family):
         truncated = cut_captions(pipeline.tokenizer_2, captions, longest)
         return {"embeddings": embeddings, "pooled": pooled, "truncated": truncated}
 
-    def predict(
-        self,
-        backbone: Any,
-        noisy: Tensor,
-        timesteps: Tensor,
-        conditioning: Mapping[str, Tensor],
-        guidance: float | Tensor,
-    ) -> Tensor:
-        """See `Family.predict`."""
+    def told(self, noisy: Tensor, timesteps: Tensor, conditioning: Tensors, guidance: float | Tensor) -> dict[str, Any]:
+        """See `Family.told`."""
         from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
-        dtype, device = backbone.dtype, noisy.device
-        batch, channels, height, width = noisy.shape
-        embeddings = conditioning["embeddings"].to(dtype)
-        packed = FluxPipeline._pack_latents(noisy.to(dtype), batch, channels, height, width)
-        velocity = backbone(
-            hidden_states=packed,
-            encoder_hidden_states=embeddings,
-            pooled_projections=conditioning["pooled"].to(dtype),
-            timestep=timesteps / 1000,
-            img_ids=FluxPipeline._prepare_latent_image_ids(batch, *self.grid(height, width), device, dtype),
-            txt_ids=embeddings.new_zeros(embeddings.shape[1], 3),
-            guidance=timesteps.new_ones(batch) * guidance if self.config.get("guidance_embeds") else None,
-            return_dict=False,
-        )[0]
-        unpacked: Tensor = FluxPipeline._unpack_latents(velocity, height, width, 1)
-        return unpacked
+        batch, text, grid = len(noisy), conditioning["embeddings"], self.grid(*noisy.shape[-2:])
+        return {
+            "pooled_projections": conditioning["pooled"].to(noisy.dtype),
+            "timestep": timesteps / 1000,
+            "img_ids": FluxPipeline._prepare_latent_image_ids(batch, *grid, noisy.device, noisy.dtype),
+            "txt_ids": text.new_zeros(text.shape[1], 3),
+            "guidance": timesteps.new_ones(batch) * guidance if self.config.get("guidance_embeds") else None,
+        }

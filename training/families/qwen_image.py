@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from training.families.family import Family, cut_captions
+from training.families.family import Family, Tensors, cut_captions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,59 +55,39 @@ class QwenImage(Family):
         """See `Family.posterior`; the VAE takes a picture for a film of one frame."""
         latents = vae.encode(pixels.unsqueeze(2)).latent_dist
         mean, std = latents.mean.float().squeeze(2), latents.std.float().squeeze(2)
-        middle, spread = (
-            mean.new_tensor(self.vae_config[name])[:, None, None] for name in ("latents_mean", "latents_std")
-        )
+        middle, spread = self._spread(mean)
         return (mean - middle) / spread, std / spread
+
+    def _spread(self, like: Tensor) -> list[Tensor]:
+        """Mean and standard deviation of each channel, (C, 1, 1), in the format of ``like``."""
+        return [like.new_tensor(self.vae_config[name])[:, None, None] for name in ("latents_mean", "latents_std")]
 
     def prepare(self, conditioning: dict[str, Tensor], nulls: int) -> dict[str, Tensor]:
         """Cut to the longest caption of the batch."""
         length = int(conditioning["mask"].sum(dim=1).max())
         return {name: tensor[:, :length] for name, tensor in conditioning.items()}
 
-    def predict(
-        self,
-        backbone: Any,
-        noisy: Tensor,
-        timesteps: Tensor,
-        conditioning: Mapping[str, Tensor],
-        guidance: float | Tensor,
-    ) -> Tensor:
-        """See `Family.predict`."""
-        from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
-
-        dtype, mask = backbone.dtype, conditioning["mask"].bool()
-        batch, channels, height, width = noisy.shape
-        velocity = backbone(
-            hidden_states=QwenImagePipeline._pack_latents(noisy.to(dtype), batch, channels, height, width),
-            encoder_hidden_states=conditioning["embeddings"].to(dtype),
-            encoder_hidden_states_mask=None if mask.all() else mask,
-            timestep=timesteps / 1000,
-            img_shapes=[[(1, *self.grid(height, width))]] * batch,
-            return_dict=False,
-        )[0]
-        unpacked: Tensor = QwenImagePipeline._unpack_latents(velocity, height, width, 1).squeeze(2)
-        return unpacked
+    def told(self, noisy: Tensor, timesteps: Tensor, conditioning: Tensors, guidance: float | Tensor) -> dict[str, Any]:
+        """See `Family.told`."""
+        mask = conditioning["mask"].bool()
+        return {
+            "encoder_hidden_states_mask": None if mask.all() else mask,
+            "timestep": timesteps / 1000,
+            "img_shapes": [[(1, *self.grid(*noisy.shape[-2:]))]] * len(noisy),
+        }
 
     def guide(self, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
         """As the pipeline: each token of the guided velocity gets the length that the conditional one has."""
         import torch
 
         guided = super().guide(conditional, unconditional, scale)
-        batch, channels, height, width = guided.shape
-        tokens = (batch, channels, height // 2, 2, width // 2, 2)
-        lengths = [
-            torch.linalg.vector_norm(velocity.reshape(tokens), dim=(1, 3, 5), keepdim=True)
-            for velocity in (conditional, guided)
-        ]
-        scaled: Tensor = guided.reshape(tokens) * (lengths[0] / lengths[1])
-        return scaled.reshape(guided.shape)
+        tokens = self.pack(guided)
+        wanted, found = (torch.linalg.vector_norm(t, dim=-1, keepdim=True) for t in (self.pack(conditional), tokens))
+        return self.unpack(tokens * (wanted / found), *guided.shape[-2:])
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
-        """See `Stepwise.decode`; the VAE gives a film of one frame."""
-        middle, spread = (
-            latents.new_tensor(self.vae_config[name])[:, None, None] for name in ("latents_mean", "latents_std")
-        )
+        """See `Family.decode`; the VAE gives a film of one frame."""
+        middle, spread = self._spread(latents)
         frames = (latents * spread + middle).unsqueeze(2).to(vae.dtype)
         pixels: Tensor = vae.decode(frames, return_dict=False)[0][:, :, 0]
         return pixels

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from training.families.family import Family, cut_captions
+from training.families.family import Family, Tensors, cut_captions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,21 +80,14 @@ class StableDiffusion3(Family):
             embeddings = functional.pad(embeddings, (0, wider, 0, nulls))
         return conditioning | {"embeddings": embeddings}
 
-    def predict(
-        self,
-        backbone: Any,
-        noisy: Tensor,
-        timesteps: Tensor,
-        conditioning: Mapping[str, Tensor],
-        guidance: float | Tensor,
-    ) -> Tensor:
-        """See `Family.predict`."""
-        dtype = backbone.dtype
-        velocity: Tensor = backbone(
-            hidden_states=noisy.to(dtype),
-            encoder_hidden_states=conditioning["embeddings"].to(dtype),
-            pooled_projections=conditioning["pooled"].to(dtype),
-            timestep=timesteps,
-            return_dict=False,
-        )[0]
-        return velocity
+    def told(self, noisy: Tensor, timesteps: Tensor, conditioning: Tensors, guidance: float | Tensor) -> dict[str, Any]:
+        """See `Family.told`."""
+        return {"pooled_projections": conditioning["pooled"].to(noisy.dtype), "timestep": timesteps}
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """The MM-DiT cuts latents itself."""
+        return latents
+
+    def unpack(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """See `pack`."""
+        return tokens

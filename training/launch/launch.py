@@ -58,7 +58,7 @@ class Nodes(NamedTuple):
 ALONE = Nodes()
 
 
-class TrainingRecord(TrainingResult):
+class TrainingRecord(TrainingResult, RunIdentity):
     """What a fine-tuning run was and gave; written as ``training.json`` beside the candidate.
 
     Features, base model, settings, packages, code and thread count are all that decide the weights on one kind of
@@ -68,25 +68,17 @@ class TrainingRecord(TrainingResult):
     candidate: str
     """Digest of the candidate's folder."""
     marks: dict[str, str] = Field(default={}, exclude_if=operator.not_)
-    """File -> digest of the weights to choose among, where any are (`training.train.marks`)."""
-    base_model: str
-    """Digest of the base model's folder."""
-    features: str
-    """`training.encode.info.features_digest`."""
+    """File -> digest of the weights to choose among, where any are (`training.train.checkpoints`)."""
     teacher: str | None
     """Digest of the teacher's folder; None: no teacher was used."""
-    code: str
-    """Digest of the sources that decide the weights (`training.train.job.CODE`)."""
-    packages: str
-    """Digest of the names and versions of everything installed."""
     settings: dict[str, Any]
+    """All of them, also those that decide no weights."""
     seed: int
     draws: str
     """What chance decides, by what, and by which keys."""
     schedule: dict[str, Any]
     """The base model's scheduler, from which the time shift of the noise schedule follows."""
     steps: int
-    processes: int
     deepspeed: dict[str, Any]
     """DeepSpeed's configuration."""
     versions: dict[str, str]

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -33,8 +34,11 @@ ALIKE = 0.99
 """Correlation of similarities from which two networks count as one."""
 OPAQUE = (".bin", ".pt", ".pth", ".ckpt", ".onnx", ".gguf", ".h5", ".msgpack", ".pkl", ".npz")
 """Formats of weights that are not looked into."""
-FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E5M2": "u1", "F8_E4M3": "u1"}
-"""Kind of values in safetensors -> how numpy reads them."""
+FLOATS = {
+    **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16},
+    **{"F8_E5M2": ml_dtypes.float8_e5m2, "F8_E4M3": ml_dtypes.float8_e4m3fn},
+}
+"""Kind of values in safetensors -> numpy's."""
 
 
 def find_leakage(scorers: Sequence[tuple[str, str]], training: Mapping[str, Any]) -> list[str]:
@@ -162,21 +166,7 @@ def _tensors(file: Path) -> Iterator[tuple[str, int, Sketch]]:
         if size >= LARGE and kind in FLOATS:
             values = np.memmap(file, FLOATS[kind], "r", begin + about["data_offsets"][0], (size,))
             places = np.random.default_rng(size).integers(size, size=POSITIONS)
-            yield name, size, _rounded(values[places], kind)
-
-
-def _rounded(values: NDArray[Any], kind: str) -> Sketch:
-    """Values as they are after a cast to bf16, the nearest and of two the even one."""
-    if kind == "BF16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    if kind == "F8_E5M2":  # the upper half of a float16
-        values = (values.astype(np.uint16) << 8).view(np.float16)
-    elif kind == "F8_E4M3":  # moved into the places of a float16, whose exponent counts from 8 more
-        values = ((values & 0x80).astype(np.uint16) << 8 | (values & 0x7F).astype(np.uint16) << 7).view(
-            np.float16
-        ) * 256
-    bits = values.astype(np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
+            yield name, size, values[places].astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
 def _equal(a: Sketch, b: Sketch) -> bool:

@@ -83,11 +83,6 @@ class StructureModel:
         self._layers = layers_at(depths, int(config.num_hidden_layers))
         self._mean, self._std = normalisation(path)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(layers, pairs of patches) of one picture's structure."""
-        return len(self._layers), self.grid**2 * (self.grid**2 - 1) // 2
-
     @torch.no_grad()
     def structure(self, images: Sequence[Image.Image]) -> Tensor:
         """G(F_m) of RGB pictures, above the diagonal: (B, layers, pairs) fp32, on the CPU."""

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from training.errors import TrainingError
 from training.settings import SupervisionSettings
+from training.teach.structure import layers_at
 
 _LISTS = ("transformer_blocks", "single_transformer_blocks")
 """An MM-DiT's lists of blocks in the order in which they run; only FLUX has the second."""
@@ -40,11 +41,16 @@ def blocks_of(backbone: Any) -> list[nn.Module]:
 class Tap:
     """Catches the image stream of one block in a forward pass, and keeps it no longer than that.
 
+    The block is the one of this ``index``, or, where that is None, the one at this ``share`` of the depth.
+
     Gradient checkpointing runs a block again in the backward pass: only the first firing after `arm` counts.
     """
 
-    def __init__(self, backbone: Any, index: int, setting: str = "supervision.tap") -> None:
+    def __init__(
+        self, backbone: Any, index: int | None, share: float = 1 / 3, setting: str = "supervision.tap"
+    ) -> None:
         blocks = blocks_of(backbone)
+        index = layers_at([share], len(blocks))[0] if index is None else index
         if index >= len(blocks):
             raise TrainingError(
                 f"{setting} is {index}, but the base model has blocks 0 to {len(blocks) - 1}; "
@@ -87,16 +93,6 @@ class Tap:
         if stream is None:
             raise TrainingError("the tapped block did not run; the backbone skips it")
         return stream
-
-
-def default_tap(depth: int) -> int:
-    """The block at about a third of ``depth`` blocks."""
-    return max(0, round(depth / 3) - 1)
-
-
-def anchored_block(depth: int) -> int:
-    """The block at five sixths of ``depth`` blocks, whose image stream replay holds."""
-    return max(0, round(5 * depth / 6) - 1)
 
 
 class Projector(nn.Sequential):

@@ -4,42 +4,50 @@
         manifest.json            which run, which step, digests of all else; written last
         rank-0.safetensors       what each process holds (`training.train.masters.Masters.state`)
         curves.jsonl             the points of the loss curves so far
-    <folder>/marks/              averaged weights to choose among (`training.train.marks`)
+    <folder>/marks/              averaged weights after some of the steps, to choose among afterwards
+        step-00000120.safetensors    what is trained, in fp32, by the names of the backbone's parameters
 
-A checkpoint is written into a folder with another name, file by file brought to the disk, and then renamed. Nothing
-in it is pickled. Chance needs no saving: every draw is keyed by (seed, epoch, sample), and so by the step. Its manifest
-names the marks up to its step too: without one of them it counts as damaged.
+Marks lie beside a run's candidate where there are no checkpoints. A checkpoint is written into a folder with another
+name, file by file brought to the disk, and then renamed. Nothing in it is pickled. Chance needs no saving: every draw
+is keyed by (seed, epoch, sample), and so by the step. Its manifest names the marks up to its step too: without one of
+them it counts as damaged.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from lineage.digests import LineageError, digest_file
 from lineage.frozen import Frozen
 from lineage.policy import differences
-from training.errors import Stopped, TrainingError
-from training.train.job import PICTURE, RunIdentity, TrainingJob, pictures_beside
-from training.train.marks import BESIDE, to_disk, write_mark
+from training.encode.store import written_whole
+from training.errors import STOP_FILE, Stopped, TrainingError
+from training.train.job import MARKS, PICTURE, RunIdentity, TrainingJob, mark_name, pictures_beside
 from training.train.masters import Masters
 from training.train.meter import Meter
 from training.train.model import BACKBONE
 from training.train.samples import SampleGrid
-from training.train.stopping import StopRequest
 
 MANIFEST, CURVES = "manifest.json", "curves.jsonl"
 PREFIX, PARTIAL, DAMAGED = "step-", ".partial", ".damaged"
+BESIDE = f"../{MARKS}/"
+"""How a checkpoint names the folder of its run's marks."""
 
 
 class Manifest(Frozen):
@@ -145,8 +153,10 @@ def finish(partial: Path, manifest: Manifest, curves: bytes, keep: int) -> Path:
 
 @contextmanager
 def _writing(partial: Path) -> Iterator[None]:
-    """Raises:
-    TrainingError: there is no room, or the block cannot write for another reason.
+    """Within the block the checkpoint's files are written.
+
+    Raises:
+        TrainingError: there is no room, or they cannot be written for another reason.
     """
     try:
         yield
@@ -157,8 +167,40 @@ def _writing(partial: Path) -> Iterator[None]:
         ) from error
 
 
+def write_mark(folder: Path, step: int, weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Write the mark of ``step``, whole or not at all; gives its name, as a checkpoint knows it, and its digest.
+
+    Raises:
+        TrainingError: there is no room, or it cannot be written for another reason.
+    """
+    path = folder / mark_name(step)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as partial:
+            save_file(dict(weights), partial)
+        to_disk(folder)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"the weights of step {step} cannot be kept at {path}: {error}; make room there, or lower selection.marks, "
+            "and run again"
+        ) from error
+    return {BESIDE + path.name: digest_file(path)}
+
+
+def to_disk(path: Path) -> None:
+    """Have a file or a folder on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class Saving:
-    """What the loop does between two steps: takes a run up, saves it, draws pictures, stops where somebody asked."""
+    """What the loop does between two steps: takes a run up, saves it, draws pictures, stops where somebody asked.
+
+    All processes have to call each method.
+    """
 
     def __init__(self, job: TrainingJob, accelerator: Any, model: nn.Module, masters: Masters, meter: Meter) -> None:
         self._job, self._settings, self._folder = job, job.settings, job.checkpoints
@@ -174,25 +216,27 @@ class Saving:
         Raises:
             TrainingError: it is of another run.
         """
-        if self._folder is None:
+        if (folder := self._folder) is None:
             return 0
-        found: list[Any] = [None]
-        if self._main:  # one looks, so that all take up the same
-            found[0], damaged = newest_whole(self._folder, self._job.identity)
-            print(*damaged, sep="\n", end="\n" if damaged else "", file=sys.stderr, flush=True)
-        dist.broadcast_object_list(found)
-        if found[0] is None:
+        # One looks, so that all take up the same.
+        found = _everywhere(lambda: self._newest(folder) if self._main else None)[0]
+        if found is None:
             return 0
-        manifest = read_manifest(found[0])
-        self._masters.restore(load_file(found[0] / f"rank-{self._rank}.safetensors"), manifest.updates)
+        manifest = read_manifest(found)
+        self._masters.restore(load_file(found / f"rank-{self._rank}.safetensors"), manifest.updates)
         self._masters.restore_loss_scale(manifest.loss_scale)
         self._meter.restore(manifest.meter)
         self._marks = {name: digest for name, digest in manifest.files.items() if name.startswith(BESIDE)}
         if self._main:
-            self._job.curves.write_bytes((found[0] / CURVES).read_bytes())
-            print(f"training goes on from {found[0]}, step {manifest.step} of {self._settings.steps}", flush=True)
+            self._job.curves.write_bytes((found / CURVES).read_bytes())
+            print(f"training goes on from {found}, step {manifest.step} of {self._settings.steps}", flush=True)
         dist.barrier()  # nobody trains on before the curves are back
         return manifest.step
+
+    def _newest(self, folder: Path) -> Path | None:
+        found, damaged = newest_whole(folder, self._job.identity)
+        print(*damaged, sep="\n", end="\n" if damaged else "", file=sys.stderr, flush=True)
+        return found
 
     def after(self, done: int) -> None:
         """What is due after ``done`` optimizer steps.
@@ -221,15 +265,8 @@ class Saving:
         """Keep the averaged weights; the main process writes them."""
         self._meter.settle()
         weights = self._masters.gather(self._model, BACKBONE, self._main)
-        failed: list[Any] = [None]
-        if self._main:
-            try:
-                self._marks |= write_mark(self._job.marks, done, weights)
-            except TrainingError as error:
-                failed[0] = error
-        dist.broadcast_object_list(failed)
-        if failed[0]:
-            raise failed[0]  # everywhere the same, as in `_save`
+        marks = self._job.marks
+        self._marks |= _everywhere(lambda: write_mark(marks, done, weights) if self._main else {})[0]
 
     def _draw(self, done: int) -> None:
         self._meter.settle()
@@ -242,22 +279,8 @@ class Saving:
     def _save(self, folder: Path, done: int) -> None:
         """Each process writes its own file; the main process begins and ends the checkpoint."""
         self._meter.settle()
-        partial = [begin(folder, done) if self._main else None]
-        dist.broadcast_object_list(partial)
-        assert partial[0] is not None
-        path = partial[0] / f"rank-{self._rank}.safetensors"
-        written: list[Any] = [None] * dist.get_world_size()
-        try:
-            with _writing(partial[0]):
-                save_file({n: t.detach().cpu().contiguous() for n, t in self._masters.state().items()}, path)
-                to_disk(path)
-                mine: Any = (path.name, digest_file(path))
-        except TrainingError as error:
-            mine = error
-        dist.all_gather_object(written, mine)
-        for entry in written:
-            if isinstance(entry, TrainingError):
-                raise entry  # everywhere the same, and not the others' loss of a peer
+        place = _everywhere(lambda: begin(folder, done) if self._main else None)[0]
+        written = _everywhere(lambda: self._write(place))
         if self._main:
             manifest = Manifest(
                 run=self._job.identity,
@@ -267,5 +290,55 @@ class Saving:
                 meter=self._meter.state(),
                 files=dict(written) | self._marks,
             )
-            finish(partial[0], manifest, self._job.curves.read_bytes(), self._settings.keep_checkpoints)
+            finish(place, manifest, self._job.curves.read_bytes(), self._settings.keep_checkpoints)
         dist.barrier()
+
+    def _write(self, place: Path) -> tuple[str, str]:
+        """Write this process's file; gives its name and digest."""
+        path = place / f"rank-{self._rank}.safetensors"
+        with _writing(place):
+            save_file({n: t.detach().cpu().contiguous() for n, t in self._masters.state().items()}, path)
+            to_disk(path)
+            return path.name, digest_file(path)
+
+
+def _everywhere(do: Callable[[], Any]) -> list[Any]:
+    """What ``do`` gives in each process; an error in one is raised in all, and not the others' loss of a peer."""
+    every: list[Any] = [None] * dist.get_world_size()
+    try:
+        mine = do()
+    except TrainingError as error:
+        mine = error
+    dist.all_gather_object(every, mine)
+    for given in every:
+        if isinstance(given, TrainingError):
+            raise given
+    return every
+
+
+class StopRequest:
+    """Whether any process of the job has been asked to stop; all end after the same step.
+
+    The launcher asks by a file, which is found by processes that were only starting then; who sends SIGTERM to a
+    process itself is heard too.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self._asked = False
+        self._file = Path(os.environ[STOP_FILE]) if STOP_FILE in os.environ else None
+        # On the CPU, whatever the weights are on: the answer costs no wait for a device.
+        self._group = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def agreed(self) -> bool:
+        """Whether to stop now: the same answer for all processes, which all must ask."""
+        mine = self._asked or (self._file is not None and self._file.exists())
+        if self._group is None:
+            return mine
+        asked = torch.tensor(int(mine))
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(asked)

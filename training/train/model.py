@@ -21,21 +21,11 @@ from training.errors import TrainingError
 from training.families.family import PRECISIONS, Family
 from training.settings import TrainingSettings
 from training.teach.probe import GradientProbe
-from training.teach.structure import StructureHeads, check_grid, layers_at, pool_tokens
-from training.teach.supervision import (
-    Phase,
-    Projector,
-    Tap,
-    anchored_block,
-    blocks_of,
-    default_tap,
-    global_losses,
-    local_losses,
-)
+from training.teach.structure import StructureHeads, check_grid, pool_tokens
+from training.teach.supervision import Phase, Projector, Tap, blocks_of, global_losses, local_losses
 from training.teach.targets import Target
-from training.train.buckets import bucket_samples
 from training.train.deepspeed_config import deepspeed_config
-from training.train.draws import draw_null_tokens, draw_replay, draw_sample, is_dropped, replay_batch
+from training.train.draws import bucket_samples, draw_null_tokens, draw_replay, draw_sample, is_dropped, replay_batch
 from training.train.lora import add_adapter
 
 BACKBONE = "backbone."
@@ -109,22 +99,19 @@ class SupervisedTransformer(nn.Module):
         self.supervision, self.replay = settings.supervision, settings.replay
         config = self.backbone.config
         width = config.num_attention_heads * config.attention_head_dim
-        depth = len(blocks_of(self.backbone))
         if settings.supervision.enabled:
-            asked = settings.supervision.tap
-            self._tap = Tap(self.backbone, default_tap(depth) if asked is None else asked)
+            self._tap = Tap(self.backbone, settings.supervision.tap)
             self._grid = features.teacher_grid
             for _, wide, high in features.info.sizes:
                 check_grid(family.grid(high // family.vae_factor, wide // family.vae_factor), self._grid)
             torch.manual_seed(settings.seed)
             self.projector = Projector(width, settings.supervision.projector_hidden, features.teacher_width)
         if settings.replay.captions:
-            asked = settings.replay.tap
-            self._held = Tap(self.backbone, anchored_block(depth) if asked is None else asked, "replay.tap")
+            self._held = Tap(self.backbone, settings.replay.tap, 5 / 6, "replay.tap")
         if settings.supervision.structured:
-            layers = layers_at(settings.supervision.structure_depths, depth)
-            self._structure_taps = [Tap(self.backbone, layer) for layer in layers]
-            self.structure_heads = StructureHeads(width, len(layers))
+            depths = settings.supervision.structure_depths
+            self._structure_taps = [Tap(self.backbone, None, depth) for depth in depths]
+            self.structure_heads = StructureHeads(width, len(depths))
         self.to(getattr(torch, PRECISIONS[settings.precision]))  # ZeRO-3 wants one format of all that is sharded
 
     def forward(self, batch: Batch | Replayed, phase: Phase) -> Losses | Tensor:
@@ -279,14 +266,12 @@ class Batches:
         )
 
     def _shares(self, everyone_dropped: list[bool], dropped: list[bool]) -> Tensor:
-        """Weights by which the supervision is a mean over all kept samples of all processes.
+        """Weights by which the supervision is a mean over all samples of all processes whose caption is not dropped.
 
-        Gradients are averaged over processes, so a sample's weight is world / (kept in all processes).
+        Gradients are averaged over processes, so a sample's weight is world / (such samples in all processes).
         """
-        masked = self.settings.supervision.mask_dropped
-        kept = len(everyone_dropped) - (sum(everyone_dropped) if masked else 0)
-        weight = self.world / max(kept, 1)
-        return torch.tensor([0.0 if masked and drop else weight for drop in dropped])
+        weight = self.world / max(everyone_dropped.count(False), 1)
+        return torch.tensor([0.0 if drop else weight for drop in dropped])
 
 
 def parts(batch: Batch, count: int) -> list[Batch]:

@@ -1,7 +1,7 @@
 """What each training process runs: ``torchrun … -m training.train.process --job JOB``.
 
 `training.launch.launch` writes the job folder and starts the processes; this is its other half. Where the job has a
-place for checkpoints, a process that is asked to stop saves and leaves (`training.train.stopping`).
+place for checkpoints, a process that is asked to stop saves and leaves (`training.train.checkpoints`).
 """
 
 from __future__ import annotations

@@ -13,9 +13,20 @@ from PIL import Image
 from torch import Tensor
 
 from training.families import family_of
-from training.families.family import PRECISIONS
+from training.families.family import PRECISIONS, weights_in
 from training.settings import TrainingSettings
 from training.train import lora
+
+
+def take_weights(transformer: Any, settings: TrainingSettings, weights: Mapping[str, Tensor]) -> None:
+    """Have a pipeline's MM-DiT draw with ``weights`` of what is trained, in the base model's number format, as a
+    candidate does."""
+    folder, own = settings.base_model / "transformer", transformer.state_dict()
+    if settings.adapter:
+        weights = lora.merged(folder, weights, settings.adapter)
+    for name, stream in weights_in(folder):
+        if name in weights:
+            own[name].copy_(weights[name].to(stream.get_tensor(name).dtype))
 
 
 class SampleGrid:
@@ -31,10 +42,7 @@ class SampleGrid:
         if self._pipeline is None:
             self._pipeline = self._load()
         samples, transformer = self._settings.samples, self._pipeline.transformer
-        if adapter := self._settings.adapter:
-            weights = lora.merged(self._settings.base_model / "transformer", weights, adapter)
-        own = transformer.state_dict()
-        transformer.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()})
+        take_weights(transformer, self._settings, weights)
         asked, pictures = self._family.sampling_arguments(self._sampling(), 1), []
         for number, prompt in enumerate(samples.prompts):
             generator = torch.Generator().manual_seed(samples.seed + number)

@@ -18,27 +18,27 @@ BATCH = 32
 
 
 class Backbone:
-    """A model and its image processor in one folder, frozen, in fp32.
-
-    Args:
-        kind: the class of transformers that loads it.
+    """A model and its image processor in one folder, frozen, in fp32; what a scorer is made of.
 
     Raises:
         OSError, ValueError: the folder holds no such model, not all of it, or in another format than safetensors.
     """
 
-    def __init__(self, path: Path, kind: str = "AutoModel") -> None:
+    kind = "AutoModel"
+    """The class of transformers that loads it."""
+
+    def __init__(self, path: Path | str) -> None:
         import transformers
 
-        loaded, info = getattr(transformers, kind).from_pretrained(
+        loaded, info = getattr(transformers, self.kind).from_pretrained(
             path, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
         if lacking := [*info["missing_keys"], *info["mismatched_keys"]]:
-            raise ValueError(f"{path} lacks {lacking[0]} of a {kind}, which would be random")
+            raise ValueError(f"{path} lacks {lacking[0]} of a {self.kind}, which would be random")
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model: Any = loaded.float().eval().requires_grad_(False).to(self.device)
         self.processor: Any = transformers.AutoImageProcessor.from_pretrained(path, local_files_only=True)
-        self.name = f"{type(self.model).__name__} ({path.name})"
+        self.backbone = f"{type(self.model).__name__} ({Path(path).name})"
         self.digest = digest_path(path)
 
     def pixels(self, images: Sequence[Image.Image]) -> Iterator[torch.Tensor]:

@@ -19,29 +19,24 @@ from lineage.digests import digest_path
 Scores = dict[str, NDArray[np.float64]]
 
 
-class ClipScore:
+class ClipScore(Backbone):
     """CLIPScore: 100 · cos(picture, prompt) (J. Hessel et al., arXiv 2104.08718, as torchmetrics scales it).
 
     Prompts longer than CLIP's text window are cut.
     """
 
-    name, axis, higher_is_better = "clip-score", "alignment", True
+    name, axis, higher_is_better, kind = "clip-score", "alignment", True, "CLIPModel"
 
     def __init__(self, path: str) -> None:
         from transformers import AutoTokenizer
 
-        self._clip = Backbone(Path(path), "CLIPModel")
+        super().__init__(path)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        self.backbone, self.digest = self._clip.name, self._clip.digest
-
-    def features(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
-        """Image embeddings, (N, d)."""
-        return self._clip.features(images)
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Scores:
         """One score a picture, (N,)."""
         parts = []
-        for number, pixels in enumerate(self._clip.pixels(images)):
+        for number, pixels in enumerate(self.pixels(images)):
             texts = [prompt.text for prompt in prompts[number * BATCH : (number + 1) * BATCH]]
             seen = self._seen(pixels, texts)
             parts.append((seen.image_embeds * seen.text_embeds).sum(dim=1).double().cpu() * self._scale())
@@ -52,9 +47,9 @@ class ClipScore:
 
     @torch.no_grad()
     def _seen(self, pixels: torch.Tensor, texts: list[str]) -> Any:
-        length = self._clip.model.config.text_config.max_position_embeddings
+        length = self.model.config.text_config.max_position_embeddings
         tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
-        return self._clip.model(pixel_values=pixels, **tokens.to(self._clip.device))
+        return self.model(pixel_values=pixels, **tokens.to(self.device))
 
 
 class PickScore(ClipScore):
@@ -66,26 +61,22 @@ class PickScore(ClipScore):
     name, axis = "pick-score", "aesthetics"
 
     def _scale(self) -> float:
-        return float(self._clip.model.logit_scale.exp())
+        return float(self.model.logit_scale.exp())
 
 
-class LaionAesthetic:
+class LaionAesthetic(Backbone):
     """A LAION aesthetic predictor: linear layers on a CLIP's unit-length image embedding.
 
     ``path`` has ``backbone/`` (a CLIP checkpoint) and ``head.safetensors``: the layers' ``weight`` and ``bias``, in
     the order of their names' numbers. The published heads are pickles: convert them once, where you trust them.
     """
 
-    name, axis, higher_is_better = "laion-aesthetic", "aesthetics", True
+    name, axis, higher_is_better, kind = "laion-aesthetic", "aesthetics", True, "CLIPModel"
 
     def __init__(self, path: str) -> None:
-        self._clip = Backbone(Path(path) / "backbone", "CLIPModel")
+        super().__init__(Path(path) / "backbone")
         self._layers = _linear_layers(Path(path) / "head.safetensors")
-        self.backbone, self.digest = self._clip.name, digest_path(path)
-
-    def features(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
-        """Image embeddings, (N, d)."""
-        return self._clip.features(images)
+        self.digest = digest_path(path)
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Scores:
         """One score a picture, (N,); prompts are not looked at."""

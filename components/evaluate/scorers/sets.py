@@ -6,7 +6,6 @@ The distances themselves are in `components.evaluate.distances`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,27 +14,17 @@ from PIL import Image
 from components.evaluate.scorers.backbones import Backbone, unit
 
 
-class _Features:
-    name = metric = ""
+class _Distance(Backbone):
     axis, higher_is_better = "realism", False
-    kind = "AutoModel"
-
-    def __init__(self, path: str) -> None:
-        self._model = Backbone(Path(path), self.kind)
-        self.backbone, self.digest = self._model.name, self._model.digest
-
-    def features(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
-        """(N, d), one row a picture."""
-        return self._model.features(images)
 
 
-class Kid(_Features):
+class Kid(_Distance):
     """KID on any vision backbone of transformers, such as DINOv2."""
 
     name = metric = "kid"
 
 
-class Cmmd(_Features):
+class Cmmd(_Distance):
     """CMMD on a CLIP checkpoint: its unit-length image embeddings."""
 
     name = metric = "cmmd"
@@ -46,7 +35,7 @@ class Cmmd(_Features):
         return unit(super().features(images))
 
 
-class Fid(_Features):
+class Fid(_Distance):
     """Fréchet distance on any vision backbone, reported only: it is biased at small samples.
 
     On other features than Inception's (which need an environment of their own) values are not those of published
@@ -56,13 +45,13 @@ class Fid(_Features):
     name, metric = "fid", "frechet"
 
 
-class FdDinov2(_Features):
+class FdDinov2(_Distance):
     """FD-DINOv2 (G. Stein et al., arXiv 2306.04675): the Fréchet distance on DINOv2's features, reported only."""
 
     name, metric, kind = "fd-dinov2", "frechet", "Dinov2Model"
 
 
-class Memorisation(_Features):
+class Memorisation(_Distance):
     """Whether a sample lies nearer to a training picture than pictures that nobody trained on do."""
 
     name = axis = metric = "memorisation"

@@ -1,1 +1,1 @@
-"""What other tools read about a registered candidate: bill of materials, provenance, model card, Croissant."""
+"""What other tools read about a registered candidate: bill of materials, provenance, model card."""
