@@ -211,7 +211,9 @@ class TrainingSettings(Section):
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's decoupled weight decay, on matrices only (not on biases and norms)."""
     warmup_steps: int = Field(default=20, ge=0)
-    """Optimizer steps in which the learning rate rises linearly from 0; after them it stays."""
+    """Optimizer steps in which the learning rate rises linearly from 0."""
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: stay, or fall to 0 as half a cosine by the last step."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global L2 norm where it is exceeded."""
     processes: int = Field(default=2, ge=1)

@@ -58,3 +58,14 @@ def test_settings_import_nothing_heavy() -> None:
 )
 def test_captions_fall_into_phrases(caption: str, phrases: list[str]) -> None:
     assert split_phrases(caption) == phrases
+
+
+def test_the_learning_rate_rises_then_stays_or_falls_to_nothing() -> None:
+    from training.train.loop import learning_rate
+
+    given = TrainingSettings(base_model=Path("/base"), steps=8, warmup_steps=3, learning_rate=1.0)
+    assert [learning_rate(given, step) for step in range(8)] == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
+    falling = given.model_copy(update={"learning_rate_schedule": "cosine"})
+    rates = [learning_rate(falling, step) for step in range(9)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1] and rates[3:] == sorted(rates[3:], reverse=True)
+    assert rates[8] == pytest.approx(0, abs=1e-12)

@@ -54,7 +54,10 @@ def learning_rate(settings: TrainingSettings, step: int) -> float:
     """The learning rate of ``step``, counted from 0."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / (settings.warmup_steps + 1)
-    return settings.learning_rate
+    if settings.learning_rate_schedule == "constant":
+        return settings.learning_rate
+    progress = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def train(job: TrainingJob) -> TrainingResult | None:
