@@ -149,12 +149,10 @@ class WitnessWriter:
             # Somebody took the name, perhaps with something else in it.
             self.witness.write(f"{made.stem}-{digest_bytes(content)[7:23]}.json", content)
         for _, kept in self.witness.read(made.stem):
-            try:
+            with suppress(LineageError):
                 found = read_checkpoint(kept, keys)
-            except LineageError:
-                continue
-            if (found.ledger, found.size, found.head) == (made.ledger, made.size, made.head):
-                return made
+                if (found.ledger, found.size, found.head) == (made.ledger, made.size, made.head):
+                    return made
         raise LedgerError(f"the witness did not keep the checkpoint of {made.size} entries; look who may write there")
 
 

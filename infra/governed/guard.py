@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -210,7 +210,5 @@ class Guard:
     def _tell_witness(self) -> None:
         with self.state() as state:  # which also moves the high-water mark
             now = state.model_copy()
-        try:
+        with suppress(Exception):  # which was logged, and is shown
             self.witness.write(now)
-        except Exception as error:
-            LOG.debug("see above: %s", error)

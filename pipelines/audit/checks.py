@@ -20,8 +20,7 @@ from lineage.registry import CHAMPION
 from lineage.scores import EVALUATION_FILE, SETS_FILE, TABLE_FILE, stated
 from lineage.statements import SLSA, VERDICT, open_statement, signed_files
 from lineage.witness import check_against, kept_checkpoint
-from pipelines.audit.claims import VERDICT_PATH, Claim, beside
-from pipelines.audit.examination import Examination
+from pipelines.audit.examination import VERDICT_PATH, Claim, Examination, beside
 from pipelines.audit.report import LEDGER, STORE, Part
 
 STEPS = ("snapshot-data", "plan", "validate-data", "encode-features", "fine-tune", "evaluate", "gate", "register")

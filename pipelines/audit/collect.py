@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from lineage.digests import LineageError
@@ -67,10 +68,8 @@ def audit(what: str, sources: Sources, image: bool = False) -> Report:
 def _version(x: Examination, version: Registered, records: dict[str, StepRecord]) -> Version:
     predicate, seeds = checks.check_version(x, version)
     for sight, path in SIGHTS.items():
-        try:
+        with suppress(LineageError):  # what does not hold is not shown, and a finding says so
             x.images[sight] = x.content(version, path, MOST_PICTURE)
-        except LineageError:
-            continue  # what does not hold is not shown, and a finding says so
     chain, trained = [version], [version]
     while before := x.version_with(x.registration(chain[-1]).verdict.incumbent, chain[-1]):
         checks.check_verdict(x, before)

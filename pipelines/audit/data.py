@@ -15,8 +15,7 @@ from lineage.pictures import PARQUET, manifest_rows, read_bytes, trained_on
 from lineage.places import ChangedError, GoneError, UnreachableError
 from lineage.witness import UnprovenError
 from pipelines.audit.checks import MOST_TABLE, MOST_UNPACKED, NAMED
-from pipelines.audit.claims import Claim, beside, judge
-from pipelines.audit.examination import Examination, once
+from pipelines.audit.examination import Claim, Examination, beside, judge, once
 from pipelines.audit.report import Data, Finding, Picture, Standing
 
 SHOWN = 24

@@ -11,9 +11,8 @@ from lineage.artifacts import read_file
 from lineage.digests import PREFIX, TREE, LineageError, digest_file
 from lineage.entries import Registered
 from lineage.registry import CHAMPION
-from pipelines.audit.claims import Claim, beside
 from pipelines.audit.data import HELD_OUT, MOST_PICTURE, data_of
-from pipelines.audit.examination import Examination
+from pipelines.audit.examination import Claim, Examination, beside
 from pipelines.audit.report import Picture, Use
 
 VERSION = re.compile(r"(?:models:/)?(?:(?P<model>[^@]+)[/@])?(?P<number>\d+|champion)")
