@@ -108,19 +108,14 @@ def require_update(settings: Settings, user: str, model: str) -> None:
         LedgerError: they may not.
     """
     if settings.authentication == "kubernetes":
-        _require_move(settings, user, model)
-    if settings.authentication != "basic-auth":
-        return
-    from mlflow.server import auth
+        from infra.governed.tokens import GROUP, reviewer, shown_token
 
-    if not auth.sender_is_admin() and not auth._graphql_get_permission_for_model(model, user).can_update:
-        raise LedgerError(f"{user} may not edit {model}; ask an administrator for the permission EDIT")
+        asked = reviewer(settings.namespace, settings.audience)
+        known = asked.user(shown_token([request.headers.get("Authorization", "").encode("latin1")]))
+        if known is None or known["username"] != user or not asked.may(known, "update", "registeredmodels", model):
+            raise LedgerError(f"{user} may not update registeredmodels of {GROUP} in namespace {settings.namespace}")
+    if settings.authentication == "basic-auth":
+        from mlflow.server import auth
 
-
-def _require_move(settings: Settings, user: str, model: str) -> None:
-    from infra.governed.tokens import GROUP, reviewer, shown_token
-
-    asked = reviewer(settings.namespace, settings.audience)
-    known = asked.user(shown_token([request.headers.get("Authorization", "").encode("latin1")]))
-    if known is None or known["username"] != user or not asked.may(known, "update", "registeredmodels", model):
-        raise LedgerError(f"{user} may not update registeredmodels of {GROUP} in namespace {settings.namespace}")
+        if not auth.sender_is_admin() and not auth._graphql_get_permission_for_model(model, user).can_update:
+            raise LedgerError(f"{user} may not edit {model}; ask an administrator for the permission EDIT")
