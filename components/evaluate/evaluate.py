@@ -67,8 +67,7 @@ def evaluate(
         The content of ``evaluation.json``: the digests of everything that decides the scores.
     """
     target.mkdir(parents=True, exist_ok=True)
-    terms = by_content(settings.model_dump(mode="json"))  # what the ledger pins of them as policy
-    facts: dict[str, Any] = {"evaluation_set": _describe(None), "scorers": [], "terms": terms}
+    facts: dict[str, Any] = {"evaluation_set": _describe(None), "scorers": [], "terms": _terms(settings)}
     facts |= {"candidate": {"digest": digest_path(candidate)}, **{who: {"digest": d} for who, (_, d) in others.items()}}
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -137,6 +136,11 @@ def draw_shard(
     except LineageError as error:
         return str(error)
     return ""
+
+
+def _terms(settings: EvaluationSettings) -> dict[str, Any]:
+    """The settings by content: what the ledger pins of them as policy."""
+    return dict(by_content(settings.model_dump(mode="json")))
 
 
 def _describe(evaluation_set: EvaluationSet | None) -> dict[str, Any]:

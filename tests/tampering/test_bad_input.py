@@ -123,6 +123,7 @@ OTHERS = {
     "Subject": "part of a statement",
     "RegistrySettings": "configuration",
     "LineageSettings": "configuration",
+    "Environment": "the base of what servers are told by variables",
     "Body": "what all bodies have in common",
     "State": "part of what a reader remembers, under that reader's signature",
     "KnownKey": "part of a state",
