@@ -50,13 +50,14 @@ class UsersOnly:
 
 def by_header(header: str) -> Admit:
     """Admits whom the proxy's header names, exactly one user."""
+    header = header.lower()
 
     async def admit(scope: Scope) -> None:
         given = [(name, value) for name, value in scope["headers"] if _is(name, header)]
         if not given:
             raise HTTPException(401, f"nobody is named in the header {header}: log in at the proxy")
         (name, value), *others = given
-        if others or name.decode("latin1").lower() != header.lower() or b"," in value or not value.strip():
+        if others or name.decode("latin1").lower() != header or b"," in value or not value.strip():
             # The proxy's header beside one that the client sent: no telling which is which.
             told = f"the header {header} names several users, or none, or is spelled in another way"
             raise HTTPException(403, f"{told}; the proxy must remove the client's")

@@ -66,6 +66,7 @@ RUN_BY: dict[str, tuple[str, str]] = {
     "kubectl -n triptych delete job triptych-migrate": (HERE, "test_an_upgrade_begins_as_documented"),
     "kubectl -n triptych get cronjob,jobs": (WORKFLOW, "kubectl get pods,jobs"),
     "kubectl -n triptych logs job/": (WORKFLOW, "kubectl logs job/"),
+    "kubectl -n triptych logs POD": (WORKFLOW, "--tail=200 --all-containers"),
     "triptych doctor --server": ("tests/cluster/test_doctor.py", "test_a_lease_whose_run_is_no_more_is_told"),
     "triptych submit --if-new": ("tests/cluster/test_submit.py", "test_what_is_new_is_submitted"),
     "triptych rollback": ("tests/servers/test_command_line.py", 'call("rollback", "1", "--reason"'),
